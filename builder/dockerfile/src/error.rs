@@ -1,0 +1,50 @@
+//! The crate's error.
+
+use crate::ignore::PatternError;
+use crate::instructions::MountError;
+use crate::location::LineRange;
+use crate::parser::SyntaxError;
+use crate::shell::WordError;
+
+/// Why a Dockerfile, or something in it, is no good. The texts of the first two are BuildKit's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text does not divide into instructions.
+    #[error("{problem}")]
+    Syntax {
+        /// What is wrong.
+        #[source]
+        problem: SyntaxError,
+        /// Where.
+        lines: LineRange,
+    },
+    /// One instruction is not valid.
+    #[error("dockerfile parse error on line {}: {problem}", .lines.start)]
+    Instruction {
+        /// What is wrong.
+        #[source]
+        problem: SyntaxError,
+        /// Where.
+        lines: LineRange,
+    },
+    /// A word cannot be expanded.
+    #[error(transparent)]
+    Word(#[from] WordError),
+    /// A `--mount` is not valid once expanded.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// An ignore pattern is malformed.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+}
+
+impl Error {
+    /// The source lines at fault, when known.
+    pub fn lines(&self) -> Option<LineRange> {
+        match self {
+            Error::Syntax { lines, .. } | Error::Instruction { lines, .. } => Some(*lines),
+            Error::Word(_) | Error::Mount(_) | Error::Pattern(_) => None,
+        }
+    }
+}

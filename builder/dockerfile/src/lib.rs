@@ -1,0 +1,1 @@
+//! Dockerfile frontend: parser, expansion, .dockerignore, lint and lowering to LLB (pure).

@@ -1,0 +1,1 @@
+//! Runs one BuildRequest from plan to export.

@@ -1,0 +1,1 @@
+//! LLB: the typed build graph and its protobuf form (pure).

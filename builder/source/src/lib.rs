@@ -1,0 +1,1 @@
+//! Where a build's input comes from: images, client directories, git, http, uploads.

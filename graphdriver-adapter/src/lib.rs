@@ -1,0 +1,1 @@
+//! Moby graph drivers (overlay2, vfs) behind the Snapshotter contract.

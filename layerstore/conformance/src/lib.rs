@@ -1,0 +1,1 @@
+//! Suites that every implementation of the store contracts must pass.

@@ -1,0 +1,1 @@
+//! Layer tar streams to directories and back: safe apply, deterministic diff, compression.

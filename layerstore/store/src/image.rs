@@ -1,0 +1,103 @@
+//! The image store contract, with Moby's meaning of names, ids and deletion.
+//!
+//! An image's id is the digest of its config. A name is a tagged reference (`docker.io/library/app:1`) or a digested one
+//! (`docker.io/library/app@sha256:…`, which pulls and pushes leave behind). Names point at images; an image without a
+//! tagged name is *dangling*.
+
+use std::time::SystemTime;
+
+use lapstrake_layerstore_oci::{Descriptor, Digest, DiffId, ImageId, Reference};
+
+use crate::{SnapshotName, StoreError};
+
+/// One name of an image: a reference that has a tag or a digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageName {
+    /// The reference, normalised, with a tag or a digest.
+    pub reference: Reference,
+    /// What the name was pulled or pushed as (manifest or index), or `None` for an image only ever named here.
+    pub target: Option<Descriptor>,
+}
+
+/// An image as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRecord {
+    /// Digest of the config.
+    pub id: ImageId,
+    /// The config's exact bytes.
+    pub config: Vec<u8>,
+    /// The snapshot of its top layer; `None` for an image without layers.
+    pub top: Option<SnapshotName>,
+    /// Its layers' diff ids, bottom first.
+    pub diff_ids: Vec<DiffId>,
+    /// The image that it was made from, where known (classic parent chain).
+    pub parent: Option<ImageId>,
+    /// A manifest that names this config, when one was pulled, loaded or made.
+    pub manifest: Option<Digest>,
+    /// When it was stored here first.
+    pub stored: SystemTime,
+    /// When a name was last put on it.
+    pub last_tagged: Option<SystemTime>,
+    /// Its names.
+    pub names: Vec<ImageName>,
+}
+
+/// An image to store.
+#[derive(Debug, Clone)]
+pub struct NewImage {
+    /// The config's exact bytes; its digest becomes the image's id.
+    pub config: Vec<u8>,
+    /// The snapshot of its top layer.
+    pub top: Option<SnapshotName>,
+    /// Its layers' diff ids, bottom first; those in the config.
+    pub diff_ids: Vec<DiffId>,
+    /// The image that it was made from, where known.
+    pub parent: Option<ImageId>,
+    /// A manifest in the content store that names this config.
+    pub manifest: Option<Digest>,
+    /// Names to put on it, taken from whatever had them.
+    pub names: Vec<ImageName>,
+}
+
+/// What [`ImageStore::delete_image`] and [`ImageStore::untag`] did, in order, for `docker rmi`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeletedImage {
+    /// A name went.
+    Untagged(Reference),
+    /// An image went.
+    Deleted(ImageId),
+}
+
+/// Images and their names. Methods block and are transactions: each happens whole or not at all.
+pub trait ImageStore: Send + Sync {
+    /// Stores an image and puts its names on it, in one transaction. Storing an image that exists adds the names
+    /// (and the manifest, when it had none).
+    ///
+    /// The caller holds a lease on the snapshot and the manifest, and has made them durable.
+    fn put(&self, image: NewImage) -> Result<ImageId, StoreError>;
+
+    /// The image with this id, or `None`.
+    fn get(&self, id: &ImageId) -> Result<Option<ImageRecord>, StoreError>;
+
+    /// The image that a person means: a name (tag `latest` when none), a digested name, `sha256:<hex>`, or an unambiguous
+    /// prefix of an id. Names win over ids, as in Moby.
+    ///
+    /// Errors: [`StoreError::NotFound`], [`StoreError::Ambiguous`], [`StoreError::Invalid`].
+    fn find(&self, text: &str) -> Result<ImageRecord, StoreError>;
+
+    /// All images, newest stored first.
+    fn list(&self) -> Result<Vec<ImageRecord>, StoreError>;
+
+    /// Puts a name on an image, taking it from whatever had it.
+    fn tag(&self, id: &ImageId, name: &ImageName) -> Result<(), StoreError>;
+
+    /// Takes a name away; the image stays. Errors: [`StoreError::NotFound`].
+    fn untag(&self, reference: &Reference) -> Result<ImageId, StoreError>;
+
+    /// Removes an image and all its names. Its layers stay until collected.
+    /// Errors: [`StoreError::NotFound`]; [`StoreError::InUse`] while a lease holds it.
+    fn delete_image(&self, id: &ImageId) -> Result<Vec<DeletedImage>, StoreError>;
+
+    /// Images whose `parent` is this one.
+    fn children(&self, id: &ImageId) -> Result<Vec<ImageId>, StoreError>;
+}

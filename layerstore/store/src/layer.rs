@@ -1,0 +1,38 @@
+//! The layer contract: what is known of committed snapshots as image layers.
+
+use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId};
+
+use crate::{SnapshotName, StoreError};
+
+/// A committed snapshot whose tar stream's digest is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Where its files are.
+    pub snapshot: SnapshotName,
+    /// Digest of its tar stream.
+    pub diff_id: DiffId,
+    /// Digest of its diff id and all those below it.
+    pub chain_id: ChainId,
+    /// Bytes of file content in the layer, as `docker history` shows them.
+    pub size: u64,
+}
+
+/// What is known of committed snapshots as layers, and of the blobs that hold their tar streams.
+///
+/// A snapshot's records go with it: the snapshotter's removal and the records' are one transaction.
+pub trait LayerStore: Send + Sync {
+    /// The layer that a snapshot is, if its tar stream was ever computed or it was made from one.
+    fn by_snapshot(&self, snapshot: &SnapshotName) -> Result<Option<Layer>, StoreError>;
+
+    /// A layer with this chain id, if any snapshot has it.
+    fn by_chain(&self, chain: &ChainId) -> Result<Option<Layer>, StoreError>;
+
+    /// Records a layer. Recording the same again is success; two snapshots may have one chain id.
+    fn record(&self, layer: &Layer) -> Result<(), StoreError>;
+
+    /// The blobs in the content store whose decompressed bytes have this diff id, oldest first.
+    fn blobs(&self, diff_id: &DiffId) -> Result<Vec<Descriptor>, StoreError>;
+
+    /// Records that a blob, which is in the content store, decompresses to this diff id.
+    fn record_blob(&self, diff_id: &DiffId, blob: &Descriptor) -> Result<(), StoreError>;
+}

@@ -1,0 +1,63 @@
+//! Contracts of the stores that hold images, and the local store that keeps them on disk.
+//!
+//! ```text
+//!   blobs (ContentStore)      bytes by digest: pulled layers, manifests, configs
+//!   snapshots (Snapshotter)   directory trees by name, each a difference over its parent
+//!   layers (LayerStore)       which snapshot is which DiffID, and in which blobs its tar exists
+//!   images (ImageStore)       image configs by id, and the names people gave them
+//!   leases (Leases)           what running work holds, so that collection leaves it alone
+//! ```
+//!
+//! Every method blocks: call it from a blocking thread. Nothing here reads configuration, prints, or talks to a network.
+//!
+//! This crate is not for: tar streams (`layerstore/diff`), registries (`layerstore/registry`), graph drivers
+//! (`graphdriver-adapter`), cache keys (`builder/cache`).
+//!
+//! # What survives a crash
+//!
+//! A transaction that publishes a thing runs after the thing is durable; a transaction that drops a thing runs before its
+//! files go. So at any instant the metadata names only things that exist whole, and what it does not name is rubbish that
+//! the next start removes. Leases live in memory only: a crash ends them.
+
+#![forbid(unsafe_code)]
+
+pub mod content;
+pub mod error;
+pub mod image;
+pub mod layer;
+pub mod lease;
+pub mod mount;
+pub mod snapshot;
+
+pub use content::{BlobInfo, BlobReader, BlobWriter, ContentStore};
+pub use error::{ErrorKind, StoreError};
+pub use image::{DeletedImage, ImageName, ImageRecord, ImageStore, NewImage};
+pub use layer::{Layer, LayerStore};
+pub use lease::{Lease, Leases, Resource};
+pub use mount::OpenSnapshot;
+pub use snapshot::{OverlayUpper, 
+    DiffSource, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount, SnapshotName, Snapshotter, Usage,
+};
+
+use std::sync::Arc;
+
+/// The stores that a build works on, as one value to pass along. Each field is a contract; nothing hides behind it.
+#[derive(Clone)]
+pub struct Stores {
+    /// Bytes by digest.
+    pub content: Arc<dyn ContentStore>,
+    /// Directory trees.
+    pub snapshots: Arc<dyn Snapshotter>,
+    /// What is known of committed snapshots as layers.
+    pub layers: Arc<dyn LayerStore>,
+    /// Images and their names.
+    pub images: Arc<dyn ImageStore>,
+    /// What running work holds.
+    pub leases: Leases,
+}
+
+impl std::fmt::Debug for Stores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stores").finish_non_exhaustive()
+    }
+}

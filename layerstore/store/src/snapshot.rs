@@ -1,0 +1,214 @@
+//! The snapshotter contract.
+//!
+//! A snapshot is a directory tree kept as a difference over its parent.
+//!
+//! # Terms
+//!
+//! * **active**: being written; known by a [`SnapshotKey`]; made by [`Snapshotter::prepare`].
+//! * **view**: read-only look at a committed snapshot; known by a [`SnapshotKey`]; made by [`Snapshotter::view`].
+//! * **committed**: immutable; known by a [`SnapshotName`]; made from an active one by [`Snapshotter::commit`]; may be a parent.
+//! * **usage**: bytes and inodes that this snapshot alone takes on disk, its parents not counted.
+//!
+//! # A worked example: two steps over an empty base
+//!
+//! ```text
+//! prepare("k1", None)        -> mounts; write files
+//! commit("k1", "base")          "k1" is gone, "base" is committed
+//! prepare("k2", Some("base"))-> mounts; change files
+//! commit("k2", "step")          diff_source("step") gives what changed over "base"
+//! remove("base")                refused: "step" is its child
+//! remove("step"), remove("base")
+//! ```
+//!
+//! Every implementation passes `layerstore/conformance`'s snapshotter suite.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
+
+use crate::StoreError;
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Wraps an id made by [`Self::random`] or read back from metadata.
+            pub fn new(id: impl Into<Arc<str>>) -> Self {
+                Self(id.into())
+            }
+
+            /// A fresh id that nothing else has: 25 characters of base 36, as BuildKit's identities look.
+            pub fn random() -> Self {
+                const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+                let id: String =
+                    (0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect();
+                Self(id.into())
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.0)
+            }
+        }
+    };
+}
+
+text_id! {
+    /// Names an active snapshot or a view.
+    SnapshotKey
+}
+
+text_id! {
+    /// Names a committed snapshot.
+    SnapshotName
+}
+
+/// What to mount to see a snapshot's tree. A value: nothing is mounted until somebody does it
+/// ([`crate::mount::OpenSnapshot`] for the daemon's own use, the executor inside a container's mount namespace).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotMount {
+    /// A directory that is the tree.
+    Bind {
+        /// The directory.
+        source: PathBuf,
+        /// Whether writing through the mount must be refused.
+        read_only: bool,
+    },
+    /// An overlay; read-only when it has no `upper`.
+    Overlay {
+        /// Lower directories, top-most first; never empty.
+        lower: Vec<PathBuf>,
+        /// Where writes go.
+        upper: Option<OverlayUpper>,
+    },
+}
+
+/// The writable part of an overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayUpper {
+    /// The upper directory.
+    pub upper: PathBuf,
+    /// Overlayfs's work directory, on the same file system.
+    pub work: PathBuf,
+}
+
+/// Where the difference between a snapshot and its parent can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiffSource {
+    /// A directory that holds just the changes, in overlayfs's form (character device 0:0 is a whiteout,
+    /// `trusted.overlay.opaque=y` or `user.overlay.opaque=y` marks an opaque directory).
+    OverlayUpper {
+        /// The directory of changes.
+        upper: PathBuf,
+        /// The directories below it, top-most first; empty when there is no parent.
+        lower: Vec<PathBuf>,
+    },
+    /// Two complete trees to compare.
+    Trees {
+        /// The parent's tree, if there is a parent.
+        lower: Option<PathBuf>,
+        /// The snapshot's tree.
+        upper: PathBuf,
+    },
+}
+
+/// The state a snapshot is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// Being written.
+    Active(SnapshotKey),
+    /// A read-only look.
+    View(SnapshotKey),
+    /// Immutable.
+    Committed(SnapshotName),
+}
+
+/// What is known of one snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its state and id.
+    pub kind: SnapshotKind,
+    /// The committed snapshot that it is a difference over.
+    pub parent: Option<SnapshotName>,
+    /// When it was prepared.
+    pub created: SystemTime,
+}
+
+/// What one snapshot takes on disk, without its parents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Bytes of allocated blocks; a file with several links counts once.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// Directory trees, each a difference over its parent. See the module's text for terms and an example.
+///
+/// All methods may be called from several threads at once; two calls on one key or name are serialised.
+/// All block; none can be cancelled half-way, and each either happens whole or (after an error or a crash) not at all.
+pub trait Snapshotter: Send + Sync {
+    /// Starts an active snapshot over `parent` (or over nothing) and says how to mount it for writing.
+    ///
+    /// Errors: [`StoreError::AlreadyExists`] when `key` is taken, [`StoreError::NotFound`] when `parent` is not a committed snapshot.
+    fn prepare(&self, key: &SnapshotKey, parent: Option<&SnapshotName>) -> Result<SnapshotMount, StoreError>;
+
+    /// Starts a read-only view of `parent` (or of nothing: an empty tree). Ended by [`Self::remove_key`].
+    ///
+    /// Errors: as [`Self::prepare`].
+    fn view(&self, key: &SnapshotKey, parent: Option<&SnapshotName>) -> Result<SnapshotMount, StoreError>;
+
+    /// How to mount an active snapshot or view that exists. The same answer each time.
+    fn mounts(&self, key: &SnapshotKey) -> Result<SnapshotMount, StoreError>;
+
+    /// Makes the active snapshot `key` immutable under `name`; `key` is gone afterwards.
+    ///
+    /// The caller has ended all writers. The metadata names `name` only after its files are complete.
+    /// Errors: [`StoreError::AlreadyExists`] when `name` is taken (then `key` stays active), [`StoreError::NotFound`],
+    /// [`StoreError::Invalid`] when `key` is a view.
+    fn commit(&self, key: &SnapshotKey, name: &SnapshotName) -> Result<(), StoreError>;
+
+    /// How to mount a committed snapshot read-only, without making a view. The caller holds a lease on it.
+    fn committed_mount(&self, name: &SnapshotName) -> Result<SnapshotMount, StoreError>;
+
+    /// Where a committed snapshot's difference over its parent can be read. The caller holds a lease on it.
+    fn diff_source(&self, name: &SnapshotName) -> Result<DiffSource, StoreError>;
+
+    /// Where layer application may write the difference of an active snapshot directly, in the same form.
+    fn active_diff(&self, key: &SnapshotKey) -> Result<DiffSource, StoreError>;
+
+    /// What is known of a committed snapshot.
+    fn stat(&self, name: &SnapshotName) -> Result<SnapshotInfo, StoreError>;
+
+    /// What is known of an active snapshot or view.
+    fn stat_key(&self, key: &SnapshotKey) -> Result<SnapshotInfo, StoreError>;
+
+    /// What a committed snapshot takes on disk. Measured once and remembered.
+    fn usage(&self, name: &SnapshotName) -> Result<Usage, StoreError>;
+
+    /// What an active snapshot takes on disk now. Walks the tree.
+    fn usage_key(&self, key: &SnapshotKey) -> Result<Usage, StoreError>;
+
+    /// Removes a committed snapshot. Errors: [`StoreError::InUse`] when it has children.
+    fn remove(&self, name: &SnapshotName) -> Result<(), StoreError>;
+
+    /// Removes an active snapshot or view and everything written to it.
+    fn remove_key(&self, key: &SnapshotKey) -> Result<(), StoreError>;
+
+    /// Calls `visit` for every snapshot, parents before children, until it returns `false`.
+    fn walk(&self, visit: &mut dyn FnMut(SnapshotInfo) -> bool) -> Result<(), StoreError>;
+}

@@ -1,0 +1,1 @@
+//! Live client sessions: registry, and typed callers for filesync, auth, secrets, ssh and uploads.

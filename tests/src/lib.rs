@@ -1,0 +1,1 @@
+//! Whole-daemon tests in one process, and the architecture test.
