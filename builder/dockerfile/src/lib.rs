@@ -1,1 +1,23 @@
-//! Dockerfile frontend: parser, expansion, .dockerignore, lint and lowering to LLB (pure).
+//! The Dockerfile frontend: text in, graph out. Pure: bytes and facts come in as arguments, and nothing here reads a file, talks to
+//! a network or asks for the time.
+//!
+//! ```text
+//!               parser                instructions                 lower
+//! Dockerfile ──► lines, heredocs ──► typed syntax tree + warnings ──► LLB graph, image config
+//!                                        ▲    shell: ${variables} ──┘
+//! .dockerignore ──► ignore::PatternMatcher ──► used by whoever walks a build context
+//! ```
+//!
+//! Not for: fetching base images' configs (lowering says what it needs and is resumed), running anything, or rendering warnings.
+
+pub mod error;
+pub mod ignore;
+pub mod instructions;
+pub mod lint;
+pub mod location;
+pub mod parser;
+pub mod shell;
+mod text;
+
+pub use error::Error;
+pub use location::LineRange;

@@ -9,14 +9,14 @@
 //!
 //! Words keep their quotes, escapes and variables; [`Instruction::expand`] and [`MountSpec::resolve`] give their values.
 
-mod arguments;
-mod expand;
-mod flags;
-mod mount;
-mod parse;
-mod print;
 
-pub use mount::{CacheSharing, Device, Mount, MountSpec, MountType};
+
+
+mod mount;
+
+
+
+pub use mount::{CacheSharing, Device, Mount, MountError, MountSpec, MountType};
 
 use std::time::Duration;
 

@@ -27,3 +27,12 @@ impl fmt::Display for EscapeToken {
         write!(f, "{}", self.as_char())
     }
 }
+
+/// What is wrong with a Dockerfile's text or with one of its instructions; the texts are BuildKit's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyntaxError {
+    /// Nothing but comments and white space.
+    #[error("file with no instructions")]
+    NoInstructions,
+}

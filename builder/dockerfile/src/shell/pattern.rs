@@ -1,0 +1,1 @@
+//! Patterns in `${v#p}`, `${v%p}` and `${v/p/r}`.
