@@ -27,6 +27,7 @@ pub mod image;
 pub mod layer;
 pub mod lease;
 pub mod mount;
+pub mod records;
 pub mod snapshot;
 
 pub use content::{BlobInfo, BlobReader, BlobWriter, ContentStore};
@@ -35,8 +36,10 @@ pub use image::{DeletedImage, ImageName, ImageRecord, ImageStore, NewImage};
 pub use layer::{Layer, LayerStore};
 pub use lease::{Lease, Leases, Resource};
 pub use mount::OpenSnapshot;
-pub use snapshot::{OverlayUpper, 
-    DiffSource, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount, SnapshotName, Snapshotter, Usage,
+pub use records::{SnapshotRecord, SnapshotRecords};
+pub use snapshot::{
+    DiffSource, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount, SnapshotName,
+    Snapshotter, Usage,
 };
 
 use std::sync::Arc;

@@ -77,6 +77,11 @@ text_id! {
     SnapshotName
 }
 
+text_id! {
+    /// Names a snapshot's directory within its driver, from the day it is prepared until it is removed.
+    SnapshotId
+}
+
 /// What to mount to see a snapshot's tree. A value: nothing is mounted until somebody does it
 /// ([`crate::mount::OpenSnapshot`] for the daemon's own use, the executor inside a container's mount namespace).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,6 +213,12 @@ pub trait Snapshotter: Send + Sync {
 
     /// Removes an active snapshot or view and everything written to it.
     fn remove_key(&self, key: &SnapshotKey) -> Result<(), StoreError>;
+
+    /// Makes all that was written to snapshots so far durable. Slow: it flushes a whole file system.
+    ///
+    /// [`Self::commit`] does not do this. Who publishes a name for a committed snapshot that must survive a power cut
+    /// (an image, a cache record) calls this once before, for any number of snapshots.
+    fn sync(&self) -> Result<(), StoreError>;
 
     /// Calls `visit` for every snapshot, parents before children, until it returns `false`.
     fn walk(&self, visit: &mut dyn FnMut(SnapshotInfo) -> bool) -> Result<(), StoreError>;

@@ -1,0 +1,85 @@
+//! What a snapshotter must remember, behind a small contract, so that graph drivers know nothing of databases.
+//!
+//! The local store keeps these records in `metadata.db`; `layerstore/conformance` has them in memory for tests.
+//!
+//! # Order of writes
+//!
+//! A snapshotter makes a snapshot's directory first and inserts its record second; it removes the record first and the
+//! directory second. A commit is one update of one record. So a crash leaves no record without its directory, and a
+//! directory without a record ([`SnapshotRecords::ids`]) is rubbish that the next start removes.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use crate::{SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotName, StoreError, Usage};
+
+/// One snapshot, as remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// Names its directory in the driver; never changes, and no two records have the same.
+    pub id: SnapshotId,
+    /// Its state, with the key or name that it is known by.
+    pub kind: SnapshotKind,
+    /// The committed snapshot that it is a difference over.
+    pub parent: Option<SnapshotName>,
+    /// When it was prepared.
+    pub created: SystemTime,
+    /// What it takes on disk; measured only once it is committed.
+    pub usage: Option<Usage>,
+}
+
+impl SnapshotRecord {
+    /// The part of the record that the users of a snapshotter see.
+    pub fn info(&self) -> SnapshotInfo {
+        SnapshotInfo { kind: self.kind.clone(), parent: self.parent.clone(), created: self.created }
+    }
+}
+
+/// The records of one snapshotter. Each method is one transaction: it happens whole or not at all, and is durable when it
+/// returns. All may be called from several threads at once.
+///
+/// Keys and names are two separate name spaces; active snapshots and views share the first.
+pub trait SnapshotRecords: Send + Sync {
+    /// Adds an active snapshot or a view.
+    ///
+    /// Errors: [`StoreError::AlreadyExists`] when its key or its id is taken, [`StoreError::NotFound`] when its parent is
+    /// not a committed snapshot, [`StoreError::Invalid`] when the record is of a committed snapshot.
+    fn insert(&self, record: &SnapshotRecord) -> Result<(), StoreError>;
+
+    /// Turns the active snapshot `key` into the committed snapshot `name`: same id, same parent, same time.
+    ///
+    /// Errors: [`StoreError::NotFound`] when there is no such key, [`StoreError::Invalid`] when it is a view's,
+    /// [`StoreError::AlreadyExists`] when `name` is taken. After an error `key` is what it was.
+    fn commit(&self, key: &SnapshotKey, name: &SnapshotName) -> Result<(), StoreError>;
+
+    /// The active snapshot or view with this key. Errors: [`StoreError::NotFound`].
+    fn by_key(&self, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError>;
+
+    /// The committed snapshot with this name. Errors: [`StoreError::NotFound`].
+    fn by_name(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError>;
+
+    /// A committed snapshot and all below it, top-most first, as of one instant. Errors: [`StoreError::NotFound`].
+    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError>;
+
+    /// The snapshots whose parent is `name`, of every kind, in order of their ids; empty when there is no such snapshot.
+    fn children(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError>;
+
+    /// Remembers what a committed snapshot takes on disk. Errors: [`StoreError::NotFound`].
+    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError>;
+
+    /// Forgets a committed snapshot (and, in the same transaction, whatever else is recorded of it, such as its layer),
+    /// and returns what was known.
+    ///
+    /// Errors: [`StoreError::NotFound`], [`StoreError::InUse`] naming a child when it has any.
+    fn remove(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError>;
+
+    /// Forgets an active snapshot or view, and returns what was known. Errors: [`StoreError::NotFound`].
+    fn remove_key(&self, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError>;
+
+    /// All records as of one instant, parents before children.
+    fn all(&self) -> Result<Vec<SnapshotRecord>, StoreError>;
+
+    /// The ids of all records: the directories that are not rubbish.
+    fn ids(&self) -> Result<BTreeSet<SnapshotId>, StoreError> {
+        Ok(self.all()?.into_iter().map(|record| record.id).collect())
+    }
+}
