@@ -1,0 +1,93 @@
+//! Why a process could not be run.
+
+use std::{io, path::PathBuf};
+
+use crate::RunId;
+
+/// Why a process could not be run (to its end). A process that ends with a nonzero code or by a signal is no error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecError {
+    /// The description is not usable.
+    #[error("{field}: {reason}: {value:?}")]
+    Invalid {
+        /// Which part of [`crate::ProcessSpec`].
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The user or group is not one of the image's.
+    #[error("unable to find {kind} {name}: no matching entries in {file}")]
+    NoSuchUser {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The file searched.
+        file: &'static str,
+    },
+    /// The program is not there or is not executable; a shell would exit with `code`.
+    #[error("exec: {program:?}: {reason}")]
+    Program {
+        /// The program asked for.
+        program: String,
+        /// What is wrong.
+        reason: String,
+        /// 127 when not found, 126 when it cannot be executed.
+        code: i32,
+    },
+    /// A limit was asked for that this machine cannot set.
+    #[error("limit {limit}: {reason}")]
+    Limit {
+        /// Which limit.
+        limit: String,
+        /// What stands against it.
+        reason: String,
+    },
+    /// A step of setting up the container failed.
+    #[error("{step}: {source}")]
+    Setup {
+        /// What was being done, and on what.
+        step: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The run was cancelled, and nothing of it is left.
+    #[error("run {0} was cancelled")]
+    Cancelled(RunId),
+    /// A run with this id is under way.
+    #[error("run {0} exists already")]
+    Exists(RunId),
+    /// The helper process could not be started.
+    #[error("start container helper {program}: {source}")]
+    HelperStart {
+        /// Its program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The helper process has ended; its containers have ended with it.
+    #[error("the container helper process has ended unexpectedly")]
+    HelperGone,
+    /// The helper answered something that cannot be understood.
+    #[error("container helper: {0}")]
+    Protocol(&'static str),
+    /// The external runtime failed before the process started.
+    #[error("{runtime}: {message}")]
+    Runtime {
+        /// Its program.
+        runtime: PathBuf,
+        /// What it said.
+        message: String,
+    },
+    /// An input/output error in the daemon's own process.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}

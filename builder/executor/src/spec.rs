@@ -1,0 +1,280 @@
+//! What to run: the whole description of one container, as a value.
+
+use std::{fmt, net::IpAddr, path::PathBuf};
+
+use lapstrake_layerstore_store::SnapshotMount;
+use serde::{Deserialize, Serialize};
+
+/// Names one run. Becomes the container's id and the name of its cgroup.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct RunId(String);
+
+impl RunId {
+    /// Accepts 1 to 128 characters of `[A-Za-z0-9_.-]` that do not start with a dot or a dash, else gives the text back.
+    pub fn new(id: impl Into<String>) -> Result<Self, String> {
+        let id = id.into();
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if id.is_empty() || id.len() > 128 || id.starts_with(['.', '-']) || !id.chars().all(good) {
+            return Err(id);
+        }
+        Ok(Self(id))
+    }
+
+    /// A fresh id: 25 characters of base 36, as BuildKit's identities look.
+    pub fn random() -> Self {
+        const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        Self((0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One process in one container: everything that [`crate::Executor::run`] needs to know.
+///
+/// Fields hold what the user wrote; they are checked by `run`, whose errors name the bad one.
+#[derive(Debug, Clone)]
+pub struct ProcessSpec {
+    /// Names the run; unique among the runs of this machine.
+    pub id: RunId,
+    /// The root file system.
+    pub root: SnapshotMount,
+    /// Whether the process sees the root file system read-only. Mount targets are made in it nonetheless, and removed.
+    pub read_only_root: bool,
+    /// Program and arguments; never empty. A program without a slash is searched in the `PATH` of `env`.
+    pub args: Vec<String>,
+    /// `KEY=value` each. The last of several with one key counts. `HOME` is added from `/etc/passwd` when missing.
+    pub env: Vec<String>,
+    /// Working directory, absolute, made when it is missing; empty means `/`.
+    pub cwd: String,
+    /// `""`, `name`, `uid`, `name:group`, `uid:gid` and so on, looked up in the root file system's
+    /// `/etc/passwd` and `/etc/group`. Supplementary groups are those that `/etc/group` names, unless a group is given.
+    pub user: String,
+    /// Host name; empty means `buildkitsandbox`, as BuildKit has it.
+    pub hostname: String,
+    /// Lines added to `/etc/hosts`.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Replaces the host's name servers and options in `/etc/resolv.conf`, field by field.
+    pub dns: DnsConfig,
+    /// What network the process sees.
+    pub network: NetworkMode,
+    /// How much the process may do.
+    pub security: SecurityMode,
+    /// Further mounts, made in this order.
+    pub mounts: Vec<MountSpec>,
+    /// Limits.
+    pub resources: Resources,
+    /// Cgroup under which the run's own is made, as a path from the hierarchy's root (`/a/b` or `a/b`); `None` means `/lapstrake`.
+    pub cgroup_parent: Option<String>,
+    /// Size of `/dev/shm` in bytes; `None` means 64 MiB.
+    pub shm_size: Option<u64>,
+    /// Resource limits of the process.
+    pub ulimits: Vec<Ulimit>,
+    /// Whether empty files and directories that were made only to mount on (`/etc/hosts`, mount targets) are removed
+    /// afterwards from [`Self::root`]. BuildKit always does; a shared cache directory is never swept.
+    pub remove_stubs: bool,
+}
+
+impl ProcessSpec {
+    /// A process in a sandbox with defaults: root user, no mounts, default network, no limits.
+    pub fn new(root: SnapshotMount, args: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            id: RunId::random(),
+            root,
+            read_only_root: false,
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: String::new(),
+            user: String::new(),
+            hostname: String::new(),
+            extra_hosts: Vec::new(),
+            dns: DnsConfig::default(),
+            network: NetworkMode::Default,
+            security: SecurityMode::Sandbox,
+            mounts: Vec::new(),
+            resources: Resources::default(),
+            cgroup_parent: None,
+            shm_size: None,
+            ulimits: Vec::new(),
+            remove_stubs: true,
+        }
+    }
+}
+
+/// One `--add-host`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraHost {
+    /// The name.
+    pub host: String,
+    /// Its address. (`host-gateway` is replaced by the caller.)
+    pub ip: IpAddr,
+}
+
+/// What `/etc/resolv.conf` is to say. Empty fields are taken from the host's file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsConfig {
+    /// Name servers.
+    pub nameservers: Vec<String>,
+    /// Search domains.
+    pub search: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+}
+
+/// What network a process sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NetworkMode {
+    /// An empty network namespace: a loopback interface that is up, nothing else.
+    None,
+    /// The daemon's own network.
+    Host,
+    /// A sandbox with its own bridge and NAT where the machine can; else the host's, with one warning in the log.
+    ///
+    /// This version always takes the host's network, as BuildKit does without CNI.
+    Default,
+}
+
+/// How much a process may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SecurityMode {
+    /// Docker's defaults: few capabilities, seccomp, masked paths, a few devices.
+    Sandbox,
+    /// All capabilities, all devices, nothing masked (`RUN --security=insecure`). Whoever allows it has checked the entitlement.
+    Insecure,
+}
+
+/// Something mounted in the container.
+#[derive(Debug, Clone)]
+pub struct MountSpec {
+    /// Where: an absolute path in the container. Symbolic links on the way are followed inside the root file system, never out of it.
+    pub target: String,
+    /// What.
+    pub kind: MountKind,
+}
+
+/// What is mounted.
+#[derive(Clone)]
+pub enum MountKind {
+    /// A snapshot, or a path in it.
+    Snapshot {
+        /// The snapshot.
+        mount: SnapshotMount,
+        /// Path in the snapshot, followed inside it; empty or `/` means all of it. May name a file.
+        selector: String,
+        /// Whether writing is refused.
+        read_only: bool,
+    },
+    /// A file or directory of the host.
+    Bind {
+        /// Its absolute path.
+        source: PathBuf,
+        /// Whether writing is refused.
+        read_only: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Bytes that it may hold; `None` means the kernel's default (half of memory).
+        size: Option<u64>,
+    },
+    /// A file in memory.
+    Secret {
+        /// Its content.
+        data: Vec<u8>,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A socket of the host, for an ssh agent.
+    SshAgent {
+        /// The socket's absolute path on the host.
+        socket: PathBuf,
+        /// Owner that the container is to see.
+        uid: u32,
+        /// Group that the container is to see.
+        gid: u32,
+        /// Permission bits that the container is to see.
+        mode: u32,
+    },
+}
+
+// By hand, so that a secret never reaches a log.
+impl fmt::Debug for MountKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot { mount, selector, read_only } => f
+                .debug_struct("Snapshot")
+                .field("mount", mount)
+                .field("selector", selector)
+                .field("read_only", read_only)
+                .finish(),
+            Self::Bind { source, read_only } => {
+                f.debug_struct("Bind").field("source", source).field("read_only", read_only).finish()
+            }
+            Self::Tmpfs { size } => f.debug_struct("Tmpfs").field("size", size).finish(),
+            Self::Secret { data, uid, gid, mode } => f
+                .debug_struct("Secret")
+                .field("bytes", &data.len())
+                .field("uid", uid)
+                .field("gid", gid)
+                .field("mode", mode)
+                .finish(),
+            Self::SshAgent { socket, uid, gid, mode } => f
+                .debug_struct("SshAgent")
+                .field("socket", socket)
+                .field("uid", uid)
+                .field("gid", gid)
+                .field("mode", mode)
+                .finish(),
+        }
+    }
+}
+
+/// Limits on all processes of a run together. `None` means no limit. A limit that cannot be set fails the run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Bytes of memory and swap together; `-1` means unlimited swap. Needs `memory`.
+    pub memory_swap: Option<i64>,
+    /// Relative weight, 2 to 262144; 1024 is everyone's default.
+    pub cpu_shares: Option<u64>,
+    /// Length of a scheduling period in microseconds, 1000 to 1000000.
+    pub cpu_period: Option<u64>,
+    /// Microseconds of CPU time per period.
+    pub cpu_quota: Option<i64>,
+    /// CPUs to run on, as `0-2,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes to use, as `0-1`.
+    pub cpuset_mems: Option<String>,
+    /// Number of processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Resources {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One resource limit of a process, by its name as `docker build --ulimit` has it (`nofile`, `nproc`, `core` …).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// The name, in lower case and without `RLIMIT_`.
+    pub name: String,
+    /// Soft limit; `-1` means none.
+    pub soft: i64,
+    /// Hard limit; `-1` means none.
+    pub hard: i64,
+}
