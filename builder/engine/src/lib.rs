@@ -1,1 +1,9 @@
-//! Runs one BuildRequest from plan to export.
+//! Runs one [`BuildRequest`]: plan, solve, snapshot, export.
+
+#![forbid(unsafe_code)]
+
+mod request;
+
+pub use request::{
+    BuildId, BuildOutcome, BuildRequest, ContextInput, Destination, Input, Output, Resources,
+};

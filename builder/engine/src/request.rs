@@ -1,0 +1,139 @@
+//! What a build is asked to do, and what it answers: the one form that every door parses into.
+
+use std::{path::PathBuf, sync::Arc};
+
+use lapstrake_builder_dockerfile::DockerfileOptions;
+use lapstrake_builder_llb::Definition;
+use lapstrake_layerstore_oci::{Descriptor, ImageId, Reference};
+use lapstrake_layerstore_registry::CredentialSource;
+use lapstrake_session::SessionId;
+
+use crate::ReceivedContext;
+
+/// One build. Parsed once, at the door; everything in it is typed.
+#[derive(Clone)]
+pub struct BuildRequest {
+    /// By which the client may cancel the build; random when the client gave none.
+    pub id: BuildId,
+    /// What to build.
+    pub input: Input,
+    /// The client's session, which answers for local directories, secrets, ssh agents and credentials.
+    pub session: Option<SessionId>,
+    /// What to leave behind.
+    pub output: Output,
+    /// Images whose history may serve as cache.
+    pub cache_from: Vec<Reference>,
+    /// Whether the image carries its own cache records (`BUILDKIT_INLINE_CACHE=1`).
+    pub inline_cache: bool,
+    /// Registry credentials that came with the request; a session's are asked first.
+    pub credentials: Arc<dyn CredentialSource>,
+    /// Limits on the processes of the build.
+    pub resources: Resources,
+}
+
+/// Names a build, for cancelling and history.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BuildId(pub String);
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A Dockerfile.
+    Dockerfile {
+        /// Everything that the client said about it.
+        options: Box<DockerfileOptions>,
+        /// Where its files are.
+        context: ContextInput,
+    },
+    /// A graph, as it is.
+    Definition(Definition),
+}
+
+/// Where the files of a Dockerfile build come from.
+#[derive(Debug, Clone)]
+pub enum ContextInput {
+    /// The client sends directories named `context` and `dockerfile` through its session.
+    Session,
+    /// A tree that came with the request and is in the store already.
+    Received(ReceivedContext),
+    /// A directory of this machine (`lapstrake build`), with a second one for the Dockerfile where that is elsewhere.
+    Directory {
+        /// The context.
+        context: PathBuf,
+        /// Where the Dockerfile and its ignore file are.
+        dockerfile: PathBuf,
+    },
+    /// A URL: a git repository, a tar archive, or a Dockerfile alone.
+    Remote(String),
+}
+
+/// What a build leaves behind.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Nothing but cache.
+    CacheOnly,
+    /// An image in the store, under these names (none: a dangling image).
+    Image {
+        /// Names to put on it.
+        names: Vec<Reference>,
+    },
+    /// The tree, as a directory.
+    Local(Destination),
+    /// The tree, as a tar stream.
+    Tar(Destination),
+    /// The image as an OCI layout in a tar stream.
+    Oci {
+        /// Names in the layout's index.
+        names: Vec<Reference>,
+        /// Where it goes.
+        to: Destination,
+    },
+    /// The image as `docker load` takes it, in a tar stream.
+    Docker {
+        /// Names in the archive.
+        names: Vec<Reference>,
+        /// Where it goes.
+        to: Destination,
+    },
+}
+
+/// Where a directory or a stream goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// To the client, through its session.
+    Session,
+    /// To a path of this machine.
+    Path(PathBuf),
+    /// To this process's standard output (streams only).
+    Stdout,
+}
+
+/// Limits on processes. `None` leaves the kernel's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Bytes of memory.
+    pub memory: Option<i64>,
+    /// Bytes of memory and swap; -1 is unlimited.
+    pub memory_swap: Option<i64>,
+    /// Relative weight.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// Microseconds per period.
+    pub cpu_quota: Option<i64>,
+    /// Such as `0-3`.
+    pub cpuset_cpus: Option<String>,
+    /// Such as `0,1`.
+    pub cpuset_mems: Option<String>,
+}
+
+/// What a build left behind.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOutcome {
+    /// The image, when one was made: its config's digest.
+    pub image: Option<ImageId>,
+    /// Names that were put on it, in the order asked for.
+    pub names: Vec<Reference>,
+    /// The manifest, when one was made.
+    pub manifest: Option<Descriptor>,
+}

@@ -1,0 +1,151 @@
+//! Handles that turn work into events, so that what starts always ends.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use lapstrake_layerstore_oci::Digest;
+use parking_lot::Mutex;
+
+use crate::{Emit, Event, Log, Status, Stream, VertexState};
+
+/// Reports on one vertex. Cheap to clone.
+#[derive(Clone)]
+pub struct VertexHandle {
+    sink: Arc<dyn Emit>,
+    state: Arc<Mutex<VertexState>>,
+}
+
+impl VertexHandle {
+    /// Announces a vertex on which no work has begun.
+    pub fn announce(sink: Arc<dyn Emit>, state: VertexState) -> Self {
+        sink.emit(&Event::Vertex(state.clone()));
+        Self { sink, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Which vertex this is.
+    pub fn digest(&self) -> Digest {
+        self.state.lock().digest.clone()
+    }
+
+    /// Work begins; the first call counts.
+    pub fn start(&self) {
+        let mut state = self.state.lock();
+        if state.started.is_none() {
+            state.started = Some(SystemTime::now());
+            self.sink.emit(&Event::Vertex(state.clone()));
+        }
+    }
+
+    /// The result came from the cache.
+    pub fn cached(&self) {
+        self.end(|state| state.cached = true);
+    }
+
+    /// Work ended well.
+    pub fn complete(&self) {
+        self.end(|_| ());
+    }
+
+    /// Work failed.
+    pub fn fail(&self, error: impl Into<String>) {
+        let error = error.into();
+        self.end(|state| state.error = Some(error));
+    }
+
+    fn end(&self, change: impl FnOnce(&mut VertexState)) {
+        let mut state = self.state.lock();
+        if state.completed.is_some() {
+            return;
+        }
+        let now = SystemTime::now();
+        state.started.get_or_insert(now);
+        state.completed = Some(now);
+        change(&mut state);
+        self.sink.emit(&Event::Vertex(state.clone()));
+    }
+
+    /// A process of this vertex wrote something.
+    pub fn log(&self, stream: Stream, data: Vec<u8>) {
+        let vertex = self.digest();
+        self.sink.emit(&Event::Log(Log { vertex, stream, data, timestamp: SystemTime::now() }));
+    }
+
+    /// Passes an event on as it is (warnings).
+    pub fn emit(&self, event: &Event) {
+        self.sink.emit(event);
+    }
+
+    /// Begins reporting on a part of the work; it ends when the handle is dropped or [`StatusHandle::done`].
+    pub fn part(&self, id: impl Into<String>, name: impl Into<String>, total: u64) -> StatusHandle {
+        let now = SystemTime::now();
+        let status = Status {
+            id: id.into(),
+            vertex: self.digest(),
+            name: name.into(),
+            current: 0,
+            total,
+            timestamp: now,
+            started: Some(now),
+            completed: None,
+        };
+        self.sink.emit(&Event::Status(status.clone()));
+        StatusHandle { sink: Arc::clone(&self.sink), status, told: Instant::now() }
+    }
+}
+
+impl std::fmt::Debug for VertexHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("VertexHandle").field(&*self.state.lock()).finish()
+    }
+}
+
+/// How often a part that moves on is reported.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Reports on a part of a vertex's work.
+pub struct StatusHandle {
+    sink: Arc<dyn Emit>,
+    status: Status,
+    told: Instant,
+}
+
+impl StatusHandle {
+    /// The part is at `current` units of `total` (0: not known). Reported at most ten times a second.
+    pub fn update(&mut self, current: u64, total: u64) {
+        self.status.current = current;
+        self.status.total = total;
+        if self.told.elapsed() >= STATUS_INTERVAL {
+            self.tell();
+        }
+    }
+
+    /// The part is about something else now, such as `extracting`.
+    pub fn rename(&mut self, name: impl Into<String>) {
+        self.status.name = name.into();
+        self.tell();
+    }
+
+    /// The part ended.
+    pub fn done(self) {}
+
+    fn tell(&mut self) {
+        self.told = Instant::now();
+        self.status.timestamp = SystemTime::now();
+        self.sink.emit(&Event::Status(self.status.clone()));
+    }
+}
+
+impl Drop for StatusHandle {
+    fn drop(&mut self) {
+        self.status.completed = Some(SystemTime::now());
+        self.tell();
+    }
+}
+
+impl std::fmt::Debug for StatusHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("StatusHandle").field(&self.status).finish()
+    }
+}
