@@ -1,0 +1,602 @@
+//! From nodes to bytes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use lapstrake_layerstore_oci::{Digest, Platform};
+use prost::Message as _;
+
+use super::exec::{CacheSharing, ExecNode, MountKind};
+use super::file::{CopyMode, FileAction, FileNode, Owner, OwnerId};
+use super::source::SourceNode;
+use super::{Digests, GraphBuilder, Node, NodeOp, Output, State, platform_to_proto};
+use crate::{Definition, Error, Metadata, caps, clean_path, join_path, pb};
+
+/// What ops get that say nothing themselves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Defaults {
+    /// Platform.
+    pub platform: Platform,
+}
+
+/// A marshalled graph, and which node became which vertex.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BuiltDefinition {
+    /// The graph.
+    pub definition: Definition,
+    digests: Digests,
+}
+
+impl BuiltDefinition {
+    /// The vertex that makes a state; `None` for the empty file system, and for states that the result does not need.
+    pub fn digest(&self, state: &State) -> Option<&Digest> {
+        self.digests.get(&state.output()?.node)
+    }
+}
+
+/// A node's bytes and what is said of it.
+struct Marshalled {
+    raw: Bytes,
+    digest: Digest,
+    metadata: Metadata,
+}
+
+impl GraphBuilder {
+    /// Writes everything that `target` needs.
+    pub fn marshal(&self, target: &State, defaults: &Defaults) -> Result<BuiltDefinition, Error> {
+        let mut built = BuiltDefinition { definition: Definition::default(), digests: HashMap::new() };
+        let target = match target.output() {
+            Some(output) => self.actual(output)?,
+            None => None,
+        };
+        let Some(target) = target else { return Ok(built) };
+        let mut source = SourceCollector::default();
+        let mut seen = HashSet::new();
+        for node in self.order(target.node)? {
+            let m = self.marshal_node(node, &built.digests, defaults)?;
+            source.add(&m.digest, &self.nodes[node as usize]);
+            let definition = &mut built.definition;
+            definition.metadata.entry(m.digest.clone()).or_default().merge(&m.metadata);
+            built.digests.insert(node, m.digest.clone());
+            if seen.insert(m.digest) {
+                definition.ops.push(m.raw);
+            }
+        }
+        self.finish(&mut built, target, source);
+        Ok(built)
+    }
+
+    fn finish(&self, built: &mut BuiltDefinition, target: Output, source: SourceCollector) {
+        let definition = &mut built.definition;
+        let terminal = pb::Op { inputs: vec![input_of(target, &built.digests)], ..pb::Op::default() };
+        let raw = Bytes::from(terminal.encode_to_vec());
+        let mut metadata = Metadata::default();
+        metadata.add_cap(caps::CONSTRAINTS);
+        metadata.add_cap(caps::PLATFORM);
+        for of in definition.metadata.values() {
+            if of.ignore_cache {
+                metadata.add_cap(caps::META_IGNORE_CACHE);
+            }
+            if !of.description.is_empty() {
+                metadata.add_cap(caps::META_DESCRIPTION);
+            }
+            if of.export_cache.is_some() {
+                metadata.add_cap(caps::META_EXPORT_CACHE);
+            }
+        }
+        definition.metadata.insert(Digest::sha256_of(&raw), metadata);
+        definition.ops.push(raw);
+        definition.source = Some(source.finish(&self.source_maps));
+        // A deferred node is the vertex of what it stands for.
+        for (node, n) in self.nodes.iter().enumerate() {
+            if !matches!(n.op, NodeOp::Deferred(_)) {
+                continue;
+            }
+            let node = u32::try_from(node).expect("push counted them in u32");
+            if let Ok(Some(actual)) = self.actual(Output { node, index: 0 })
+                && let Some(digest) = built.digests.get(&actual.node).cloned()
+            {
+                built.digests.insert(node, digest);
+            }
+        }
+    }
+
+    /// All nodes that `target` needs, inputs first, in the order in which BuildKit's client walks them.
+    fn order(&self, target: u32) -> Result<Vec<u32>, Error> {
+        let mut order = Vec::new();
+        let mut done = HashSet::new();
+        let mut open = HashSet::from([target]);
+        let mut stack = vec![(target, self.inputs(target)?.into_iter())];
+        while let Some((node, inputs)) = stack.last_mut() {
+            let node = *node;
+            match inputs.next() {
+                Some(input) if done.contains(&input.node) => {}
+                Some(input) => {
+                    if !open.insert(input.node) {
+                        return Err(Error::Build("a deferred state was resolved to something that needs it"));
+                    }
+                    stack.push((input.node, self.inputs(input.node)?.into_iter()));
+                }
+                None => {
+                    stack.pop();
+                    open.remove(&node);
+                    done.insert(node);
+                    order.push(node);
+                }
+            }
+        }
+        Ok(order)
+    }
+
+    fn inputs(&self, node: u32) -> Result<Vec<Output>, Error> {
+        match &self.nodes[node as usize].op {
+            NodeOp::Source(_) => Ok(Vec::new()),
+            NodeOp::Exec(exec) => self.actual_all(exec.mounts.iter().filter_map(|m| m.source)),
+            // From the last action to the first, the base first of all.
+            NodeOp::File(file) => {
+                let copied = file.actions.iter().rev().filter_map(|action| match action {
+                    FileAction::Copy(copy) => copy.from.output(),
+                    _ => None,
+                });
+                self.actual_all(file.base.into_iter().chain(copied))
+            }
+            NodeOp::Merge(inputs) => self.actual_all(inputs.iter().copied()),
+            NodeOp::Diff { lower, upper } => self.actual_all(lower.iter().chain(upper).copied()),
+            NodeOp::Imported { inputs, .. } => self.actual_all(inputs.iter().copied()),
+            NodeOp::Deferred(_) => unreachable!("`actual` never yields a deferred node"),
+        }
+    }
+
+    fn marshal_node(&self, index: u32, digests: &Digests, defaults: &Defaults) -> Result<Marshalled, Error> {
+        let node = &self.nodes[index as usize];
+        let mut metadata = node.options.metadata.clone();
+        let mut op = pb::Op {
+            platform: Some(platform_to_proto(node.options.platform.as_ref().unwrap_or(&defaults.platform))),
+            constraints: Some(pb::WorkerConstraints { filter: node.options.worker_filters.clone() }),
+            ..pb::Op::default()
+        };
+        let wire = Wire { graph: self, digests };
+        let raw = match &node.op {
+            NodeOp::Imported { raw, digest, .. } => {
+                return Ok(Marshalled { raw: raw.clone(), digest: digest.clone(), metadata });
+            }
+            NodeOp::Source(source) => {
+                if source.identifier.is_empty() {
+                    return Err(Error::Build("source identifier can't be empty"));
+                }
+                if !source.is_platform_specific() {
+                    op.platform = None;
+                }
+                source.encode(op)
+            }
+            NodeOp::Exec(exec) => {
+                if node.options.platform.is_none()
+                    && let Some(platform) = &exec.base.meta().platform
+                {
+                    op.platform = Some(platform_to_proto(platform));
+                }
+                wire.exec(exec, &mut op, &mut metadata)?;
+                op.encode_to_vec()
+            }
+            NodeOp::File(file) => {
+                op.platform = None;
+                metadata.add_cap(caps::FILE_BASE);
+                wire.file(file, &mut op)?;
+                op.encode_to_vec()
+            }
+            NodeOp::Merge(inputs) => {
+                op.platform = None;
+                // Unlike other ops, a merge names the same input twice if it is given twice.
+                let inputs = self.actual_all(inputs.iter().copied())?;
+                op.inputs = inputs.iter().map(|i| input_of(*i, digests)).collect();
+                let inputs = (0i64..).zip(&inputs).map(|(input, _)| pb::MergeInput { input }).collect();
+                op.op = Some(pb::op::Op::Merge(pb::MergeOp { inputs }));
+                op.encode_to_vec()
+            }
+            NodeOp::Diff { lower, upper } => {
+                op.platform = None;
+                let mut side = |output: &Option<Output>| -> Result<i64, Error> {
+                    let actual = output.map(|o| self.actual(o)).transpose()?.flatten();
+                    let Some(output) = actual else { return Ok(-1) };
+                    op.inputs.push(input_of(output, digests));
+                    Ok(op.inputs.len() as i64 - 1)
+                };
+                let lower = Some(pb::LowerDiffInput { input: side(lower)? });
+                let upper = Some(pb::UpperDiffInput { input: side(upper)? });
+                op.op = Some(pb::op::Op::Diff(pb::DiffOp { lower, upper }));
+                op.encode_to_vec()
+            }
+            NodeOp::Deferred(_) => unreachable!("`actual` never yields a deferred node"),
+        };
+        let digest = Digest::sha256_of(&raw);
+        Ok(Marshalled { raw: Bytes::from(raw), digest, metadata })
+    }
+}
+
+fn input_of(output: Output, digests: &Digests) -> pb::Input {
+    let digest = &digests[&output.node];
+    pb::Input { digest: digest.to_string(), index: i64::from(output.index) }
+}
+
+impl SourceNode {
+    fn is_platform_specific(&self) -> bool {
+        self.identifier.starts_with("docker-image://") || self.identifier.starts_with("oci-layout://")
+    }
+
+    /// Go writes map entries whole, prost leaves empty values out of them: the map is written by hand.
+    fn encode(&self, mut op: pb::Op) -> Vec<u8> {
+        use prost::encoding::{WireType, encode_key, encode_varint, string};
+        let source = pb::SourceOp { identifier: self.identifier.clone(), attrs: BTreeMap::new() };
+        let mut body = source.encode_to_vec();
+        for (key, value) in &self.attrs {
+            let mut entry = Vec::new();
+            string::encode(1, key, &mut entry);
+            string::encode(2, value, &mut entry);
+            encode_key(2, WireType::LengthDelimited, &mut body);
+            encode_varint(entry.len() as u64, &mut body);
+            body.extend(entry);
+        }
+        let tail =
+            pb::Op { platform: op.platform.take(), constraints: op.constraints.take(), ..pb::Op::default() };
+        let mut raw = op.encode_to_vec();
+        encode_key(3, WireType::LengthDelimited, &mut raw);
+        encode_varint(body.len() as u64, &mut raw);
+        raw.extend(body);
+        raw.extend(tail.encode_to_vec());
+        raw
+    }
+}
+
+struct Wire<'a> {
+    graph: &'a GraphBuilder,
+    digests: &'a Digests,
+}
+
+impl Wire<'_> {
+    /// The index of an input, added if it is not there yet; -1 for the empty file system.
+    fn add_input(&self, inputs: &mut Vec<pb::Input>, output: Option<Output>) -> Result<i64, Error> {
+        let actual = output.map(|o| self.graph.actual(o)).transpose()?.flatten();
+        let Some(output) = actual else { return Ok(-1) };
+        let input = input_of(output, self.digests);
+        let index = inputs.iter().position(|known| *known == input).unwrap_or_else(|| {
+            inputs.push(input);
+            inputs.len() - 1
+        });
+        Ok(index as i64)
+    }
+
+    fn exec(&self, exec: &ExecNode, op: &mut pb::Op, metadata: &mut Metadata) -> Result<(), Error> {
+        let (options, state) = (&exec.options, exec.base.meta());
+        if options.args.is_empty() {
+            return Err(Error::Build("arguments are required"));
+        }
+        let ssh_targets: Vec<String> = (0..)
+            .zip(&options.ssh)
+            .map(|(i, ssh): (usize, _)| match ssh.target.as_str() {
+                "" => format!("/run/buildkit/ssh_agent.{i}"),
+                target => target.to_owned(),
+            })
+            .collect();
+        let mut env = state.env.clone();
+        if let Some(first) = ssh_targets.first()
+            && env.get("SSH_AUTH_SOCK").is_none()
+        {
+            env.set("SSH_AUTH_SOCK", first);
+        }
+        let network = options.network.unwrap_or(state.network);
+        let security = options.security.unwrap_or(state.security);
+        let mut message = pb::ExecOp {
+            meta: Some(pb::Meta {
+                args: options.args.clone(),
+                env: env.to_vec(),
+                cwd: state.dir.clone(),
+                user: state.user.clone(),
+                proxy_env: options.proxy.as_ref().map(|p| pb::ProxyEnv {
+                    http_proxy: p.http.clone(),
+                    https_proxy: p.https.clone(),
+                    ftp_proxy: p.ftp.clone(),
+                    no_proxy: p.no.clone(),
+                    all_proxy: p.all.clone(),
+                }),
+                extra_hosts: options
+                    .extra_hosts
+                    .iter()
+                    .map(|h| pb::HostIp { host: h.host.clone(), ip: h.ip.to_string() })
+                    .collect(),
+                hostname: state.hostname.clone(),
+                ulimit: options
+                    .ulimits
+                    .iter()
+                    .map(|u| pb::Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
+                    .collect(),
+                cgroup_parent: options.cgroup_parent.clone(),
+                remove_mount_stubs_recursive: true,
+                valid_exit_codes: options.valid_exit_codes.clone(),
+            }),
+            network: network.into(),
+            security: security.into(),
+            cdi_devices: options
+                .devices
+                .iter()
+                .map(|d| pb::CdiDevice { name: d.name.clone(), optional: d.optional })
+                .collect(),
+            ..pb::ExecOp::default()
+        };
+        self.mounts(exec, op, &mut message)?;
+        secrets(exec, &ssh_targets, &mut message);
+        exec_caps(exec, network, security, metadata);
+        op.op = Some(pb::op::Op::Exec(message));
+        Ok(())
+    }
+
+    fn mounts(&self, exec: &ExecNode, op: &mut pb::Op, message: &mut pb::ExecOp) -> Result<(), Error> {
+        let mut next_output = 0;
+        for mount in &exec.mounts {
+            if mount.source.is_some() && matches!(mount.kind, MountKind::Tmpfs { .. }) {
+                return Err(Error::Build("tmpfs mounts must use scratch"));
+            }
+            let mut m = pb::Mount {
+                input: self.add_input(&mut op.inputs, mount.source)?,
+                selector: mount.selector.clone(),
+                dest: mount.target.clone(),
+                output: -1,
+                readonly: mount.read_only,
+                ..pb::Mount::default()
+            };
+            if mount.has_output() {
+                m.output = next_output;
+                next_output += 1;
+            }
+            match &mount.kind {
+                MountKind::Bind | MountKind::BindNoOutput => {}
+                MountKind::Cache { id, sharing } => {
+                    m.mount_type = pb::MountType::Cache.into();
+                    let sharing = match sharing {
+                        CacheSharing::Shared => pb::CacheSharingOpt::Shared,
+                        CacheSharing::Private => pb::CacheSharingOpt::Private,
+                        CacheSharing::Locked => pb::CacheSharingOpt::Locked,
+                    };
+                    m.cache_opt = Some(pb::CacheOpt { id: id.clone(), sharing: sharing.into() });
+                }
+                MountKind::Tmpfs { size } => {
+                    m.mount_type = pb::MountType::Tmpfs.into();
+                    m.tmpfs_opt = Some(pb::TmpfsOpt { size: *size });
+                }
+            }
+            message.mounts.push(m);
+        }
+        Ok(())
+    }
+
+    fn file(&self, file: &FileNode, op: &mut pb::Op) -> Result<(), Error> {
+        if file.actions.is_empty() {
+            return Err(Error::Build("action is required"));
+        }
+        let base = self.add_input(&mut op.inputs, file.base)?;
+        let mut copied = Vec::with_capacity(file.actions.len());
+        for action in &file.actions {
+            copied.push(match action {
+                FileAction::Copy(copy) => self.add_input(&mut op.inputs, copy.from.output())?,
+                _ => -1,
+            });
+        }
+        let inputs = op.inputs.len();
+        let mut message = pb::FileOp::default();
+        for (i, action) in file.actions.iter().enumerate() {
+            message.actions.push(pb::FileAction {
+                // Each action builds on the one before, whose result is numbered after all inputs.
+                input: if i == 0 { base } else { (inputs + i - 1) as i64 },
+                secondary_input: copied[i],
+                output: if i + 1 == file.actions.len() { 0 } else { -1 },
+                action: Some(action_to_proto(action, &file.dir, base)),
+            });
+        }
+        op.op = Some(pb::op::Op::File(message));
+        Ok(())
+    }
+}
+
+fn secrets(exec: &ExecNode, ssh_targets: &[String], message: &mut pb::ExecOp) {
+    for secret in &exec.options.secrets {
+        if let Some(name) = &secret.env {
+            message.secretenv.push(pb::SecretEnv {
+                id: secret.id.clone(),
+                name: name.clone(),
+                optional: secret.optional,
+            });
+        }
+        if let Some(target) = &secret.target {
+            message.mounts.push(pb::Mount {
+                input: -1,
+                dest: target.clone(),
+                mount_type: pb::MountType::Secret.into(),
+                secret_opt: Some(pb::SecretOpt {
+                    id: secret.id.clone(),
+                    uid: secret.uid,
+                    gid: secret.gid,
+                    mode: secret.mode,
+                    optional: secret.optional,
+                }),
+                ..pb::Mount::default()
+            });
+        }
+    }
+    for (ssh, target) in exec.options.ssh.iter().zip(ssh_targets) {
+        message.mounts.push(pb::Mount {
+            input: -1,
+            dest: target.clone(),
+            mount_type: pb::MountType::Ssh.into(),
+            ssh_opt: Some(pb::SshOpt {
+                id: ssh.id.clone(),
+                uid: ssh.uid,
+                gid: ssh.gid,
+                mode: ssh.mode,
+                optional: ssh.optional,
+            }),
+            ..pb::Mount::default()
+        });
+    }
+}
+
+fn exec_caps(exec: &ExecNode, network: pb::NetMode, security: pb::SecurityMode, metadata: &mut Metadata) {
+    let options = &exec.options;
+    let mut need = |cap: &str, when: bool| {
+        if when {
+            metadata.add_cap(cap);
+        }
+    };
+    need(caps::EXEC_META_BASE, true);
+    need(caps::EXEC_META_SETS_DEFAULT_PATH, true);
+    need(caps::EXEC_VALID_EXIT_CODE, !options.valid_exit_codes.is_empty());
+    need(caps::EXEC_META_ULIMIT, !options.ulimits.is_empty());
+    need(caps::EXEC_META_NETWORK, network != pb::NetMode::Unset);
+    need(caps::EXEC_META_SECURITY, security == pb::SecurityMode::Insecure);
+    need(caps::EXEC_META_PROXY, options.proxy.is_some());
+    need(caps::EXEC_META_CDI, !options.devices.is_empty());
+    need(caps::EXEC_MOUNT_SECRET, !options.secrets.is_empty());
+    need(caps::EXEC_SECRET_ENV, options.secrets.iter().any(|s| s.env.is_some()));
+    need(caps::EXEC_MOUNT_SSH, !options.ssh.is_empty());
+    for mount in &exec.mounts {
+        need(caps::EXEC_MOUNT_SELECTOR, !mount.selector.is_empty());
+        match &mount.kind {
+            MountKind::Cache { .. } => {
+                need(caps::EXEC_MOUNT_CACHE, true);
+                need(caps::EXEC_MOUNT_CACHE_SHARING, true);
+            }
+            MountKind::Tmpfs { size } => {
+                need(caps::EXEC_MOUNT_TMPFS, true);
+                need(caps::EXEC_MOUNT_TMPFS_SIZE, *size > 0);
+            }
+            MountKind::Bind | MountKind::BindNoOutput => need(caps::EXEC_MOUNT_BIND, mount.source.is_some()),
+        }
+    }
+}
+
+fn action_to_proto(action: &FileAction, dir: &str, base: i64) -> pb::file_action::Action {
+    use pb::file_action::Action;
+    let time = |timestamp: Option<i64>| timestamp.unwrap_or(-1);
+    let owner = |owner: &Option<Owner>| owner.as_ref().map(|owner| owner_to_proto(owner, base));
+    let permissions = |mode: u32| (mode & 0o777).cast_signed();
+    match action {
+        FileAction::Copy(a) => {
+            let (mode, mode_str) = match &a.mode {
+                None => (-1, String::new()),
+                Some(CopyMode::Bits(bits)) => (bits.cast_signed(), String::new()),
+                Some(CopyMode::Symbolic(text)) => (0, text.clone()),
+            };
+            let source = clean_path(&a.source);
+            let from_dir = if source.starts_with('/') { "/" } else { a.from.meta().dir.as_str() };
+            Action::Copy(pb::FileActionCopy {
+                src: join_path(&[from_dir, &source]),
+                dest: absolute(dir, &a.destination, true),
+                owner: owner(&a.owner),
+                mode,
+                follow_symlink: a.follow_symlinks,
+                dir_copy_contents: a.contents_only,
+                attempt_unpack_docker_compatibility: a.unpack,
+                create_dest_path: a.create_destination,
+                allow_wildcard: a.allow_wildcard,
+                allow_empty_wildcard: a.allow_empty_wildcard,
+                timestamp: time(a.timestamp),
+                include_patterns: a.include_patterns.clone(),
+                exclude_patterns: a.exclude_patterns.clone(),
+                always_replace_existing_dest_paths: a.replace_existing,
+                mode_str,
+                required_paths: a.required_paths.clone(),
+            })
+        }
+        FileAction::Mkdir(a) => Action::Mkdir(pb::FileActionMkDir {
+            path: absolute(dir, &a.path, false),
+            mode: permissions(a.mode),
+            make_parents: a.make_parents,
+            owner: owner(&a.owner),
+            timestamp: time(a.timestamp),
+        }),
+        FileAction::Mkfile(a) => Action::Mkfile(pb::FileActionMkFile {
+            path: absolute(dir, &a.path, false),
+            mode: permissions(a.mode),
+            data: a.data.clone(),
+            owner: owner(&a.owner),
+            timestamp: time(a.timestamp),
+        }),
+        FileAction::Rm(a) => Action::Rm(pb::FileActionRm {
+            path: absolute(dir, &a.path, false),
+            allow_not_found: a.allow_not_found,
+            allow_wildcard: a.allow_wildcard,
+        }),
+        FileAction::Symlink(a) => Action::Symlink(pb::FileActionSymlink {
+            oldpath: a.target.clone(),
+            newpath: a.path.clone(),
+            owner: owner(&a.owner),
+            timestamp: time(a.timestamp),
+        }),
+    }
+}
+
+fn owner_to_proto(owner: &Owner, base: i64) -> pb::ChownOpt {
+    use pb::user_opt::User;
+    let id = |id: &Option<OwnerId>| {
+        id.as_ref().map(|id| pb::UserOpt {
+            user: Some(match id {
+                // The empty name is number 0, as in BuildKit's client.
+                OwnerId::Name(name) if name.is_empty() => User::ById(0),
+                OwnerId::Name(name) => User::ByName(pb::NamedUserOpt { name: name.clone(), input: base }),
+                OwnerId::Id(id) => User::ById(*id),
+            }),
+        })
+    };
+    pb::ChownOpt { user: id(&owner.user), group: id(&owner.group) }
+}
+
+/// A path made absolute and clean. `keep_slash` keeps a final `/` or `/.`, which mean "into this directory" to a copy.
+fn absolute(dir: &str, path: &str, keep_slash: bool) -> String {
+    let mut p = clean_path(path);
+    if !p.starts_with('/') {
+        p = join_path(&["/", dir, &p]);
+    }
+    if keep_slash {
+        if path.ends_with('/') && !p.ends_with('/') {
+            p.push('/');
+        } else if path.ends_with("/.") {
+            if p != "/" {
+                p.push('/');
+            }
+            p.push('.');
+        }
+    }
+    p
+}
+
+/// Gathers which source files are used, in the order of their first use, and where each vertex stands in them.
+#[derive(Default)]
+struct SourceCollector {
+    used: Vec<u32>,
+    locations: BTreeMap<String, pb::Locations>,
+}
+
+impl SourceCollector {
+    fn add(&mut self, digest: &Digest, node: &Node) {
+        let locations = self.locations.entry(digest.to_string()).or_default();
+        for (map, ranges) in &node.options.locations {
+            let index = self.used.iter().position(|used| *used == map.0).unwrap_or_else(|| {
+                self.used.push(map.0);
+                self.used.len() - 1
+            });
+            let source_index = i32::try_from(index).expect("as many source files would not fit in memory");
+            locations.locations.push(pb::Location { source_index, ranges: ranges.clone() });
+        }
+    }
+
+    fn finish(self, maps: &[super::SourceMap]) -> pb::Source {
+        let infos = self.used.iter().map(|&used| {
+            let map = &maps[used as usize];
+            pb::SourceInfo {
+                filename: map.filename.clone(),
+                data: map.data.clone(),
+                definition: map.definition.as_ref().map(Definition::to_proto),
+                language: map.language.clone(),
+            }
+        });
+        pb::Source { infos: infos.collect(), locations: self.locations }
+    }
+}

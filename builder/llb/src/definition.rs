@@ -1,0 +1,81 @@
+//! A graph as it travels: raw ops, and what is said of them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use lapstrake_layerstore_oci::Digest;
+use prost::Message as _;
+
+use crate::{Error, Metadata, pb};
+
+/// A marshalled graph. The last op is terminal: it does nothing, its one input names the result. No ops at all mean an empty root
+/// file system (`FROM scratch` and nothing else).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Definition {
+    /// Op messages, as received; inputs before what uses them.
+    pub ops: Vec<Bytes>,
+    /// By vertex; also of the terminal op.
+    pub metadata: BTreeMap<Digest, Metadata>,
+    /// Source files, and which lines each vertex comes from.
+    pub source: Option<pb::Source>,
+}
+
+impl Definition {
+    /// Reads the wire form.
+    pub fn from_proto(proto: pb::Definition) -> Result<Definition, Error> {
+        let metadata = proto
+            .metadata
+            .into_iter()
+            .map(|(digest, meta)| {
+                let digest = Digest::parse(&digest).map_err(Error::MetadataDigest)?;
+                Ok((digest, Metadata::from_proto(meta)))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Definition {
+            ops: proto.def.into_iter().map(Bytes::from).collect(),
+            metadata,
+            source: proto.source,
+        })
+    }
+
+    /// The wire form.
+    pub fn to_proto(&self) -> pb::Definition {
+        pb::Definition {
+            def: self.ops.iter().map(|op| op.to_vec()).collect(),
+            metadata: self.metadata.iter().map(|(d, m)| (d.to_string(), m.to_proto())).collect(),
+            source: self.source.clone(),
+        }
+    }
+
+    /// Reads a serialised `pb.Definition`.
+    pub fn decode(bytes: &[u8]) -> Result<Definition, Error> {
+        let proto =
+            pb::Definition::decode(bytes).map_err(|source| Error::Decode { what: "definition", source })?;
+        Definition::from_proto(proto)
+    }
+
+    /// Serialises as `pb.Definition`.
+    pub fn encode(&self) -> Vec<u8> {
+        self.to_proto().encode_to_vec()
+    }
+
+    /// Whether it is the empty root file system.
+    pub fn is_scratch(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// The vertex that is the result, and which of its outputs; `None` for the empty root file system.
+    pub fn head(&self) -> Result<Option<(Digest, u32)>, Error> {
+        let Some(last) = self.ops.last() else { return Ok(None) };
+        let op = decode_op(last)?;
+        let input = op.inputs.first().ok_or(Error::NoTarget)?;
+        let digest = Digest::parse(&input.digest).map_err(|_| Error::MissingInput(input.digest.clone()))?;
+        let output =
+            u32::try_from(input.index).map_err(|_| Error::OutputIndex { input: 0, index: input.index })?;
+        Ok(Some((digest, output)))
+    }
+}
+
+pub(crate) fn decode_op(bytes: &[u8]) -> Result<pb::Op, Error> {
+    pb::Op::decode(bytes).map_err(|source| Error::Decode { what: "op", source })
+}
