@@ -7,7 +7,7 @@ use std::{
 
 use lapstrake_layerstore_oci::Digest;
 
-use crate::StoreError;
+use crate::{Lease, Leftovers, Resource, StoreError};
 
 /// What is known of one blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct BlobInfo {
     pub digest: Digest,
     /// Its length in bytes.
     pub size: u64,
+    /// Bytes of allocated blocks that it takes on disk.
+    pub allocated: u64,
     /// When it was committed.
     pub created: SystemTime,
 }
@@ -30,6 +32,10 @@ pub trait BlobReader: Read + Seek + Send {
 pub trait BlobWriter: Write + Send {
     /// Bytes written so far.
     fn offset(&self) -> u64;
+
+    /// The digest (SHA-256) of what was written so far. Hold it before [`BlobWriter::commit`] when the digest is not known
+    /// beforehand: then collection cannot take the blob between its commit and its use.
+    fn digest(&self) -> Digest;
 
     /// Makes what was written a blob, durably, and returns its digest.
     ///
@@ -53,8 +59,18 @@ pub trait ContentStore: Send + Sync {
     /// Starts receiving a blob. Several writers of one blob may run: the first commit wins, the others succeed.
     fn writer(&self) -> Result<Box<dyn BlobWriter>, StoreError>;
 
-    /// Removes a blob; success when it is not there.
+    /// Removes a blob; success when it is not there. Errors: [`StoreError::InUse`] while an image names it as its manifest.
     fn remove(&self, digest: &Digest) -> Result<(), StoreError>;
+
+    /// Removes several blobs in two steps, for collection, which must not delete large files while it keeps others out: those
+    /// returned are in the store no more, but their space is freed only by running the [`Leftovers`]. A blob that a lease
+    /// has begun to hold stays.
+    ///
+    /// The default removes one after the other and leaves nothing to do.
+    fn forget(&self, digests: &[Digest]) -> Result<(Vec<Digest>, Leftovers), StoreError> {
+        digests.iter().try_for_each(|digest| self.remove(digest))?;
+        Ok((digests.to_vec(), Leftovers::none()))
+    }
 
     /// Calls `visit` for every blob until it returns `false`.
     fn walk(&self, visit: &mut dyn FnMut(BlobInfo) -> bool) -> Result<(), StoreError>;
@@ -81,5 +97,11 @@ impl dyn ContentStore {
         let mut writer = self.writer()?;
         writer.write_all(bytes).map_err(StoreError::io("write", "blob"))?;
         writer.commit(None, None)
+    }
+
+    /// As [`Self::write_small`], with the blob held by `lease` before it is there.
+    pub fn write_small_held(&self, bytes: &[u8], lease: &Lease) -> Result<Digest, StoreError> {
+        lease.hold(Resource::Blob(Digest::sha256_of(bytes)));
+        self.write_small(bytes)
     }
 }

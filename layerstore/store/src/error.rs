@@ -1,8 +1,8 @@
 //! The one error type of the stores.
 
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
-use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_oci::{Digest, OciError};
 
 /// What went wrong in a store, naming the thing it went wrong with.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,29 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// Something on disk was written by a newer version of this program.
+    #[error("{path}: {what}: version {found} is newer than {known}, the newest that this program knows")]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// What in it.
+        what: String,
+        /// Its version.
+        found: i64,
+        /// The newest version that this program reads.
+        known: i64,
+    },
+    /// A text or document given by a caller is not what it should be.
+    #[error("{kind} {id}")]
+    Malformed {
+        /// What kind of thing.
+        kind: &'static str,
+        /// Its id or name.
+        id: String,
+        /// What is wrong with it.
+        #[source]
+        source: OciError,
+    },
     /// Another process has the store open.
     #[error("{root}: the store is in use by another process")]
     Locked {
@@ -127,12 +150,29 @@ impl StoreError {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } | Self::InUse { .. } | Self::Ambiguous { .. } => ErrorKind::Conflict,
-            Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::Invalid { .. } | Self::Malformed { .. } => ErrorKind::Invalid,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => ErrorKind::Corrupt,
-            Self::Damaged { .. } | Self::Locked { .. } | Self::Metadata { .. } | Self::Io { .. } => {
-                ErrorKind::Internal
-            }
+            Self::Damaged { .. }
+            | Self::TooNew { .. }
+            | Self::Locked { .. }
+            | Self::Metadata { .. }
+            | Self::Io { .. } => ErrorKind::Internal,
         }
+    }
+
+    /// [`Self::NotFound`].
+    pub fn not_found(kind: &'static str, id: impl fmt::Display) -> Self {
+        Self::NotFound { kind, id: id.to_string() }
+    }
+
+    /// [`Self::AlreadyExists`].
+    pub fn already_exists(kind: &'static str, id: impl fmt::Display) -> Self {
+        Self::AlreadyExists { kind, id: id.to_string() }
+    }
+
+    /// [`Self::Invalid`].
+    pub fn invalid(kind: &'static str, id: impl fmt::Display, why: &'static str) -> Self {
+        Self::Invalid { kind, id: id.to_string(), why }
     }
 
     /// An I/O error with what was being done, and on what. Use as `.map_err(StoreError::io("open", path))`.

@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use lapstrake_layerstore_oci::{Descriptor, Digest, DiffId, ImageId, Reference};
+use lapstrake_layerstore_oci::{Descriptor, DiffId, Digest, ImageId, Reference};
 
 use crate::{SnapshotName, StoreError};
 

@@ -26,6 +26,8 @@ pub mod error;
 pub mod image;
 pub mod layer;
 pub mod lease;
+pub mod leftovers;
+pub mod local;
 pub mod mount;
 pub mod records;
 pub mod snapshot;
@@ -35,11 +37,13 @@ pub use error::{ErrorKind, StoreError};
 pub use image::{DeletedImage, ImageName, ImageRecord, ImageStore, NewImage};
 pub use layer::{Layer, LayerStore};
 pub use lease::{Lease, Leases, Resource};
+pub use leftovers::Leftovers;
+pub use local::{LocalStore, Metadata};
 pub use mount::OpenSnapshot;
 pub use records::{SnapshotRecord, SnapshotRecords};
 pub use snapshot::{
-    DiffSource, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount, SnapshotName,
-    Snapshotter, Usage,
+    DiffSource, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount,
+    SnapshotName, Snapshotter, Usage,
 };
 
 use std::sync::Arc;

@@ -35,10 +35,9 @@ impl OpenSnapshot {
             )
             .map_err(|errno| StoreError::io("open snapshot", source)(errno.into()))?,
             SnapshotMount::Overlay { lower, upper } => {
-                let at = upper.as_ref().map_or_else(
-                    || lower.first().cloned().unwrap_or_default(),
-                    |upper| upper.upper.clone(),
-                );
+                let at = upper
+                    .as_ref()
+                    .map_or_else(|| lower.first().cloned().unwrap_or_default(), |upper| upper.upper.clone());
                 let mount = || -> rustix::io::Result<OwnedFd> {
                     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
                     // One key per directory: no limit of one page for the whole list (kernel 6.5 and later).

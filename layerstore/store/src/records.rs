@@ -75,6 +75,19 @@ pub trait SnapshotRecords: Send + Sync {
     /// Forgets an active snapshot or view, and returns what was known. Errors: [`StoreError::NotFound`].
     fn remove_key(&self, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError>;
 
+    /// Forgets several snapshots: first those of `keys`, then those of `names`, which come after their children.
+    /// Errors: as [`Self::remove_key`] and [`Self::remove`]; an implementation that does it in one transaction then forgot none.
+    ///
+    /// The default forgets one after the other.
+    fn forget(
+        &self,
+        keys: &[SnapshotKey],
+        names: &[SnapshotName],
+    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+        let keys = keys.iter().map(|key| self.remove_key(key));
+        keys.chain(names.iter().map(|name| self.remove(name))).collect()
+    }
+
     /// All records as of one instant, parents before children.
     fn all(&self) -> Result<Vec<SnapshotRecord>, StoreError>;
 

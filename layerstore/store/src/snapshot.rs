@@ -24,7 +24,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
-use crate::StoreError;
+use crate::{Leftovers, StoreError};
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -219,6 +219,18 @@ pub trait Snapshotter: Send + Sync {
     /// [`Self::commit`] does not do this. Who publishes a name for a committed snapshot that must survive a power cut
     /// (an image, a cache record) calls this once before, for any number of snapshots.
     fn sync(&self) -> Result<(), StoreError>;
+
+    /// Removes several snapshots in two steps: afterwards none of them exists, but their files are deleted only by running
+    /// what is returned. Each comes after its children, in `names` as given and with `keys` before `names`. For
+    /// collection, which must not delete large trees while it keeps others out.
+    ///
+    /// Errors: as [`Self::remove`] and [`Self::remove_key`]; an implementation that does it in one transaction then removed none.
+    /// The default removes one after the other and leaves nothing to do.
+    fn forget(&self, keys: &[SnapshotKey], names: &[SnapshotName]) -> Result<Leftovers, StoreError> {
+        keys.iter().try_for_each(|key| self.remove_key(key))?;
+        names.iter().try_for_each(|name| self.remove(name))?;
+        Ok(Leftovers::none())
+    }
 
     /// Calls `visit` for every snapshot, parents before children, until it returns `false`.
     fn walk(&self, visit: &mut dyn FnMut(SnapshotInfo) -> bool) -> Result<(), StoreError>;

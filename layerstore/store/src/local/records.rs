@@ -1,0 +1,223 @@
+//! Snapshot records in the metadata database.
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
+
+use super::{Metadata, schema};
+use crate::{
+    SnapshotId, SnapshotKey, SnapshotKind, SnapshotName, SnapshotRecord, SnapshotRecords, StoreError, Usage,
+};
+
+const COLUMNS: &str = "id, key, name, view, parent, created, bytes, inodes";
+
+/// [`SnapshotRecords`] in `metadata.db`. A layer's record goes with its snapshot's, and an image keeps its top snapshot.
+///
+/// Records of work on the way (insert, commit, usage) are written lazily, removals are flushed: see [`Metadata`].
+#[derive(Debug, Clone)]
+pub struct LocalRecords {
+    metadata: Metadata,
+}
+
+impl LocalRecords {
+    pub(super) fn new(metadata: Metadata) -> Self {
+        Self { metadata }
+    }
+}
+
+impl SnapshotRecords for LocalRecords {
+    fn insert(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+        let (key, view) = match &record.kind {
+            SnapshotKind::Active(key) => (key, false),
+            SnapshotKind::View(key) => (key, true),
+            SnapshotKind::Committed(name) => {
+                return Err(StoreError::invalid(
+                    "snapshot",
+                    name,
+                    "only active snapshots and views are inserted",
+                ));
+            }
+        };
+        self.metadata.write_lazily(|txn| {
+            if exists(txn, "SELECT 1 FROM snapshot WHERE key = ?1", key.as_str())? {
+                return Err(StoreError::already_exists("snapshot", key));
+            }
+            if exists(txn, "SELECT 1 FROM snapshot WHERE id = ?1", record.id.as_str())? {
+                return Err(StoreError::already_exists("snapshot id", &record.id));
+            }
+            if let Some(parent) = &record.parent
+                && !exists(txn, "SELECT 1 FROM snapshot WHERE name = ?1", parent.as_str())?
+            {
+                return Err(StoreError::not_found("snapshot", parent));
+            }
+            txn.prepare_cached(
+                "INSERT INTO snapshot (id, key, view, parent, created) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )
+            .and_then(|mut insert| {
+                insert.execute((
+                    record.id.as_str(),
+                    key.as_str(),
+                    view,
+                    record.parent.as_ref().map(SnapshotName::as_str),
+                    schema::nanos(record.created),
+                ))
+            })
+            .map_err(StoreError::metadata("insert snapshot"))?;
+            Ok(())
+        })
+    }
+
+    fn commit(&self, key: &SnapshotKey, name: &SnapshotName) -> Result<(), StoreError> {
+        self.metadata.write_lazily(|txn| {
+            let record = by_key(txn, key)?;
+            if matches!(record.kind, SnapshotKind::View(_)) {
+                return Err(StoreError::invalid("snapshot", key, "a view cannot be committed"));
+            }
+            if exists(txn, "SELECT 1 FROM snapshot WHERE name = ?1", name.as_str())? {
+                return Err(StoreError::already_exists("snapshot", name));
+            }
+            txn.execute(
+                "UPDATE snapshot SET key = NULL, name = ?2 WHERE key = ?1",
+                (key.as_str(), name.as_str()),
+            )
+            .map_err(StoreError::metadata("commit snapshot"))?;
+            Ok(())
+        })
+    }
+
+    fn by_key(&self, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError> {
+        self.metadata.read(|db| by_key(db, key))
+    }
+
+    fn by_name(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
+        self.metadata.read(|db| by_name(db, name))
+    }
+
+    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {
+        let chain = self.metadata.read(|db| {
+            // A child's `seq` is greater than its parent's: the order is top-most first.
+            let sql = format!(
+                "WITH RECURSIVE below (link, up) AS (
+                    SELECT seq, parent FROM snapshot WHERE name = ?1
+                    UNION ALL
+                    SELECT seq, parent FROM below JOIN snapshot ON name = up
+                ) SELECT {COLUMNS} FROM below JOIN snapshot ON seq = link ORDER BY seq DESC"
+            );
+            all(db, &sql, [name.as_str()])
+        })?;
+        if chain.is_empty() { Err(StoreError::not_found("snapshot", name)) } else { Ok(chain) }
+    }
+
+    fn children(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.metadata.read(|db| {
+            all(db, &format!("SELECT {COLUMNS} FROM snapshot WHERE parent = ?1 ORDER BY id"), [name.as_str()])
+        })
+    }
+
+    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+        let bytes = schema::size("snapshot", name, usage.bytes)?;
+        let inodes = schema::size("snapshot", name, usage.inodes)?;
+        self.metadata.write_lazily(|txn| {
+            let changed = txn
+                .execute(
+                    "UPDATE snapshot SET bytes = ?2, inodes = ?3 WHERE name = ?1",
+                    (name.as_str(), bytes, inodes),
+                )
+                .map_err(StoreError::metadata("record usage"))?;
+            if changed == 0 { Err(StoreError::not_found("snapshot", name)) } else { Ok(()) }
+        })
+    }
+
+    fn remove(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
+        self.metadata.write(|txn| remove(txn, name))
+    }
+
+    fn remove_key(&self, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError> {
+        self.metadata.write(|txn| remove_key(txn, key))
+    }
+
+    fn forget(
+        &self,
+        keys: &[SnapshotKey],
+        names: &[SnapshotName],
+    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.metadata.write(|txn| {
+            let keys = keys.iter().map(|key| remove_key(txn, key));
+            keys.chain(names.iter().map(|name| remove(txn, name))).collect()
+        })
+    }
+
+    fn all(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
+        // A parent is committed before its child is inserted, so `seq` puts parents first.
+        self.metadata.read(|db| all(db, &format!("SELECT {COLUMNS} FROM snapshot ORDER BY seq"), []))
+    }
+}
+
+fn remove(txn: &Transaction, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
+    let record = by_name(txn, name)?;
+    let user = |sql: &str| -> Result<Option<String>, StoreError> {
+        txn.prepare_cached(sql)
+            .and_then(|mut select| select.query_row([name.as_str()], |row| row.get(0)).optional())
+            .map_err(StoreError::metadata("look for users of a snapshot"))
+    };
+    let in_use = |by| StoreError::InUse { kind: "snapshot", id: name.to_string(), by };
+    if let Some(child) =
+        user("SELECT coalesce(name, key) FROM snapshot WHERE parent = ?1 ORDER BY id LIMIT 1")?
+    {
+        return Err(in_use(format!("snapshot {child}")));
+    }
+    if let Some(image) = user("SELECT id FROM image WHERE top = ?1 ORDER BY seq LIMIT 1")? {
+        return Err(in_use(format!("image {image}")));
+    }
+    txn.prepare_cached("DELETE FROM snapshot WHERE name = ?1")
+        .and_then(|mut delete| delete.execute([name.as_str()]))
+        .map_err(StoreError::metadata("remove snapshot"))?;
+    Ok(record)
+}
+
+fn remove_key(txn: &Transaction, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError> {
+    let record = by_key(txn, key)?;
+    txn.prepare_cached("DELETE FROM snapshot WHERE key = ?1")
+        .and_then(|mut delete| delete.execute([key.as_str()]))
+        .map_err(StoreError::metadata("remove snapshot"))?;
+    Ok(record)
+}
+
+fn by_key(db: &Connection, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError> {
+    all(db, &format!("SELECT {COLUMNS} FROM snapshot WHERE key = ?1"), [key.as_str()])?
+        .pop()
+        .ok_or_else(|| StoreError::not_found("snapshot", key))
+}
+
+fn by_name(db: &Connection, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
+    all(db, &format!("SELECT {COLUMNS} FROM snapshot WHERE name = ?1"), [name.as_str()])?
+        .pop()
+        .ok_or_else(|| StoreError::not_found("snapshot", name))
+}
+
+pub(super) fn exists(db: &Connection, sql: &str, id: &str) -> Result<bool, StoreError> {
+    db.prepare_cached(sql).and_then(|mut select| select.exists([id])).map_err(StoreError::metadata("look up"))
+}
+
+fn all(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<SnapshotRecord>, StoreError> {
+    db.prepare_cached(sql)
+        .and_then(|mut select| select.query_map(params, record)?.collect())
+        .map_err(StoreError::metadata("read snapshots"))
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<SnapshotRecord> {
+    let key: Option<String> = row.get(1)?;
+    let kind = match (key, row.get(3)?) {
+        (Some(key), false) => SnapshotKind::Active(SnapshotKey::new(key)),
+        (Some(key), true) => SnapshotKind::View(SnapshotKey::new(key)),
+        (None, _) => SnapshotKind::Committed(SnapshotName::new(row.get::<_, String>(2)?)),
+    };
+    // Written by `schema::size`: never negative.
+    let number = |column| row.get::<_, Option<i64>>(column).map(|number| number.map(i64::unsigned_abs));
+    let usage = number(6)?.zip(number(7)?).map(|(bytes, inodes)| Usage { bytes, inodes });
+    Ok(SnapshotRecord {
+        id: SnapshotId::new(row.get::<_, String>(0)?),
+        kind,
+        parent: row.get::<_, Option<String>>(4)?.map(SnapshotName::new),
+        created: schema::time(row.get(5)?),
+        usage,
+    })
+}
