@@ -11,7 +11,7 @@ const REPLAY_BYTES: usize = 64 * 1024;
 
 #[derive(Default)]
 struct Shared {
-    readers: Vec<Progress>,
+    readers: Vec<(u64, Progress)>,
     replay: VecDeque<Event>,
     replay_bytes: usize,
 }
@@ -21,20 +21,25 @@ struct Shared {
 pub struct Fan(Arc<Mutex<Shared>>);
 
 impl Fan {
-    /// Adds a build, telling it first what happened so far.
-    pub fn join(&self, progress: &Progress) {
+    /// Adds the build with this number, telling it first what happened so far.
+    pub fn join(&self, build: u64, progress: &Progress) {
         let mut shared = self.0.lock();
         for event in &shared.replay {
             progress.emit(event);
         }
-        shared.readers.push(progress.clone());
+        shared.readers.push((build, progress.clone()));
+    }
+
+    /// Takes a build out again: it hears no more.
+    pub fn leave(&self, build: u64) {
+        self.0.lock().readers.retain(|(number, _)| *number != build);
     }
 }
 
 impl Emit for Fan {
     fn emit(&self, event: &Event) {
         let mut shared = self.0.lock();
-        for reader in &shared.readers {
+        for (_, reader) in &shared.readers {
             reader.emit(event);
         }
         let size = match event {

@@ -29,17 +29,39 @@ impl VertexHandle {
         self.state.lock().digest.clone()
     }
 
-    /// Work begins; the first call counts.
+    /// Work begins, or begins again after an end.
     pub fn start(&self) {
         let mut state = self.state.lock();
-        if state.started.is_none() {
+        if state.started.is_none() || state.completed.is_some() {
             state.started = Some(SystemTime::now());
+            state.completed = None;
+            state.error = None;
+            state.cached = false;
             self.sink.emit(&Event::Vertex(state.clone()));
+        }
+    }
+
+    /// Work that began ends for now: a later [`Self::start`] goes on. Nothing happens when none began.
+    pub fn pause(&self) {
+        let running = {
+            let state = self.state.lock();
+            state.started.is_some() && state.completed.is_none()
+        };
+        if running {
+            self.complete();
+        }
+    }
+
+    /// The result came from the cache, if nothing was said of this vertex yet.
+    pub fn cached_if_untouched(&self) {
+        if self.state.lock().started.is_none() {
+            self.cached();
         }
     }
 
     /// The result came from the cache.
     pub fn cached(&self) {
+        self.start();
         self.end(|state| state.cached = true);
     }
 

@@ -1,1 +1,39 @@
-//! Schedules a graph of ops and finds cached results; generic over the result, no I/O of its own.
+//! Schedules the ops of a graph, and finds cached results.
+//!
+//! ```text
+//!   Graph (builder/llb) ──load──► Build ──resolve──► Resolved { value, keys }
+//!                                   │
+//!                                 Node, one per vertex, shared by every build that has the vertex
+//!                                   cache_map ─► fast keys ─► full keys ─► inputs ─► exec      each at most once at a time
+//!                                                     └────── CacheStore: links between keys, results of keys ──────┘
+//! ```
+//!
+//! The solver does not know what an op does or what a result is: see [`Op`] and [`Types`]. It does no I/O of its own.
+//!
+//! # How a result is found
+//!
+//! A result is known by *keys*. An op without inputs has the key `digest@output` of its cache map. Any other op's keys are found by
+//! following *links*: a link leads from a key of an input to a key of the op, and carries the input's number, the op's digest,
+//! the output and a selector. A key belongs to the op when links lead to it from every input.
+//!
+//! 1. **fast**: keys by definition alone. Nothing is executed or fetched, except what ops without inputs do to know themselves.
+//! 2. **full**: where that finds nothing, inputs whose *content* counts (a directory that files are copied from) are resolved, and
+//!    the digest of the content is one more key to follow links from.
+//! 3. **exec**: where that finds nothing either, all inputs are resolved, the op runs, and its result and links are saved.
+//!
+//! Whatever is found first ends the search, so inputs of a cached op are not resolved. This is BuildKit's scheme
+//! (`solver/edge.go`, `solver/cachemanager.go`), as tasks instead of a state machine.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod error;
+mod flight;
+mod node;
+mod op;
+mod solver;
+
+pub use cache::{CacheStore, CacheStoreError, KeyId, Link, MemoryCache};
+pub use error::SolveError;
+pub use op::{CacheMap, Dep, Op, OpContext, Types};
+pub use solver::{Build, Resolved, Solver};

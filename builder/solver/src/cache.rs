@@ -1,0 +1,141 @@
+//! Keys, links and results.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+use lapstrake_layerstore_oci::Digest;
+use parking_lot::Mutex;
+
+/// Identifies a cache key within one store.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(Arc<str>);
+
+impl KeyId {
+    /// The key of an op without inputs, in BuildKit's form: the digest of `<digest>@<output>`.
+    pub fn root(digest: &Digest, output: u32) -> Self {
+        Self(Digest::sha256_of(format!("{digest}@{output}").as_bytes()).as_str().into())
+    }
+
+    /// The key of content, whatever made it: BuildKit's output number for it is -1.
+    pub fn content(digest: &Digest) -> Self {
+        Self(Digest::sha256_of(format!("{digest}@-1").as_bytes()).as_str().into())
+    }
+
+    /// A key read back from a store, or made by one.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({})", self.0)
+    }
+}
+
+/// How a key of an input leads to a key of an op.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Link {
+    /// The input's number.
+    pub input: u32,
+    /// The op's output.
+    pub output: u32,
+    /// The digest of the op's cache map.
+    pub digest: Digest,
+    /// What part of the input counts.
+    pub selector: Option<Digest>,
+}
+
+/// Why a cache could not answer. The solver goes on without it.
+pub type CacheStoreError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Keeps links and results. Methods are called from many tasks at once; those that are not futures must be quick.
+pub trait CacheStore<V>: Send + Sync {
+    /// A fresh key, that nothing leads to yet.
+    fn fresh_key(&self) -> KeyId;
+
+    /// The keys that `link` leads to from `from`, newest first.
+    fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError>;
+
+    /// A result of the key that can still be used, kept alive by the returned value; the newest where there are several.
+    fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<V>, CacheStoreError>>;
+
+    /// Saves a result under `key` together with the links that lead there, as one change.
+    fn save<'a>(
+        &'a self,
+        key: &'a KeyId,
+        links: Vec<(KeyId, Link)>,
+        value: &'a V,
+    ) -> BoxFuture<'a, Result<(), CacheStoreError>>;
+}
+
+/// A cache in memory, for tests.
+pub struct MemoryCache<V> {
+    next: AtomicU64,
+    state: Mutex<MemoryState<V>>,
+}
+
+struct MemoryState<V> {
+    links: BTreeMap<(KeyId, Link), BTreeSet<KeyId>>,
+    results: BTreeMap<KeyId, V>,
+}
+
+impl<V> Default for MemoryCache<V> {
+    fn default() -> Self {
+        Self {
+            next: AtomicU64::new(0),
+            state: Mutex::new(MemoryState { links: BTreeMap::new(), results: BTreeMap::new() }),
+        }
+    }
+}
+
+impl<V> MemoryCache<V> {
+    /// Forgets the results that `keep` does not want; links stay, as after a prune.
+    pub fn retain(&self, mut keep: impl FnMut(&V) -> bool) {
+        self.state.lock().results.retain(|_, value| keep(value));
+    }
+}
+
+impl<V: Clone + Send + Sync> CacheStore<V> for MemoryCache<V> {
+    fn fresh_key(&self) -> KeyId {
+        // Later keys sort first, so that `linked` is newest first.
+        KeyId::new(format!("key-{:016x}", u64::MAX - self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
+        let state = self.state.lock();
+        Ok(state.links.get(&(from.clone(), link.clone())).into_iter().flatten().cloned().collect())
+    }
+
+    fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<V>, CacheStoreError>> {
+        Box::pin(async { Ok(self.state.lock().results.get(key).cloned()) })
+    }
+
+    fn save<'a>(
+        &'a self,
+        key: &'a KeyId,
+        links: Vec<(KeyId, Link)>,
+        value: &'a V,
+    ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
+        Box::pin(async move {
+            let mut state = self.state.lock();
+            for (from, link) in links {
+                state.links.entry((from, link)).or_default().insert(key.clone());
+            }
+            state.results.insert(key.clone(), value.clone());
+            Ok(())
+        })
+    }
+}

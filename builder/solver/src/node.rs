@@ -1,0 +1,412 @@
+//! One vertex as all builds share it: the stages from "who are you" to a result, each at most once at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use futures::future::{BoxFuture, join_all, try_join_all};
+use lapstrake_builder_progress::{Fan, VertexHandle};
+use lapstrake_layerstore_oci::Digest;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    CacheMap, CacheStore, KeyId, Link, Op, OpContext, Resolved, SolveError, Types, flight::Flight, op::Scopes,
+};
+
+type Answer<T, X> = Result<T, SolveError<<X as Types>::Error>>;
+type Shared<T, X> = Arc<Flight<T, SolveError<<X as Types>::Error>>>;
+
+/// Keys by which a result may be found, best first.
+type Keys = Arc<Vec<KeyId>>;
+
+/// The keys of one input that links may lead from, each with its selector.
+type InputKeys = Vec<(KeyId, Option<Digest>)>;
+
+/// What an op needs before it runs, and the keys its result will be linked from.
+pub(crate) struct Ready<X: Types> {
+    values: Vec<X::Value>,
+    keys: Vec<InputKeys>,
+}
+
+pub(crate) struct Node<X: Types> {
+    pub(crate) digest: Digest,
+    pub(crate) name: String,
+    pub(crate) inputs: Vec<(Arc<Node<X>>, u32)>,
+    pub(crate) ignore_cache: bool,
+    pub(crate) op: Arc<dyn Op<X>>,
+    pub(crate) cache: Arc<dyn CacheStore<X::Value>>,
+    pub(crate) vertex: VertexHandle,
+    pub(crate) fan: Fan,
+    pub(crate) scopes: Arc<Scopes<X::Scope>>,
+    pub(crate) stages: Stages<X>,
+}
+
+/// The stages' answers. Those that differ by output are kept by output.
+pub(crate) struct Stages<X: Types> {
+    cache_map: Shared<Arc<CacheMap>, X>,
+    fast: Mutex<BTreeMap<u32, Shared<Keys, X>>>,
+    full: Mutex<BTreeMap<u32, Shared<Keys, X>>>,
+    content: Mutex<BTreeMap<usize, Shared<Digest, X>>>,
+    ready: Shared<Arc<Ready<X>>, X>,
+    exec: Shared<Arc<Vec<(X::Value, KeyId)>>, X>,
+    resolved: Mutex<BTreeMap<u32, Shared<Resolved<X::Value>, X>>>,
+}
+
+impl<X: Types> Default for Stages<X> {
+    fn default() -> Self {
+        Self {
+            cache_map: Arc::default(),
+            fast: Mutex::default(),
+            full: Mutex::default(),
+            content: Mutex::default(),
+            ready: Arc::default(),
+            exec: Arc::default(),
+            resolved: Mutex::default(),
+        }
+    }
+}
+
+fn by<K: Ord, T: Default>(map: &Mutex<BTreeMap<K, Arc<T>>>, key: K) -> Arc<T> {
+    Arc::clone(map.lock().entry(key).or_default())
+}
+
+/// Ends early with "canceled" when nobody waits any more. For work that may be dropped at any point.
+async fn droppable<T, X: Types>(cancel: CancellationToken, work: impl Future<Output = Answer<T, X>>) -> Answer<T, X> {
+    tokio::select! {
+        () = cancel.cancelled() => Err(SolveError::Canceled),
+        answer = work => answer,
+    }
+}
+
+// The stages call each other through boxed futures that run in tasks of their own, so a deep graph costs no stack.
+impl<X: Types> Node<X> {
+    fn context(&self, cancel: CancellationToken) -> OpContext<X> {
+        OpContext { vertex: self.vertex.clone(), cancel, scopes: Arc::clone(&self.scopes) }
+    }
+
+    fn failed(&self, error: X::Error) -> SolveError<X::Error> {
+        self.vertex.fail(error.to_string());
+        SolveError::Op { vertex: self.digest.clone(), name: self.name.clone(), source: Arc::new(error) }
+    }
+
+    fn lost(&self) -> SolveError<X::Error> {
+        let error = SolveError::Lost { vertex: self.digest.clone(), name: self.name.clone() };
+        self.vertex.fail(error.to_string());
+        error
+    }
+
+    async fn shared<T, F, Work>(&self, flight: &Shared<T, X>, start: F) -> Answer<T, X>
+    where
+        T: Clone + Send + Sync + 'static,
+        F: FnOnce(CancellationToken) -> Work,
+        Work: Future<Output = Answer<T, X>> + Send + 'static,
+    {
+        flight.get(start).await.unwrap_or_else(|| Err(self.lost()))
+    }
+
+    /// What the op is for the cache.
+    fn cache_map(self: &Arc<Self>) -> BoxFuture<'static, Answer<Arc<CacheMap>, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let work = |cancel: CancellationToken| {
+                let node = Arc::clone(&node);
+                droppable::<_, X>(cancel.clone(), async move {
+                    let answer = node.op.cache_map(&node.context(cancel)).await;
+                    // An op that had to look around has reported a start; that much of it is over.
+                    node.vertex.pause();
+                    let mut map = answer.map_err(|error| node.failed(error))?;
+                    map.deps.resize(node.inputs.len(), crate::Dep::default());
+                    Ok(Arc::new(map))
+                })
+            };
+            node.shared(&node.stages.cache_map, work).await
+        })
+    }
+
+    /// The keys that links lead to from every input; none where any input leads nowhere.
+    fn follow(&self, map: &CacheMap, output: u32, inputs: &[InputKeys]) -> Vec<KeyId> {
+        let mut found: Option<Vec<KeyId>> = None;
+        for (input, keys) in inputs.iter().enumerate() {
+            let reached = self.follow_one(map, output, input, keys);
+            found = Some(match found {
+                None => reached,
+                Some(before) => before.into_iter().filter(|key| reached.contains(key)).collect(),
+            });
+            if found.as_ref().is_some_and(Vec::is_empty) {
+                break;
+            }
+        }
+        found.unwrap_or_default()
+    }
+
+    fn follow_one(&self, map: &CacheMap, output: u32, input: usize, keys: &InputKeys) -> Vec<KeyId> {
+        let mut seen = BTreeSet::new();
+        let mut reached = Vec::new();
+        for (from, selector) in keys {
+            let link = link(map, output, input, selector.clone());
+            match self.cache.linked(from, &link) {
+                Ok(keys) => reached.extend(keys.into_iter().filter(|key| seen.insert(key.clone()))),
+                Err(error) => tracing::warn!(%error, vertex = %self.name, "cache lookup failed; taken as a miss"),
+            }
+        }
+        reached
+    }
+
+    async fn load(&self, key: &KeyId) -> Option<X::Value> {
+        match self.cache.load(key).await {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::warn!(%error, vertex = %self.name, "cached result cannot be loaded; taken as a miss");
+                None
+            }
+        }
+    }
+
+    /// Keys by definition alone.
+    fn fast_keys(self: &Arc<Self>, output: u32) -> BoxFuture<'static, Answer<Keys, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let flight = by(&node.stages.fast, output);
+            let work = |cancel| {
+                let node = Arc::clone(&node);
+                droppable::<_, X>(cancel, async move {
+                    let map = node.cache_map().await?;
+                    if node.inputs.is_empty() {
+                        return Ok(Arc::new(vec![KeyId::root(&map.digest, output)]));
+                    }
+                    if node.ignore_cache {
+                        return Ok(Keys::default());
+                    }
+                    let inputs =
+                        try_join_all(node.inputs.iter().map(|(input, output)| input.fast_keys(*output))).await?;
+                    let inputs: Vec<InputKeys> =
+                        inputs.iter().zip(&map.deps).map(|(keys, dep)| with_selector(keys, dep)).collect();
+                    Ok(Arc::new(node.follow(&map, output, &inputs)))
+                })
+            };
+            node.shared(&flight, work).await
+        })
+    }
+
+    /// Keys by definition and, where that finds none, by the content of inputs.
+    fn full_keys(self: &Arc<Self>, output: u32) -> BoxFuture<'static, Answer<Keys, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let flight = by(&node.stages.full, output);
+            let work = |cancel| {
+                let node = Arc::clone(&node);
+                droppable::<_, X>(cancel, async move {
+                    let fast = node.fast_keys(output).await?;
+                    if node.inputs.is_empty() || node.ignore_cache || !fast.is_empty() {
+                        return Ok(fast);
+                    }
+                    node.search_by_content(output).await.map(Arc::new)
+                })
+            };
+            node.shared(&flight, work).await
+        })
+    }
+
+    async fn search_by_content(self: &Arc<Self>, output: u32) -> Answer<Vec<KeyId>, X> {
+        let map = self.cache_map().await?;
+        // Inputs that count by definition only must lead somewhere, or nothing will: look at them before anything is resolved.
+        let by_definition = self.inputs.iter().zip(&map.deps).map(|((input, output), dep)| async move {
+            let keys = if dep.content { input.fast_keys(*output).await? } else { input.full_keys(*output).await? };
+            Ok(with_selector(&keys, dep))
+        });
+        let mut keys: Vec<InputKeys> = try_join_all(by_definition).await?;
+        let found = self.follow(&map, output, &keys);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        for (input, dep) in map.deps.iter().enumerate() {
+            if !dep.content && self.follow_one(&map, output, input, &keys[input]).is_empty() {
+                return Ok(Vec::new());
+            }
+        }
+        let by_content = (0..self.inputs.len()).filter(|input| map.deps[*input].content).map(|input| async move {
+            let (node, output) = &self.inputs[input];
+            let resolved = node.resolve(*output).await?;
+            let content = self.content(input, resolved.value).await?;
+            Ok((input, resolved.keys, content))
+        });
+        for (input, known, content) in try_join_all(by_content).await? {
+            keys[input] = with_selector(&known, &map.deps[input]);
+            keys[input].push((KeyId::content(&content), None));
+        }
+        Ok(self.follow(&map, output, &keys))
+    }
+
+    fn content(self: &Arc<Self>, input: usize, value: X::Value) -> BoxFuture<'static, Answer<Digest, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let flight = by(&node.stages.content, input);
+            let work = |cancel: CancellationToken| {
+                let node = Arc::clone(&node);
+                droppable::<_, X>(cancel.clone(), async move {
+                    let cx = node.context(cancel);
+                    node.op.content(&cx, input, value).await.map_err(|error| node.failed(error))
+                })
+            };
+            node.shared(&flight, work).await
+        })
+    }
+
+    /// All inputs, and all keys that the result will be linked from.
+    fn ready(self: &Arc<Self>) -> BoxFuture<'static, Answer<Arc<Ready<X>>, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let work = |cancel| {
+                let node = Arc::clone(&node);
+                droppable::<_, X>(cancel, async move {
+                    let map = node.cache_map().await?;
+                    let inputs = (0..node.inputs.len()).map(|input| {
+                        let (node, map) = (&node, &map);
+                        async move {
+                            let (child, output) = &node.inputs[input];
+                            let resolved = child.resolve(*output).await?;
+                            let mut keys = with_selector(&resolved.keys, &map.deps[input]);
+                            if map.deps[input].content {
+                                let content = node.content(input, resolved.value.clone()).await?;
+                                keys.push((KeyId::content(&content), None));
+                            }
+                            Ok((resolved.value, keys))
+                        }
+                    });
+                    let mut ready = Ready { values: Vec::new(), keys: Vec::new() };
+                    for input in try_join_all(inputs).await? {
+                        ready.values.push(input.0);
+                        ready.keys.push(input.1);
+                    }
+                    Ok(Arc::new(ready))
+                })
+            };
+            node.shared(&node.stages.ready, work).await
+        })
+    }
+
+    /// Runs the op and saves what it made.
+    fn exec(self: &Arc<Self>, ready: Arc<Ready<X>>) -> BoxFuture<'static, Answer<Arc<Vec<(X::Value, KeyId)>>, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let work = |cancel: CancellationToken| {
+                let node = Arc::clone(&node);
+                // Not droppable: the op ends by itself when cancelled, and leaves nothing behind.
+                async move {
+                    let map = node.cache_map().await?;
+                    node.vertex.start();
+                    let cx = node.context(cancel.clone());
+                    let outputs = node.op.exec(&cx, ready.values.clone()).await;
+                    if cancel.is_cancelled() {
+                        node.vertex.fail("context canceled");
+                        return Err(SolveError::Canceled);
+                    }
+                    let outputs = outputs.map_err(|error| node.failed(error))?;
+                    let saves = outputs.into_iter().zip(0..).map(|(value, output)| {
+                        let (node, map, ready) = (&node, &map, &ready);
+                        async move {
+                            let key = node.save(map, output, ready, &value).await;
+                            (value, key)
+                        }
+                    });
+                    let saved = join_all(saves).await;
+                    node.vertex.complete();
+                    Ok(Arc::new(saved))
+                }
+            };
+            node.shared(&node.stages.exec, work).await
+        })
+    }
+
+    async fn save(&self, map: &CacheMap, output: u32, ready: &Ready<X>, value: &X::Value) -> KeyId {
+        let key = if self.inputs.is_empty() {
+            KeyId::root(&map.digest, output)
+        } else {
+            // A result made in spite of the cache must not be found by what was made of an older one, so it gets a key of its own.
+            let known = if self.ignore_cache { None } else { self.follow(map, output, &ready.keys).into_iter().next() };
+            known.unwrap_or_else(|| self.cache.fresh_key())
+        };
+        let links = ready.keys.iter().enumerate().flat_map(|(input, keys)| {
+            keys.iter().map(move |(from, selector)| (from.clone(), link(map, output, input, selector.clone())))
+        });
+        if let Err(error) = self.cache.save(&key, links.collect(), value).await {
+            tracing::warn!(%error, vertex = %self.name, "the result is not kept in the cache");
+        }
+        key
+    }
+
+    /// A result: the best cached one, or one that is made now.
+    pub(crate) fn resolve(self: &Arc<Self>, output: u32) -> BoxFuture<'static, Answer<Resolved<X::Value>, X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let flight = by(&node.stages.resolved, output);
+            let work = |cancel| {
+                let node = Arc::clone(&node);
+                droppable::<_, X>(cancel, async move { node.find_or_make(output).await })
+            };
+            node.shared(&flight, work).await
+        })
+    }
+
+    async fn find_or_make(self: &Arc<Self>, output: u32) -> Answer<Resolved<X::Value>, X> {
+        if !self.ignore_cache {
+            let fast = self.fast_keys(output).await?;
+            if let Some(found) = self.load_any(&fast).await {
+                return Ok(found);
+            }
+            let full = self.full_keys(output).await?;
+            let rest: Vec<KeyId> = full.iter().filter(|key| !fast.contains(key)).cloned().collect();
+            if let Some(found) = self.load_any(&rest).await {
+                return Ok(found);
+            }
+        }
+        let ready = self.ready().await?;
+        if !self.ignore_cache && !self.inputs.is_empty() {
+            // The inputs are known for certain now, which may be more than their definitions told.
+            let map = self.cache_map().await?;
+            if let Some(found) = self.load_any(&self.follow(&map, output, &ready.keys)).await {
+                return Ok(found);
+            }
+        }
+        let outputs = self.exec(ready).await?;
+        let (value, key) = outputs.get(output as usize).cloned().ok_or_else(|| SolveError::NoOutput {
+            vertex: self.digest.clone(),
+            name: self.name.clone(),
+            output,
+        })?;
+        Ok(Resolved { value, keys: Arc::new(vec![key]) })
+    }
+
+    async fn load_any(&self, keys: &[KeyId]) -> Option<Resolved<X::Value>> {
+        for key in keys {
+            if let Some(value) = self.load(key).await {
+                self.vertex.cached();
+                return Some(Resolved { value, keys: Arc::new(keys.to_vec()) });
+            }
+        }
+        None
+    }
+}
+
+fn link(map: &CacheMap, output: u32, input: usize, selector: Option<Digest>) -> Link {
+    let input = u32::try_from(input).expect("a graph has fewer than 2^32 inputs");
+    Link { input, output, digest: map.digest.clone(), selector }
+}
+
+fn with_selector(keys: &[KeyId], dep: &crate::Dep) -> InputKeys {
+    keys.iter().map(|key| (key.clone(), dep.selector.clone())).collect()
+}
+
+impl<X: Types> Drop for Node<X> {
+    /// Drops a chain of inputs one by one: a deep graph would overflow the stack.
+    fn drop(&mut self) {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        while let Some((input, _)) = inputs.pop() {
+            if let Some(mut node) = Arc::into_inner(input) {
+                inputs.append(&mut node.inputs);
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What the solver asks of ops.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lapstrake_builder_progress::VertexHandle;
+use lapstrake_layerstore_oci::Digest;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// The types that a solver works with.
+pub trait Types: Send + Sync + 'static {
+    /// A result. Cloning it is cheap, and every clone keeps what it names alive.
+    type Value: Clone + Send + Sync + 'static;
+    /// What an op may use of the builds that wait for it: sessions, credentials, limits.
+    type Scope: Clone + Send + Sync + 'static;
+    /// How ops fail.
+    type Error: std::error::Error + Send + Sync + 'static;
+}
+
+/// One op, ready to run. Made once for a vertex, however many builds have it.
+pub trait Op<X: Types>: Send + Sync {
+    /// What the op is for the cache. Asked at most once at a time, and not again once answered.
+    ///
+    /// An op whose input is outside of the graph (an image, a repository) finds out here which one it is. If that takes time, it
+    /// says so with [`VertexHandle::start`]. Dropping the future cancels it.
+    fn cache_map<'a>(&'a self, cx: &'a OpContext<X>) -> BoxFuture<'a, Result<CacheMap, X::Error>>;
+
+    /// The digest of what counts of input `input`; asked only where the cache map says that content counts.
+    /// Dropping the future cancels it.
+    fn content<'a>(
+        &'a self,
+        cx: &'a OpContext<X>,
+        input: usize,
+        value: X::Value,
+    ) -> BoxFuture<'a, Result<Digest, X::Error>>;
+
+    /// Runs the op and returns its outputs in order. The future is not dropped: when `cx.cancel` is cancelled it must end soon,
+    /// leaving nothing behind, and what it then returns does not matter.
+    fn exec<'a>(
+        &'a self,
+        cx: &'a OpContext<X>,
+        inputs: Vec<X::Value>,
+    ) -> BoxFuture<'a, Result<Vec<X::Value>, X::Error>>;
+}
+
+/// What an op is for the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheMap {
+    /// Everything but its inputs that decides what it makes.
+    pub digest: Digest,
+    /// How each input counts.
+    pub deps: Vec<Dep>,
+}
+
+/// How one input counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dep {
+    /// What part of the input counts, where the input is known by its definition.
+    pub selector: Option<Digest>,
+    /// Whether the op can also tell the input's content ([`Op::content`]).
+    pub content: bool,
+}
+
+/// What an op may use while it works.
+pub struct OpContext<X: Types> {
+    /// Where it reports.
+    pub vertex: VertexHandle,
+    /// Cancelled when no build waits for it any more.
+    pub cancel: CancellationToken,
+    pub(crate) scopes: Arc<Scopes<X::Scope>>,
+}
+
+impl<X: Types> OpContext<X> {
+    /// The builds that wait for this op now, longest waiting first. An op that needs something of a client (a secret, a
+    /// credential) asks one after the other, so that it survives any one of them.
+    pub fn scopes(&self) -> Vec<X::Scope> {
+        self.scopes.all()
+    }
+}
+
+impl<X: Types> std::fmt::Debug for OpContext<X> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpContext").field("vertex", &self.vertex).finish_non_exhaustive()
+    }
+}
+
+/// The builds that have a vertex.
+pub(crate) struct Scopes<S>(Mutex<Vec<(u64, S)>>);
+
+impl<S> Default for Scopes<S> {
+    fn default() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+}
+
+impl<S: Clone> Scopes<S> {
+    pub(crate) fn join(&self, build: u64, scope: S) {
+        self.0.lock().push((build, scope));
+    }
+
+    pub(crate) fn leave(&self, build: u64) {
+        self.0.lock().retain(|(id, _)| *id != build);
+    }
+
+    fn all(&self) -> Vec<S> {
+        self.0.lock().iter().map(|(_, scope)| scope.clone()).collect()
+    }
+}

@@ -1,0 +1,184 @@
+//! Builds, and the nodes that they share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use lapstrake_builder_llb::{Graph, Vertex};
+use lapstrake_builder_progress::{Fan, Progress, ProgressGroup, VertexHandle, VertexState};
+use lapstrake_layerstore_oci::Digest;
+use parking_lot::Mutex;
+
+use crate::{
+    CacheStore, KeyId, Op, SolveError, Types,
+    node::{Node, Stages},
+    op::Scopes,
+};
+
+/// A result and the keys it is known by.
+#[derive(Debug, Clone)]
+pub struct Resolved<V> {
+    /// The result.
+    pub value: V,
+    /// Its keys, best first.
+    pub keys: Arc<Vec<KeyId>>,
+}
+
+/// Solves graphs, sharing vertices between those that run at the same time. Cheap to clone.
+pub struct Solver<X: Types>(Arc<Inner<X>>);
+
+struct Inner<X: Types> {
+    cache: Arc<dyn CacheStore<X::Value>>,
+    nodes: Mutex<HashMap<Digest, Weak<Node<X>>>>,
+    builds: AtomicU64,
+}
+
+impl<X: Types> Clone for Solver<X> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<X: Types> Solver<X> {
+    /// A solver that finds results in `cache`, and saves them there.
+    pub fn new(cache: Arc<dyn CacheStore<X::Value>>) -> Self {
+        Self(Arc::new(Inner { cache, nodes: Mutex::default(), builds: AtomicU64::new(0) }))
+    }
+
+    /// Takes up a graph. Nothing is executed until [`Build::resolve`]; dropping the build cancels what nobody else needs.
+    ///
+    /// `op` makes the op of a vertex that no running build has; `scope` is what this build offers to ops; `progress` hears of
+    /// every vertex of the graph.
+    pub fn load(
+        &self,
+        graph: &Graph,
+        op: impl Fn(&Vertex) -> Result<Arc<dyn Op<X>>, X::Error>,
+        scope: X::Scope,
+        progress: &Progress,
+    ) -> Result<Build<X>, SolveError<X::Error>> {
+        let number = self.0.builds.fetch_add(1, Ordering::Relaxed);
+        let mut build = Build { nodes: Vec::new(), target: graph.target().output, number };
+        // Identities first: they need no lock.
+        let mut identities: Vec<(Digest, bool)> = Vec::with_capacity(graph.vertices().len());
+        for vertex in graph.vertices() {
+            identities.push(identity(vertex, &identities));
+        }
+        let mut shared = self.0.nodes.lock();
+        shared.retain(|_, node| node.strong_count() > 0);
+        for (vertex, (identity, _)) in graph.vertices().iter().zip(identities) {
+            let node = match shared.get(&identity).and_then(Weak::upgrade) {
+                Some(node) => node,
+                None => {
+                    let op = op(vertex).map_err(|error| SolveError::Op {
+                        vertex: vertex.digest.clone(),
+                        name: vertex.name.clone(),
+                        source: Arc::new(error),
+                    })?;
+                    let node = Arc::new(self.node(vertex, op, &build.nodes));
+                    shared.insert(identity, Arc::downgrade(&node));
+                    node
+                }
+            };
+            node.scopes.join(number, scope.clone());
+            node.fan.join(number, progress);
+            build.nodes.push(node);
+        }
+        drop(shared);
+        // Vertices come inputs first and the target last: `Graph` leaves out what the target does not need.
+        debug_assert_eq!(graph.target().vertex.0 as usize + 1, build.nodes.len());
+        Ok(build)
+    }
+
+    fn node(&self, vertex: &Vertex, op: Arc<dyn Op<X>>, nodes: &[Arc<Node<X>>]) -> Node<X> {
+        let inputs: Vec<_> = vertex
+            .inputs
+            .iter()
+            .map(|edge| (Arc::clone(&nodes[edge.vertex.0 as usize]), edge.output))
+            .collect();
+        let fan = Fan::default();
+        let mut state = VertexState::pending(
+            vertex.digest.clone(),
+            vertex.name.clone(),
+            inputs.iter().map(|(input, _)| input.digest.clone()).collect(),
+        );
+        state.group = vertex.metadata.progress_group.as_ref().map(|group| ProgressGroup {
+            id: group.id.clone(),
+            name: group.name.clone(),
+            weak: group.weak,
+        });
+        Node {
+            digest: vertex.digest.clone(),
+            name: vertex.name.clone(),
+            inputs,
+            ignore_cache: vertex.metadata.ignore_cache,
+            op,
+            cache: Arc::clone(&self.0.cache),
+            vertex: VertexHandle::announce(Arc::new(fan.clone()), state),
+            fan,
+            scopes: Arc::new(Scopes::default()),
+            stages: Stages::default(),
+        }
+    }
+}
+
+impl<X: Types> std::fmt::Debug for Solver<X> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Solver").field("nodes", &self.0.nodes.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// What two builds must have in common to share a node: the vertex, and for it and everything below it, whether the cache is
+/// ignored. The flag tells whether it is anywhere.
+fn identity(vertex: &Vertex, before: &[(Digest, bool)]) -> (Digest, bool) {
+    let inputs = vertex.inputs.iter().map(|edge| &before[edge.vertex.0 as usize]);
+    let tainted = vertex.metadata.ignore_cache || inputs.clone().any(|(_, tainted)| *tainted);
+    if !tainted {
+        return (vertex.digest.clone(), false);
+    }
+    let mut text = format!("{} ignore-cache={}", vertex.digest, vertex.metadata.ignore_cache);
+    for (input, _) in inputs {
+        text.push_str(input.as_str());
+    }
+    (Digest::sha256_of(text.as_bytes()), true)
+}
+
+/// A graph that is being solved. Dropping it cancels what no other build needs.
+pub struct Build<X: Types> {
+    // Inputs first; the last is the target.
+    nodes: Vec<Arc<Node<X>>>,
+    target: u32,
+    number: u64,
+}
+
+impl<X: Types> Build<X> {
+    /// The graph's result. Cancel-safe: it may be asked again.
+    pub async fn resolve(&self) -> Result<Resolved<X::Value>, SolveError<X::Error>> {
+        let target = self.nodes.last().expect("a graph has a target");
+        let resolved = target.resolve(self.target).await?;
+        // What was not looked at was not needed, because something after it was cached: so is it, to whoever watches.
+        for node in &self.nodes {
+            node.vertex.cached_if_untouched();
+        }
+        Ok(resolved)
+    }
+}
+
+impl<X: Types> Drop for Build<X> {
+    fn drop(&mut self) {
+        // Targets first, so that a node's inputs outlive it (see `Node::drop`).
+        while let Some(node) = self.nodes.pop() {
+            node.scopes.leave(self.number);
+            node.fan.leave(self.number);
+        }
+    }
+}
+
+impl<X: Types> std::fmt::Debug for Build<X> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Build").field("number", &self.number).field("vertices", &self.nodes.len()).finish()
+    }
+}
