@@ -2,6 +2,7 @@
 
 use crate::ignore::PatternError;
 use crate::instructions::MountError;
+use crate::lint::CheckError;
 use crate::location::LineRange;
 use crate::parser::SyntaxError;
 use crate::shell::WordError;
@@ -28,6 +29,15 @@ pub enum Error {
         /// Where.
         lines: LineRange,
     },
+    /// Nothing at all, not even a comment.
+    #[error("the Dockerfile cannot be empty")]
+    Empty,
+    /// `ARG`s and nothing else.
+    #[error("dockerfile contains no stages to build")]
+    NoStages,
+    /// The value of `# check=` or its build argument.
+    #[error("failed to parse check options: {0}")]
+    CheckOptions(#[from] CheckError),
     /// A word cannot be expanded.
     #[error(transparent)]
     Word(#[from] WordError),
@@ -37,6 +47,15 @@ pub enum Error {
     /// An ignore pattern is malformed.
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// It parses, but cannot be planned.
+    #[error("{problem}")]
+    Lower {
+        /// What is wrong.
+        #[source]
+        problem: crate::lower::LowerError,
+        /// Where; empty if it is no place in the Dockerfile.
+        lines: Vec<LineRange>,
+    },
 }
 
 impl Error {
@@ -44,7 +63,8 @@ impl Error {
     pub fn lines(&self) -> Option<LineRange> {
         match self {
             Error::Syntax { lines, .. } | Error::Instruction { lines, .. } => Some(*lines),
-            Error::Word(_) | Error::Mount(_) | Error::Pattern(_) => None,
+            Error::Lower { lines, .. } => lines.first().copied(),
+            _ => None,
         }
     }
 }

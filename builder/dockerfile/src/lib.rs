@@ -11,13 +11,21 @@
 //! Not for: fetching base images' configs (lowering says what it needs and is resumed), running anything, or rendering warnings.
 
 pub mod error;
+pub mod facts;
 pub mod ignore;
 pub mod instructions;
 pub mod lint;
 pub mod location;
+mod lower;
+pub mod options;
 pub mod parser;
+pub mod plan;
 pub mod shell;
 mod text;
 
 pub use error::Error;
+pub use facts::{Facts, ImageFact, ImageOrigin, ImageQuery, Need};
 pub use location::LineRange;
+pub use lower::LowerError;
+pub use options::DockerfileOptions;
+pub use plan::{Answer, Plan, PlatformPlan, Step, StepKind, plan};

@@ -1,0 +1,158 @@
+//! What a plan depends on besides its options, and how it asks for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use lapstrake_builder_llb::{Definition, ResolveMode};
+use lapstrake_layerstore_oci::{Digest, ImageId, Platform, Reference};
+
+/// Everything that is known so far. Start with [`Facts::new`], add what [`crate::plan()`] needs, and plan again.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The Dockerfile's bytes.
+    pub dockerfile: Arc<[u8]>,
+    /// The ignore file of the main context: `<Dockerfile>.dockerignore` if it exists, else `.dockerignore`.
+    pub dockerignore: Option<IgnoreFile>,
+    /// Images, by what was asked.
+    pub images: HashMap<ImageQuery, ImageFact>,
+    /// The `.dockerignore` of each local named context; `None` if it has none.
+    pub context_ignores: BTreeMap<String, Option<Arc<[u8]>>>,
+    /// Whether the URL of the main context is an archive (else it is the Dockerfile).
+    pub http_context_is_archive: Option<bool>,
+    /// Seconds since 1970 of the main context, for `SOURCE_DATE_EPOCH=context`; the inner `None` says that it has no such time.
+    pub context_epoch: Option<Option<i64>>,
+    /// Graphs that the client gave by name (`input:NAME` contexts).
+    pub inputs: BTreeMap<String, Definition>,
+}
+
+impl Facts {
+    /// Nothing but a Dockerfile.
+    pub fn new(dockerfile: impl Into<Arc<[u8]>>) -> Facts {
+        Facts { dockerfile: dockerfile.into(), ..Facts::default() }
+    }
+
+    /// The same with an image's fact.
+    #[must_use]
+    pub fn with_image(mut self, query: ImageQuery, fact: ImageFact) -> Facts {
+        self.images.insert(query, fact);
+        self
+    }
+}
+
+/// An ignore file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IgnoreFile {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its bytes.
+    pub data: Arc<[u8]>,
+}
+
+/// Which image.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageQuery {
+    /// Where it is: a registry, or a layout on the client.
+    pub origin: ImageOrigin,
+    /// Its name; always with tag or digest.
+    pub reference: Reference,
+    /// For which platform.
+    pub platform: Platform,
+}
+
+/// Where an image is looked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ImageOrigin {
+    /// A registry, or the local image store.
+    Registry {
+        /// Pull always: ask the registry even if the image is there.
+        force_pull: bool,
+        /// Ask the registry only if the image is not there.
+        prefer_local: bool,
+    },
+    /// An OCI layout that the client offers.
+    OciLayout {
+        /// The client's name for it.
+        store_id: String,
+        /// The session it is in.
+        session_id: String,
+    },
+}
+
+impl ImageOrigin {
+    /// A registry, asked as `mode` says.
+    pub fn registry(mode: ResolveMode) -> ImageOrigin {
+        ImageOrigin::Registry {
+            force_pull: mode == ResolveMode::ForcePull,
+            prefer_local: mode == ResolveMode::PreferLocal,
+        }
+    }
+
+    /// How a registry is asked; the default for layouts.
+    pub fn resolve_mode(&self) -> ResolveMode {
+        match self {
+            ImageOrigin::Registry { force_pull: true, .. } => ResolveMode::ForcePull,
+            ImageOrigin::Registry { prefer_local: true, .. } => ResolveMode::PreferLocal,
+            _ => ResolveMode::Default,
+        }
+    }
+}
+
+/// What an image is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageFact {
+    /// What it was found as: usually what was asked, but a source policy may have rewritten it.
+    pub reference: Reference,
+    /// What the name stands for, index or manifest; `None` for an image that exists only in the local store.
+    pub digest: Option<Digest>,
+    /// Its config document, for the platform that was asked.
+    pub config: Arc<[u8]>,
+    /// Its id if it is in the local store.
+    pub image_id: Option<ImageId>,
+}
+
+/// Something that must be found out before the plan can go on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Need {
+    /// An image's config and digest; goes to [`Facts::images`].
+    ImageConfig {
+        /// Which.
+        query: ImageQuery,
+        /// What progress is to call it: `[internal] load metadata for …`.
+        progress_name: String,
+        /// The name as the Dockerfile has it, for errors.
+        named: String,
+    },
+    /// The `.dockerignore` of a local named context; goes to [`Facts::context_ignores`] under `name`.
+    ContextIgnore {
+        /// The named context.
+        name: String,
+        /// The graph that reads it: solve, and read `.dockerignore` from the result.
+        definition: Box<NeedDefinition>,
+    },
+    /// Whether the main context's URL is an archive; goes to [`Facts::http_context_is_archive`].
+    HttpContextKind {
+        /// The URL.
+        url: String,
+    },
+    /// The time of the main context; goes to [`Facts::context_epoch`].
+    ContextEpoch,
+}
+
+/// A graph that answers a [`Need`], compared by its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NeedDefinition {
+    /// A serialised `pb.Definition`.
+    pub bytes: Vec<u8>,
+}
+
+impl NeedDefinition {
+    pub(crate) fn new(definition: &Definition) -> NeedDefinition {
+        NeedDefinition { bytes: definition.encode() }
+    }
+
+    /// The graph.
+    pub fn definition(&self) -> Definition {
+        Definition::decode(&self.bytes).expect("made by encoding a definition")
+    }
+}
