@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod collect;
 pub mod content;
 pub mod error;
 pub mod image;
@@ -31,12 +32,15 @@ pub mod local;
 pub mod mount;
 pub mod records;
 pub mod snapshot;
+pub mod usage;
+pub mod tree;
 
+pub use collect::{Collected, Collector, Holder};
 pub use content::{BlobInfo, BlobReader, BlobWriter, ContentStore};
 pub use error::{ErrorKind, StoreError};
 pub use image::{DeletedImage, ImageName, ImageRecord, ImageStore, NewImage};
 pub use layer::{Layer, LayerStore};
-pub use lease::{Lease, Leases, Resource};
+pub use lease::{Collecting, Lease, Leases, Resource};
 pub use leftovers::Leftovers;
 pub use local::{LocalStore, Metadata};
 pub use mount::OpenSnapshot;
@@ -45,6 +49,12 @@ pub use snapshot::{
     DiffSource, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount,
     SnapshotName, Snapshotter, Usage,
 };
+
+pub use tree::{Draft, Tree};
+pub use usage::{DiskUsage, ImageUsage, disk_usage};
+
+/// The database's library, so that components with tables in the same file use the same version.
+pub use rusqlite;
 
 use std::sync::Arc;
 
