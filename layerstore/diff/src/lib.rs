@@ -1,1 +1,32 @@
 //! Layer tar streams to directories and back: safe apply, deterministic diff, compression.
+//!
+//! ```text
+//!   blob ── decompress ──► tar ── apply ──────────► difference of an active snapshot, DiffID
+//!   request body ───────► tar ── unpack_context ──► directory
+//!   ADD a.tar.gz ───────► tar ── unpack_archive ──► directory below a root
+//!   committed snapshot ── write_layer ────────────► tar, DiffID
+//!   any tree ─────────── write_tree ──────────────► tar
+//! ```
+//!
+//! Everything blocks, streams, and holds a few MiB at most (plus some 200 bytes for each directory, whiteout and hard
+//! linked inode of an archive). Archives come from strangers: no entry can reach outside of the target, whatever its
+//! name, its links, or the links made by entries before it; see [`mod@unpack`] for how.
+//!
+//! This crate is not for: choosing which layer goes where (`layerstore/store`), moving blobs (`layerstore/registry`).
+
+#![forbid(unsafe_code)]
+
+pub mod apply;
+pub mod compression;
+pub mod error;
+pub mod layer;
+pub mod limits;
+mod tar;
+pub mod unpack;
+
+pub use apply::{Applied, apply};
+pub use compression::{Compression, Decompressed, decompress};
+pub use error::{DiffError, EntryName, ErrorKind};
+pub use layer::{LayerDigest, WriteOptions, write_layer, write_tree};
+pub use limits::Limits;
+pub use unpack::{ArchiveOptions, Unpacked, is_archive, unpack_archive, unpack_context};
