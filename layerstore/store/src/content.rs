@@ -76,7 +76,7 @@ pub trait ContentStore: Send + Sync {
     fn walk(&self, visit: &mut dyn FnMut(BlobInfo) -> bool) -> Result<(), StoreError>;
 }
 
-impl dyn ContentStore {
+impl dyn ContentStore + '_ {
     /// Reads a whole blob that must not be longer than `limit` bytes (manifests, configs).
     pub fn read_small(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let reader = self.reader(digest)?;

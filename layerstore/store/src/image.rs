@@ -42,6 +42,13 @@ pub struct ImageRecord {
     pub names: Vec<ImageName>,
 }
 
+impl ImageRecord {
+    /// Whether no tagged name points at it.
+    pub fn is_dangling(&self) -> bool {
+        self.names.iter().all(|name| name.reference.tag().is_none())
+    }
+}
+
 /// An image to store.
 #[derive(Debug, Clone)]
 pub struct NewImage {
@@ -73,7 +80,11 @@ pub trait ImageStore: Send + Sync {
     /// Stores an image and puts its names on it, in one transaction. Storing an image that exists adds the names
     /// (and the manifest, when it had none).
     ///
-    /// The caller holds a lease on the snapshot and the manifest, and has made them durable.
+    /// The caller holds a lease on the snapshot and the manifest, and has made them durable ([`crate::Snapshotter::sync`]).
+    ///
+    /// Errors: [`StoreError::NotFound`] naming a snapshot, parent or manifest that is not there; [`StoreError::Malformed`]
+    /// when the config is not one; [`StoreError::Invalid`] when the diff ids are not the config's, or not those of the snapshot, or a name
+    /// has neither tag nor digest.
     fn put(&self, image: NewImage) -> Result<ImageId, StoreError>;
 
     /// The image with this id, or `None`.
@@ -82,13 +93,15 @@ pub trait ImageStore: Send + Sync {
     /// The image that a person means: a name (tag `latest` when none), a digested name, `sha256:<hex>`, or an unambiguous
     /// prefix of an id. Names win over ids, as in Moby.
     ///
-    /// Errors: [`StoreError::NotFound`], [`StoreError::Ambiguous`], [`StoreError::Invalid`].
+    /// Errors: [`StoreError::NotFound`], [`StoreError::Ambiguous`], [`StoreError::Malformed`].
     fn find(&self, text: &str) -> Result<ImageRecord, StoreError>;
 
     /// All images, newest stored first.
     fn list(&self) -> Result<Vec<ImageRecord>, StoreError>;
 
-    /// Puts a name on an image, taking it from whatever had it.
+    /// Puts a name on an image, taking it from whatever had it. Of a name with tag and digest, only the digest counts.
+    ///
+    /// Errors: [`StoreError::NotFound`], [`StoreError::Invalid`] when it has neither.
     fn tag(&self, id: &ImageId, name: &ImageName) -> Result<(), StoreError>;
 
     /// Takes a name away; the image stays. Errors: [`StoreError::NotFound`].
@@ -96,6 +109,7 @@ pub trait ImageStore: Send + Sync {
 
     /// Removes an image and all its names. Its layers stay until collected.
     /// Errors: [`StoreError::NotFound`]; [`StoreError::InUse`] while a lease holds it.
+    /// It waits for lookups to end, so never call it inside [`crate::Leases::guard`].
     fn delete_image(&self, id: &ImageId) -> Result<Vec<DeletedImage>, StoreError>;
 
     /// Images whose `parent` is this one.

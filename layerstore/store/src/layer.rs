@@ -1,6 +1,6 @@
 //! The layer contract: what is known of committed snapshots as image layers.
 
-use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId};
+use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest};
 
 use crate::{SnapshotName, StoreError};
 
@@ -28,11 +28,19 @@ pub trait LayerStore: Send + Sync {
     fn by_chain(&self, chain: &ChainId) -> Result<Option<Layer>, StoreError>;
 
     /// Records a layer. Recording the same again is success; two snapshots may have one chain id.
+    ///
+    /// Errors: [`StoreError::NotFound`] when there is no such committed snapshot, [`StoreError::AlreadyExists`] when it is
+    /// recorded as another layer.
     fn record(&self, layer: &Layer) -> Result<(), StoreError>;
 
     /// The blobs in the content store whose decompressed bytes have this diff id, oldest first.
     fn blobs(&self, diff_id: &DiffId) -> Result<Vec<Descriptor>, StoreError>;
 
-    /// Records that a blob, which is in the content store, decompresses to this diff id.
+    /// The diff ids that a blob is recorded to decompress to; nearly always none or one.
+    fn blob_layers(&self, digest: &Digest) -> Result<Vec<DiffId>, StoreError>;
+
+    /// Records that a blob, which is in the content store, decompresses to this diff id. The caller holds a lease on the blob.
+    ///
+    /// Errors: [`StoreError::NotFound`] and [`StoreError::SizeMismatch`] when the content store has no such blob.
     fn record_blob(&self, diff_id: &DiffId, blob: &Descriptor) -> Result<(), StoreError>;
 }

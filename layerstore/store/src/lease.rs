@@ -1,11 +1,13 @@
 //! Leases: what running work holds.
 //!
 //! A lease lives in memory and holds resources until it is dropped. A crash ends it, which is right: the work it served
-//! is gone too. Collection (see the local store) asks [`Leases::held`] under [`Leases::guard`], so nothing can be taken
+//! is gone too. Collection ([`crate::collect`]) asks what is held under [`Leases::collecting`], so nothing can be taken
 //! between the question and the removal.
+//!
+//! An active snapshot whose last lease ended is left to the next collection: cleanup needs no other code.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -27,11 +29,42 @@ pub enum Resource {
     Image(ImageId),
 }
 
+/// Ended keys that are remembered until the next collection. Those beyond wait for the next start.
+const MAX_ENDED: usize = 1 << 16;
+
 #[derive(Default)]
 struct Shared {
-    counts: Mutex<HashMap<Resource, usize>>,
+    state: Mutex<State>,
     // Taken for reading while somebody looks a thing up and then holds it; for writing while things are removed.
     collection: RwLock<()>,
+}
+
+#[derive(Default)]
+struct State {
+    counts: HashMap<Resource, usize>,
+    // What was held at any time since collection began, while one runs.
+    since: Option<HashSet<Resource>>,
+    // Active snapshots and views that were held and are no more.
+    ended: BTreeSet<SnapshotKey>,
+}
+
+/// Keeps lookups out while it lives. See [`Leases::collecting`].
+#[must_use = "lookups are kept out only while it lives"]
+pub struct Collecting<'a> {
+    leases: &'a Leases,
+    _guard: RwLockWriteGuard<'a, ()>,
+}
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        self.leases.0.state.lock().since = None;
+    }
+}
+
+impl std::fmt::Debug for Collecting<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Collecting")
+    }
 }
 
 /// All live leases of one store. Cheap to clone.
@@ -46,12 +79,32 @@ impl Leases {
 
     /// Whether any lease holds this.
     pub fn held(&self, resource: &Resource) -> bool {
-        self.0.counts.lock().contains_key(resource)
+        self.0.state.lock().counts.contains_key(resource)
+    }
+
+    /// Whether any lease holds this, or did so for a moment since the collection that runs began.
+    pub fn held_since_collecting(&self, resource: &Resource) -> bool {
+        let state = self.0.state.lock();
+        state.counts.contains_key(resource)
+            || state.since.as_ref().is_some_and(|since| since.contains(resource))
     }
 
     /// Everything that any lease holds.
     pub fn all_held(&self) -> BTreeSet<Resource> {
-        self.0.counts.lock().keys().cloned().collect()
+        self.0.state.lock().counts.keys().cloned().collect()
+    }
+
+    /// Active snapshots and views whose last lease ended, until [`Self::forget_ended`].
+    pub(crate) fn ended(&self) -> BTreeSet<SnapshotKey> {
+        self.0.state.lock().ended.clone()
+    }
+
+    /// Says that these keys are dealt with.
+    pub(crate) fn forget_ended<'k>(&self, keys: impl IntoIterator<Item = &'k SnapshotKey>) {
+        let mut state = self.0.state.lock();
+        for key in keys {
+            state.ended.remove(key);
+        }
     }
 
     /// Keeps collection out while the caller looks something up and holds it. Keep it short; no I/O but metadata.
@@ -60,14 +113,18 @@ impl Leases {
     }
 
     /// Keeps lookups out while the collector decides and removes.
-    pub fn collecting(&self) -> RwLockWriteGuard<'_, ()> {
-        self.0.collection.write()
+    ///
+    /// Never call it inside [`Self::guard`]: it would wait for itself.
+    pub fn collecting(&self) -> Collecting<'_> {
+        let guard = self.0.collection.write();
+        self.0.state.lock().since = Some(HashSet::new());
+        Collecting { leases: self, _guard: guard }
     }
 }
 
 impl std::fmt::Debug for Leases {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Leases").field("held", &self.0.counts.lock().len()).finish()
+        f.debug_struct("Leases").field("held", &self.0.state.lock().counts.len()).finish()
     }
 }
 
@@ -84,7 +141,11 @@ impl Lease {
     /// To look up and hold without a gap, do both under [`Leases::guard`].
     pub fn hold(&self, resource: Resource) {
         if self.held.lock().insert(resource.clone()) {
-            *self.leases.0.counts.lock().entry(resource).or_insert(0) += 1;
+            let mut state = self.leases.0.state.lock();
+            if let Some(since) = &mut state.since {
+                since.insert(resource.clone());
+            }
+            *state.counts.entry(resource).or_insert(0) += 1;
         }
     }
 
@@ -108,12 +169,17 @@ impl Lease {
 
 impl Leases {
     fn forget(&self, resource: &Resource) {
-        let mut counts = self.0.counts.lock();
-        if let Some(count) = counts.get_mut(resource) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(resource);
-            }
+        let mut state = self.0.state.lock();
+        let Some(count) = state.counts.get_mut(resource) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        state.counts.remove(resource);
+        if let Resource::Key(key) = resource
+            && state.ended.len() < MAX_ENDED
+        {
+            state.ended.insert(key.clone());
         }
     }
 }

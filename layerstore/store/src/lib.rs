@@ -32,8 +32,8 @@ pub mod local;
 pub mod mount;
 pub mod records;
 pub mod snapshot;
-pub mod usage;
 pub mod tree;
+pub mod usage;
 
 pub use collect::{Collected, Collector, Holder};
 pub use content::{BlobInfo, BlobReader, BlobWriter, ContentStore};

@@ -171,9 +171,11 @@ impl ContentStore for LocalContent {
     }
 
     fn forget(&self, digests: &[Digest]) -> Result<(Vec<Digest>, Leftovers), StoreError> {
-        // Asked once more: a writer holds its blob before it commits it, without waiting for collection.
+        // Asked once more: a writer holds its blob before it commits it, without waiting for collection. It may even have
+        // put the blob into an image and let go of it since collection looked at the images.
         let _removing = self.publishing.write();
-        let unheld = |digest: &&Digest| !self.leases.held(&Resource::Blob((*digest).clone()));
+        let unheld =
+            |digest: &&Digest| !self.leases.held_since_collecting(&Resource::Blob((*digest).clone()));
         let digests: Vec<Digest> = digests.iter().filter(unheld).cloned().collect();
         let leftovers = self.take_away(&digests)?;
         Ok((digests, leftovers))

@@ -82,6 +82,16 @@ impl LayerStore for LocalLayers {
         Ok(blobs)
     }
 
+    fn blob_layers(&self, digest: &Digest) -> Result<Vec<DiffId>, StoreError> {
+        let diff_ids: Vec<String> = self.metadata.read(|db| {
+            db.prepare_cached("SELECT diff_id FROM layer_blob WHERE digest = ?1 ORDER BY seq")
+                .and_then(|mut select| select.query_map([digest.as_str()], |row| row.get(0))?.collect())
+                .map_err(StoreError::metadata("read layers of blob"))
+        })?;
+        let parse = |id: &String| schema::column(&self.metadata, "layer_blob.diff_id", Digest::parse(id));
+        diff_ids.iter().map(|id| parse(id).map(DiffId)).collect()
+    }
+
     fn record_blob(&self, diff_id: &DiffId, blob: &Descriptor) -> Result<(), StoreError> {
         let known = self.content.info(&blob.digest)?;
         let known = known.ok_or_else(|| StoreError::not_found("blob", &blob.digest))?;

@@ -16,6 +16,7 @@
 //!   everything built on them, and their directories are rubbish that the next start removes.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -46,6 +47,8 @@ struct Shared {
     writer: Mutex<Connection>,
     readers: Mutex<Readers>,
     freed: Condvar,
+    // Last, and so closed last: the lock on the store outlives every part of it, because every part has the database.
+    _lock: File,
 }
 
 struct Readers {
@@ -60,11 +63,11 @@ enum Durability {
 }
 
 impl Metadata {
-    /// Opens the database, and makes it when `may_create`.
+    /// Opens the database, and makes it when `may_create`. `lock` is kept open as long as the database is.
     ///
     /// Errors: [`StoreError::Damaged`] when the file is not a database of ours, or is missing or empty and `may_create`
     /// is false; [`StoreError::TooNew`]; [`StoreError::Metadata`]. A damaged file is never replaced.
-    pub fn open(path: &Path, may_create: bool) -> Result<Self, StoreError> {
+    pub(super) fn open(path: &Path, may_create: bool, lock: File) -> Result<Self, StoreError> {
         let damaged = |why: &str| StoreError::Damaged { path: path.to_owned(), why: why.to_owned() };
         if !may_create && !path.exists() {
             return Err(damaged("missing, although the store has content"));
@@ -116,6 +119,7 @@ impl Metadata {
             writer: Mutex::new(writer),
             readers: Mutex::new(Readers { idle: Vec::new(), opened: 0 }),
             freed: Condvar::new(),
+            _lock: lock,
         })))
     }
 

@@ -30,8 +30,7 @@ pub use self::{
 };
 use crate::{Leases, Snapshotter, StoreError, Stores};
 
-/// The local store, without directory trees. Keep it (or a clone) for as long as any part of it is used: it is what keeps other
-/// processes out.
+/// The local store, without directory trees. Other processes are kept out while any part of it lives.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
     /// The database; other components may keep tables of their own in it.
@@ -47,7 +46,6 @@ pub struct LocalStore {
     /// What running work holds.
     pub leases: Leases,
     root: PathBuf,
-    _lock: Arc<File>,
 }
 
 impl LocalStore {
@@ -63,11 +61,11 @@ impl LocalStore {
             .mode(0o711)
             .create(&root)
             .map_err(StoreError::io("create", &root))?;
-        let lock = Arc::new(lock(&root)?);
+        let lock = lock(&root)?;
         let directory = root.join("content");
         // Made only after the database has its tables: where it exists, an absent database was lost, and starting
         // with a new one would collect everything.
-        let metadata = Metadata::open(&root.join("metadata.db"), !directory.exists())?;
+        let metadata = Metadata::open(&root.join("metadata.db"), !directory.exists(), lock)?;
         schema::migrate(&metadata)?;
         let leases = Leases::default();
         let content = LocalContent::open(directory, metadata.clone(), leases.clone())?;
@@ -81,7 +79,6 @@ impl LocalStore {
             metadata,
             leases,
             root,
-            _lock: lock,
         })
     }
 
