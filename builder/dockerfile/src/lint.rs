@@ -3,7 +3,12 @@
 //! The parser and the lowering both raise [`Warning`]s; both ask a [`Config`] first. Names and descriptions are BuildKit's, since
 //! `# check=skip=…` names them.
 
+use std::collections::BTreeSet;
+
+use crate::instructions::Stage;
 use crate::location::LineRange;
+use crate::parser::check_in_comment;
+use crate::text::{go_quote, parse_bool};
 
 /// Something doubtful that is no error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +19,181 @@ pub struct Warning {
     pub message: String,
     /// Where.
     pub lines: LineRange,
+}
+
+/// Which rules are reported, and what becomes of the reports.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    /// Whether any warning fails the build.
+    pub fail: bool,
+    skip: Selection,
+    experimental: Selection,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Selection {
+    All,
+    Named(BTreeSet<String>),
+}
+
+/// Why check options are refused; the texts are BuildKit's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// Not `name=value`, or a name that is not known.
+    #[error("invalid check option {}", go_quote(.0))]
+    Option(String),
+    /// `error=` neither true nor false.
+    #[error("failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax", go_quote(option), go_quote(value))]
+    Boolean {
+        /// The whole option.
+        option: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl Default for Selection {
+    fn default() -> Selection {
+        Selection::Named(BTreeSet::new())
+    }
+}
+
+impl Selection {
+    fn parse(value: &str) -> Selection {
+        match value.trim() {
+            "all" => Selection::All,
+            names => Selection::Named(names.split(',').map(|name| name.trim().to_owned()).collect()),
+        }
+    }
+
+    fn has(&self, rule: Rule) -> bool {
+        match self {
+            Selection::All => true,
+            Selection::Named(names) => names.contains(rule.name()),
+        }
+    }
+
+    fn add(&mut self, other: Selection) {
+        match (self, other) {
+            (Selection::All, _) => {}
+            (all, Selection::All) => *all = Selection::All,
+            (Selection::Named(names), Selection::Named(more)) => names.extend(more),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the value of `# check=`: up to three of `skip=…`, `experimental=…` and `error=…`, with `;` between them.
+    pub fn parse(value: &str) -> Result<Config, CheckError> {
+        let mut config = Config::default();
+        if value.trim().is_empty() {
+            return Ok(config);
+        }
+        for option in value.trim().splitn(3, ';') {
+            let (name, value) = option.split_once('=').ok_or_else(|| CheckError::Option(option.to_owned()))?;
+            match name.trim() {
+                "skip" => config.skip = Selection::parse(value),
+                "experimental" => config.experimental = Selection::parse(value),
+                "error" => {
+                    let value = value.trim();
+                    config.fail = parse_bool(value).ok_or_else(|| CheckError::Boolean {
+                        option: option.to_owned(),
+                        value: value.to_owned(),
+                    })?;
+                }
+                name => return Err(CheckError::Option(name.to_owned())),
+            }
+        }
+        Ok(config)
+    }
+
+    /// Whether a breach of the rule is reported: rules are, unless skipped; experimental rules are not, unless asked for.
+    pub fn reports(&self, rule: Rule) -> bool {
+        if rule.is_experimental() { self.experimental.has(rule) } else { !self.skip.has(rule) }
+    }
+
+    /// The configuration for one instruction, whose comments may have a `check=` of their own. It can only add to what is skipped or
+    /// asked for; one that cannot be read is ignored.
+    pub fn with_comments(&self, comments: &[String]) -> Config {
+        let mut config = self.clone();
+        let local = comments.iter().find_map(|comment| check_in_comment(comment));
+        if let Some(local) = local.and_then(|value| Config::parse(&value).ok()) {
+            config.skip.add(local.skip);
+            config.experimental.add(local.experimental);
+        }
+        config
+    }
+}
+
+/// Warnings, as far as they are wanted.
+pub(crate) struct Reporter {
+    pub(crate) config: Config,
+    pub(crate) warnings: Vec<Warning>,
+}
+
+impl Reporter {
+    pub(crate) fn report(&mut self, config: &Config, rule: Rule, lines: LineRange, message: String) {
+        if config.reports(rule) {
+            self.warnings.push(Warning { rule, message, lines });
+        }
+    }
+
+    fn report_globally(&mut self, rule: Rule, lines: LineRange, message: String) {
+        if self.config.reports(rule) {
+            self.warnings.push(Warning { rule, message, lines });
+        }
+    }
+
+    /// Names that are taken, be it by another stage or by BuildKit.
+    pub(crate) fn check_stage_names(&mut self, stages: &[Stage]) {
+        let mut seen = BTreeSet::new();
+        for stage in stages {
+            let Some(name) = &stage.name else { continue };
+            if matches!(name.as_str(), "context" | "scratch") {
+                let message =
+                    format!("Stage name should not use the same name as reserved stage {}", go_quote(name));
+                self.report_globally(Rule::ReservedStageName, stage.source.lines, message);
+            }
+            if !seen.insert(name) {
+                let message = format!("Duplicate stage name {}, stage names should be unique", go_quote(name));
+                self.report_globally(Rule::DuplicateStageName, stage.source.lines, message);
+            }
+        }
+    }
+
+    /// Keywords in another case than most.
+    pub(crate) fn check_keyword_casing(&mut self, stages: &[Stage]) {
+        let keywords = || {
+            stages.iter().flat_map(|stage| {
+                let commands = stage.commands.iter().map(|command| &command.source);
+                std::iter::once(&stage.source).chain(commands)
+            })
+        };
+        let count = |is: fn(&str) -> bool| keywords().filter(|source| is(&source.keyword)).count();
+        let majority_is_lower = count(is_lower) > count(is_upper);
+        for source in keywords() {
+            let (fits, casing) = match majority_is_lower {
+                true => (is_lower(&source.keyword), "lowercase"),
+                false => (is_upper(&source.keyword), "uppercase"),
+            };
+            if !fits {
+                let message = format!(
+                    "Command '{}' should match the case of the command majority ({casing})",
+                    source.keyword
+                );
+                self.report_globally(Rule::ConsistentInstructionCasing, source.lines, message);
+            }
+        }
+    }
+}
+
+pub(crate) fn is_lower(text: &str) -> bool {
+    text == text.to_lowercase()
+}
+
+pub(crate) fn is_upper(text: &str) -> bool {
+    text == text.to_uppercase()
 }
 
 macro_rules! rules {
@@ -37,6 +217,11 @@ macro_rules! rules {
             /// What the rule asks for, in general.
             pub fn description(self) -> &'static str {
                 match self { $(Rule::$variant => $description,)* }
+            }
+
+            /// Whether the rule is off unless asked for.
+            pub fn is_experimental(self) -> bool {
+                self == Rule::InvalidDefinitionDescription
             }
 
             /// The last part of the rule's page in Docker's documentation; `None` where it has no page.

@@ -1,7 +1,7 @@
 //! The typed syntax tree: what a Dockerfile says, before any variable is expanded.
 //!
 //! ```text
-//! bytes ── parser::parse_lines ──► ParsedLine* ── instructions::parse ──► Dockerfile
+//! bytes ── parser ──► lines ── instructions::parse ──► Dockerfile
 //!                                                                         ├ meta_args: Arg*      (before the first FROM)
 //!                                                                         ├ stages: Stage*       (FROM and its Command*)
 //!                                                                         └ warnings: Warning*
@@ -9,18 +9,22 @@
 //!
 //! Words keep their quotes, escapes and variables; [`Instruction::expand`] and [`MountSpec::resolve`] give their values.
 
-
-
-
+mod expand;
+mod flags;
 mod mount;
+mod parse;
+mod print;
 
+#[cfg(test)]
+mod tests;
 
-
+pub use expand::Expanders;
 pub use mount::{CacheSharing, Device, Mount, MountError, MountSpec, MountType};
 
 use std::time::Duration;
 
-use crate::lint::Warning;
+use crate::error::Error;
+use crate::lint::{self, Warning};
 use crate::location::LineRange;
 use crate::parser::EscapeToken;
 
@@ -31,10 +35,31 @@ pub struct Dockerfile {
     pub escape: EscapeToken,
     /// `ARG`s before the first `FROM`, in order.
     pub meta_args: Vec<MetaArg>,
-    /// The stages, in order; empty when the file has nothing but `ARG`s.
+    /// The stages, in order; at least one.
     pub stages: Vec<Stage>,
-    /// What the parser found doubtful.
+    /// What the parser found doubtful and the lint configuration does not hide.
     pub warnings: Vec<Warning>,
+    /// The lint configuration in force, for whoever has more to say.
+    pub lint: lint::Config,
+}
+
+impl Dockerfile {
+    /// Reads a Dockerfile. Its own `# check=` says which warnings are wanted.
+    pub fn parse(file: &[u8]) -> Result<Dockerfile, Error> {
+        parse::dockerfile(file, None)
+    }
+
+    /// Reads a Dockerfile, with a lint configuration that replaces its `# check=`.
+    pub fn parse_with_lint(file: &[u8], lint: lint::Config) -> Result<Dockerfile, Error> {
+        parse::dockerfile(file, Some(lint))
+    }
+}
+
+impl Command {
+    /// Reads an `ONBUILD` trigger from an image's config. Its line numbers count within the trigger.
+    pub fn parse_trigger(expression: &str) -> Result<Command, Error> {
+        parse::trigger(expression)
+    }
 }
 
 /// An `ARG` before the first `FROM`; its values are visible to `FROM` lines only, until a stage redeclares them.
@@ -263,7 +288,7 @@ pub struct Entrypoint {
     pub command: CommandLine,
 }
 
-/// One source of an `ADD` or `COPY`. BuildKit copies all paths before all inline files, whatever their order on the line.
+/// A file that `ADD` or `COPY` gets from a heredoc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InlineFile {
     /// The heredoc's delimiter: the file's name when the destination is a directory.
@@ -274,7 +299,7 @@ pub struct InlineFile {
     pub expand: bool,
 }
 
-/// What `ADD` and `COPY` read and write.
+/// What `ADD` and `COPY` read and write. BuildKit copies all paths before all inline files, whatever their order on the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transfer {
     /// Paths, patterns or, for `ADD`, URLs.
@@ -298,7 +323,7 @@ pub struct Add {
     pub chmod: Option<String>,
     /// `--link`
     pub link: bool,
-    /// `--exclude`, in order; BuildKit expands these too.
+    /// `--exclude`, in order; never expanded.
     pub excludes: Vec<String>,
     /// `--keep-git-dir`, when given.
     pub keep_git_dir: Option<bool>,
@@ -321,7 +346,7 @@ pub struct Copy {
     pub chmod: Option<String>,
     /// `--link`
     pub link: bool,
-    /// `--exclude`, in order.
+    /// `--exclude`, in order; never expanded.
     pub excludes: Vec<String>,
     /// `--parents`
     pub parents: bool,

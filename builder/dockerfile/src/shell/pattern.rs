@@ -1,1 +1,93 @@
-//! Patterns in `${v#p}`, `${v%p}` and `${v/p/r}`.
+//! Patterns in `${v#p}`, `${v%p}` and `${v/p/r}`: `*` and `?`, no brackets.
+
+use regex::Regex;
+
+use super::WordProblem;
+
+/// `value` without the shortest (or, greedy, the longest) start that matches.
+pub(super) fn remove_prefix(value: &str, pattern: &str, greedy: bool) -> Result<String, WordProblem> {
+    let regex = compile(pattern, greedy, true)?;
+    Ok(regex.find(value).map_or(value, |found| &value[found.end()..]).to_owned())
+}
+
+/// `value` without the shortest (or, greedy, the longest) end that matches.
+///
+/// A regular expression finds the leftmost match, so both pattern and value are turned round.
+pub(super) fn remove_suffix(value: &str, pattern: &str, greedy: bool) -> Result<String, WordProblem> {
+    let reversed: String = value.chars().rev().collect();
+    let rest = remove_prefix(&reversed, &reverse_pattern(pattern), greedy)?;
+    Ok(rest.chars().rev().collect())
+}
+
+/// `value` with the first match, or all of them, replaced. When all are replaced, `$1` and the like in the replacement are group
+/// references, as in BuildKit; a pattern has no groups, so they vanish.
+pub(super) fn replace(
+    value: &str,
+    pattern: &str,
+    replacement: &str,
+    all: bool,
+    limit: usize,
+) -> Result<String, WordProblem> {
+    let regex = compile(pattern, true, false)?;
+    if !all {
+        return Ok(match regex.find(value) {
+            Some(found) => {
+                format!("{}{replacement}{}", &value[..found.start()], &value[found.end()..])
+            }
+            None => value.to_owned(),
+        });
+    }
+    let mut out = String::new();
+    let mut copied = 0;
+    for captures in regex.captures_iter(value) {
+        let found = captures.get_match();
+        out.push_str(&value[copied..found.start()]);
+        captures.expand(replacement, &mut out);
+        copied = found.end();
+        if out.len() > limit {
+            return Err(WordProblem::TooLong(limit));
+        }
+    }
+    out.push_str(&value[copied..]);
+    Ok(out)
+}
+
+fn compile(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex, WordProblem> {
+    let bad = |reason: String| WordProblem::BadPattern { pattern: pattern.to_owned(), reason };
+    let mut out = String::with_capacity(pattern.len() + 4);
+    if anchored {
+        out.push('^');
+    }
+    let mut rest = pattern.chars().peekable();
+    while let Some(ch) = rest.next() {
+        match ch {
+            '*' => out.push_str(if greedy { ".*" } else { ".*?" }),
+            '?' => out.push('.'),
+            // `}` and `/` need an escape inside `${…}`, but it is no part of the pattern.
+            '\\' if matches!(rest.peek(), Some('}' | '/')) => {}
+            '\\' => match rest.next() {
+                Some(escaped @ ('*' | '?' | '\\')) => out.push_str(&regex::escape(escaped.encode_utf8(&mut [0; 4]))),
+                Some(other) => return Err(bad(format!("invalid escape '\\{other}'"))),
+                None => return Err(bad("invalid escape at the end".to_owned())),
+            },
+            _ => out.push_str(&regex::escape(ch.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    Regex::new(&out).map_err(|_| bad("it is too large".to_owned()))
+}
+
+/// Turned round, but with each escape still before its character.
+fn reverse_pattern(pattern: &str) -> String {
+    let mut atoms = Vec::new();
+    let mut rest = pattern.chars();
+    while let Some(ch) = rest.next() {
+        match rest.clone().next() {
+            Some(escaped) if ch == '\\' => {
+                rest.next();
+                atoms.push((Some(ch), escaped));
+            }
+            _ => atoms.push((None, ch)),
+        }
+    }
+    atoms.into_iter().rev().flat_map(|(escape, ch)| escape.into_iter().chain(Some(ch))).collect()
+}
