@@ -1,0 +1,183 @@
+//! Walking and deleting trees, however deep: both go one directory at a time, holding few descriptors.
+
+use std::{
+    collections::HashSet,
+    ffi::{CStr, CString, OsString},
+    fs::File,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use lapstrake_layerstore_store::{StoreError, Usage};
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat},
+    io::Errno,
+};
+
+/// A directory open for listing.
+pub(crate) fn open_directory(
+    at: BorrowedFd<'_>,
+    name: impl rustix::path::Arg,
+) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(
+        at,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+/// The names in a directory, without `.` and `..`, in no order.
+pub(crate) fn names(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+pub(crate) fn stat(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Stat> {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+pub(crate) fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Deepest level that is walked with a descriptor for each level.
+const DEPTH: usize = 64;
+
+/// Deletes a tree; success when there is none.
+///
+/// A directory deeper than a few levels is first moved up into the tree's root, so neither the stack nor the number of
+/// descriptors grows with what a build left behind.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    let error = |errno: Errno| StoreError::io("remove", path)(errno.into());
+    let root = match open_directory(CWD, path) {
+        Ok(root) => root,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return rustix::fs::unlinkat(CWD, path, AtFlags::empty()).map_err(error);
+        }
+        Err(errno) => return Err(error(errno)),
+    };
+    let mut moved = 0u64;
+    // Each round empties the root of what it held; what was moved up meanwhile is the next round's.
+    loop {
+        let before = moved;
+        empty(root.as_fd(), root.as_fd(), 0, &mut moved).map_err(error)?;
+        if moved == before {
+            break;
+        }
+    }
+    rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR).map_err(error)
+}
+
+fn empty(
+    root: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    depth: usize,
+    moved: &mut u64,
+) -> rustix::io::Result<()> {
+    for name in names(directory)? {
+        match rustix::fs::unlinkat(directory, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::ISDIR) => {}
+            // POSIX's error for a directory; Linux file systems say EISDIR.
+            Err(Errno::PERM) if is_directory(&stat(directory, &name)?) => {}
+            Err(errno) => return Err(errno),
+        }
+        if depth == DEPTH {
+            *moved += 1;
+            rustix::fs::renameat(directory, &name, root, format!("deep-{}-{moved}", rand::random::<u64>()))?;
+            continue;
+        }
+        let child = open_directory(directory, &name)?;
+        empty(root, child.as_fd(), depth + 1, moved)?;
+        drop(child);
+        rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// What a tree takes on disk: allocated blocks, and inodes; each inode once.
+pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
+    let mut usage = Usage::default();
+    let mut seen = HashSet::new();
+    let root = open_directory(CWD, path).map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
+    let mut add = |stat: &Stat| {
+        if is_directory(stat) || stat.st_nlink < 2 || seen.insert((stat.st_dev, stat.st_ino)) {
+            usage.inodes += 1;
+            usage.bytes += 512 * u64::try_from(stat.st_blocks).unwrap_or(0);
+        }
+    };
+    let mut walk = || -> rustix::io::Result<()> {
+        add(&rustix::fs::fstat(&root)?);
+        // Paths below the root instead of descriptors: they are as many as the tree has directories side by side.
+        let mut open = vec![PathBuf::from(".")];
+        while let Some(at) = open.pop() {
+            let directory = open_below(root.as_fd(), &at)?;
+            for name in names(directory.as_fd())? {
+                let stat = match stat(directory.as_fd(), &name) {
+                    // An active snapshot may be written to meanwhile.
+                    Err(Errno::NOENT) => continue,
+                    stat => stat?,
+                };
+                add(&stat);
+                if is_directory(&stat) {
+                    open.push(at.join(OsString::from_vec(name.into_bytes())));
+                }
+            }
+        }
+        Ok(())
+    };
+    walk().map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
+    Ok(usage)
+}
+
+/// Opens a directory below another by a path without links, of any length.
+fn open_below(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mut directory = open_directory(root, c".")?;
+    for component in path.components() {
+        directory = open_directory(directory.as_fd(), component.as_os_str())?;
+    }
+    Ok(directory)
+}
+
+/// Makes a directory with exactly this mode; success when it is there.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), StoreError> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
+        Ok(()) => {}
+        Err(Errno::EXIST) if path.is_dir() => return Ok(()),
+        Err(errno) => return Err(StoreError::io("make directory", path)(errno.into())),
+    }
+    set_mode(path, mode)
+}
+
+/// Sets a mode that the umask has no say in.
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode))
+        .map_err(|errno| StoreError::io("set mode of", path)(errno.into()))
+}
+
+/// Flushes the file system that a directory is on.
+pub(crate) fn sync_file_system(path: &Path) -> Result<(), StoreError> {
+    let directory = File::open(path).map_err(StoreError::io("open", path))?;
+    rustix::fs::syncfs(directory).map_err(|errno| StoreError::io("flush file system of", path)(errno.into()))
+}
+
+/// The names in a directory of the store.
+pub(crate) fn list(path: &Path) -> Result<Vec<OsString>, StoreError> {
+    let entries = std::fs::read_dir(path).map_err(StoreError::io("list", path))?;
+    entries
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()
+        .map_err(StoreError::io("list", path))
+}
