@@ -1,1 +1,33 @@
 //! Suites that every implementation of the store contracts must pass.
+//!
+//! ```text
+//!   content::SUITE, layer::SUITE, image::SUITE    over a Fixture: run(SUITE, factory)
+//! ```
+//!
+//! A suite is a list of named checks; each gets a fresh store from the implementation's factory and panics, as a test does,
+//! when a promise of the contract is not kept.
+//!
+//! This crate is not for: tests of one implementation's own promises (its files, its behaviour in a crash).
+#![forbid(unsafe_code)]
+
+pub mod content;
+pub mod fixture;
+pub mod image;
+pub mod layer;
+
+use std::panic::{self, AssertUnwindSafe};
+
+pub use fixture::Fixture;
+
+/// One check of a suite.
+pub type Check = fn(&Fixture);
+
+/// Runs every check of a suite, each on a store of its own. Panics naming those that failed.
+pub fn run(suite: &[(&str, Check)], factory: impl Fn() -> Fixture) {
+    let failed = |(_, check): &&(&str, Check)| {
+        let fixture = factory();
+        panic::catch_unwind(AssertUnwindSafe(|| check(&fixture))).is_err()
+    };
+    let failed: Vec<&str> = suite.iter().filter(failed).map(|(name, _)| *name).collect();
+    assert!(failed.is_empty(), "promises not kept: {failed:#?}");
+}
