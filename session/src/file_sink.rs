@@ -65,7 +65,7 @@ impl SessionCaller {
         for (key, value) in metadata {
             metadata::append(request.metadata_mut(), &format!("{EXPORTER_METADATA}{key}"), value)?;
         }
-        metadata::append(request.metadata_mut(), EXPORTER_ID, &exporter.0.to_string())?;
+        name_exporter(request.metadata_mut(), exporter)?;
         let mut client = tonic::client::Grpc::with_origin(self.channel(), channel::origin())
             .max_decoding_message_size(metadata::MAX_MESSAGE);
         let call = async move {

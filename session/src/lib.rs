@@ -36,7 +36,7 @@ pub use auth::{Credentials, Token, TokenRequest};
 pub use caller::SessionCaller;
 pub use error::{CloseReason, Error, TransferError};
 pub use file_sink::{ExporterId, FileSink};
-pub use fsutil::{Destination, Received, SyncRequest};
+pub use fsutil::{Coverage, Destination, DirTree, Received, Sent, SyncRequest, TreeReader};
 pub use info::{HealthCheck, SessionId, SessionInfo};
 pub use registry::{CONNECT_WAIT, Reservation, Sessions, Wait};
 pub use secret::{MAX_SECRET_SIZE, Secret};

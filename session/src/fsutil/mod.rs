@@ -13,14 +13,18 @@ mod disk;
 mod index;
 mod path;
 mod receive;
+mod send;
 mod stat;
 mod sync;
+mod tree;
 mod wire;
 
 use std::os::fd::OwnedFd;
 
 pub use index::{ContentDigest, Entry, Index};
+pub use send::{Coverage, Sent};
 pub use stat::{FileKind, FileStat, TreeEntry};
+pub use tree::{DirTree, TreeReader};
 
 /// Which of the client's directories, and what of it. The client applies the patterns (`.dockerignore`'s syntax).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -24,7 +24,7 @@ const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 const BUFFERED_BYTES: u32 = 8 << 20;
 const BUFFERED_PACKETS: usize = 256;
 /// How long a client gets to take note of our error, or to end its side of a finished transfer.
-const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
+pub(crate) const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A packet, and its share of [`BUFFERED_BYTES`] until it is written.
 type Buffered = (Packet, OwnedSemaphorePermit);
