@@ -27,7 +27,8 @@ pub(crate) fn append_list(
 ) -> Result<(), Error> {
     let plain = |v: &String| v.bytes().all(|b| (0x20..0x7f).contains(&b));
     let legal = |v: &String| HeaderValue::from_bytes(v.as_bytes()).is_ok();
-    let encode = !values.iter().all(plain) && !(raw && values.iter().all(legal));
+    let as_they_are = values.iter().all(plain) || (raw && values.iter().all(legal));
+    let encode = !as_they_are;
     for value in values {
         if encode { append(map, key, &query_escape(value))? } else { append(map, key, value)? }
     }

@@ -1,4 +1,5 @@
 //! Registry, unary calls, ssh, uploads and exported files, against a client in the same process.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

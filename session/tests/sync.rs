@@ -1,124 +1,27 @@
-//! The client's directory, received: whole, again, from a liar, and from a client that vanishes.
+//! The client's directory, received: whole, again, and from a client that vanishes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use std::{
-    os::{
-        fd::OwnedFd,
-        unix::fs::{MetadataExt, PermissionsExt},
-    },
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use common::{
-    Client, Connected, Sync, data_packet, end_of_list, info, stat_packet,
-    tree::{self, Node, Tree, dir, expected, file, hard_link, symlink, tree},
+    Client, Connected, Sync, data_packet, end_of_list,
+    fixture::{Fixture, check, named, on_disk, open, with},
+    info,
+    tree::{self, Node, Tree, dir, file, hard_link, symlink, tree},
 };
-use lapstrake_api_proto::fsutil::{Packet, Stat, packet::PacketType};
+use lapstrake_api_proto::fsutil::Stat;
 use lapstrake_session::{
-    Destination, DirTree, Error, Received, SyncRequest, TransferError, TreeReader,
-    fsutil::{Compare, Devices, Index, Limits, TreeEntry},
+    Destination, Error, Received, SyncRequest, TransferError,
+    fsutil::{Compare, Index},
 };
-use parking_lot::Mutex;
 use proptest::prelude::*;
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-
-fn open(path: &Path) -> OwnedFd {
-    std::fs::File::open(path).unwrap().into()
-}
-
-fn on_disk(path: &Path) -> Vec<TreeEntry> {
-    let mut entries = Vec::new();
-    DirTree::new(open(path))
-        .walk(&mut |entry| {
-            entries.push(entry);
-            Ok(())
-        })
-        .unwrap();
-    entries
-}
-
-/// A client with a tree that may be changed, and a destination.
-struct Fixture {
-    tree: Arc<Mutex<Tree>>,
-    seen: Arc<Mutex<common::Seen>>,
-    session: Connected,
-    dest: tempfile::TempDir,
-}
-
-impl Fixture {
-    async fn new(tree: Tree) -> Self {
-        let tree = Arc::new(Mutex::new(tree));
-        let client = Client { sync: Sync::Tree(Arc::clone(&tree)), ..Client::default() };
-        let seen = Arc::clone(&client.seen);
-        Self { tree, seen, session: client.connect().await, dest: tempfile::tempdir().unwrap() }
-    }
-
-    fn destination(&self, previous: Index) -> Destination {
-        Destination::new(open(self.dest.path()), previous)
-    }
-
-    async fn sync_to(&self, destination: Destination) -> Result<Received, Error> {
-        let request = SyncRequest { name: "context".into(), ..SyncRequest::default() };
-        self.session.caller.sync_dir(&request, destination, None, &CancellationToken::new()).await
-    }
-
-    /// A transfer that succeeds, checked against the client's tree.
-    async fn sync(&self, previous: Index) -> Received {
-        let received = self.sync_to(self.destination(previous)).await.unwrap();
-        check(&self.tree.lock(), &received, self.dest.path());
-        received
-    }
-}
-
-fn check(tree: &Tree, received: &Received, dest: &Path) {
-    let expected = expected(tree);
-    let index: Vec<TreeEntry> = received
-        .index
-        .entries()
-        .iter()
-        .map(|e| TreeEntry { path: e.path.clone(), stat: e.stat.clone() })
-        .collect();
-    assert_eq!(index, expected);
-    // On disk a symlink's mode is always 0777, a link's size that of its file.
-    assert_eq!(
-        on_disk(dest).iter().map(comparable).collect::<Vec<_>>(),
-        expected.iter().map(comparable).collect::<Vec<_>>()
-    );
-    for entry in received.index.entries() {
-        let node = &tree[&entry.path];
-        let content = match node.stat.linkname.as_str() {
-            "" => node,
-            target if node.stat.mode & tree::SYMLINK == 0 => &tree[Path::new(target)],
-            _ => continue,
-        };
-        if content.stat.mode & (tree::DIR | tree::FIFO) == 0 {
-            assert_eq!(std::fs::read(dest.join(&entry.path)).unwrap(), content.data, "{:?}", entry.path);
-            let digest: [u8; 32] = Sha256::digest(&content.data).into();
-            assert_eq!(entry.digest, Some(digest), "{:?}", entry.path);
-        } else {
-            assert_eq!(entry.digest, None);
-        }
-    }
-}
-
-fn comparable(entry: &TreeEntry) -> TreeEntry {
-    use lapstrake_session::fsutil::FileKind;
-    let mut entry = entry.clone();
-    if let FileKind::HardLink { .. } = entry.stat.kind {
-        // The file's own metadata is shared by its links.
-        (entry.stat.mode, entry.stat.mtime_ns, entry.stat.uid, entry.stat.gid) = (0, 0, 0, 0);
-        entry.stat.xattrs.clear();
-    }
-    entry
-}
-
-fn with(mut node: Node, change: impl FnOnce(&mut Stat)) -> Node {
-    change(&mut node.stat);
-    node
-}
 
 fn sample() -> Tree {
     tree([
@@ -338,184 +241,6 @@ async fn patterns_reach_the_client_encoded_when_it_knows_how() {
     }
 }
 
-/// What a transfer from a client with this behaviour fails with; the destination's surroundings are untouched.
-async fn failure(sync: Sync, adjust: impl FnOnce(&mut Destination)) -> Error {
-    let outer = tempfile::tempdir().unwrap();
-    std::fs::write(outer.path().join("outside"), "safe").unwrap();
-    let dest = outer.path().join("dest");
-    std::fs::create_dir(&dest).unwrap();
-    let client = Client { sync, ..Client::default() };
-    let session = client.connect().await;
-    let request = SyncRequest { name: "context".into(), ..SyncRequest::default() };
-    let mut destination = Destination::new(open(&dest), Index::default());
-    adjust(&mut destination);
-    let error = session
-        .caller
-        .sync_dir(&request, destination, None, &CancellationToken::new())
-        .await
-        .expect_err("must fail");
-    assert_eq!(std::fs::read(outer.path().join("outside")).unwrap(), b"safe");
-    assert_eq!(std::fs::read_dir(outer.path()).unwrap().count(), 2);
-    assert!(session.caller.credentials("h").await.is_ok(), "the session lives on after {error}");
-    error
-}
-
-fn transfer(error: Error) -> TransferError {
-    match error {
-        Error::Transfer { transfer, .. } => *transfer,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn named(path: &str, node: Node) -> Packet {
-    stat_packet(Stat { path: path.into(), ..node.stat })
-}
-
-#[tokio::test]
-async fn paths_that_lead_outside_are_refused() {
-    for path in ["../x", "/etc/x", "a/../../x", "..", ".", "", "a//b", "a/", "./a", "a\0b"] {
-        let script = vec![named("a", dir(0o755)), named(path, file(0o644, b"x")), end_of_list()];
-        let error = transfer(failure(Sync::Script(script), |_| {}).await);
-        assert!(matches!(error, TransferError::BadPath { .. }), "{path:?}: {error}");
-    }
-}
-
-#[tokio::test]
-async fn entries_out_of_order_or_below_no_directory_are_refused() {
-    for list in [
-        vec![named("b", file(0o644, b"")), named("a", file(0o644, b""))],
-        vec![named("a", file(0o644, b"")), named("a", file(0o644, b""))],
-        vec![named("a", file(0o644, b"")), named("a/b", file(0o644, b""))],
-        vec![named("link", symlink("/tmp")), named("link/b", file(0o644, b""))],
-        vec![named("a/b", file(0o644, b""))],
-    ] {
-        let error = transfer(failure(Sync::Script(list.clone()), |_| {}).await);
-        assert!(matches!(error, TransferError::OutOfOrder { .. }), "{list:?}: {error}");
-    }
-}
-
-#[tokio::test]
-async fn a_symlink_left_in_the_destination_is_not_followed() {
-    let outer = tempfile::tempdir().unwrap();
-    std::fs::create_dir(outer.path().join("victim")).unwrap();
-    std::fs::write(outer.path().join("victim/f"), "safe").unwrap();
-    let fixture = Fixture::new(tree([("d", dir(0o755)), ("d/f", file(0o644, b"new"))])).await;
-    std::os::unix::fs::symlink(outer.path().join("victim"), fixture.dest.path().join("d")).unwrap();
-    fixture.sync(Index::default()).await;
-    assert_eq!(std::fs::read(outer.path().join("victim/f")).unwrap(), b"safe");
-}
-
-#[tokio::test]
-async fn hard_links_to_anything_but_an_announced_file_are_refused() {
-    for target in ["missing", "../outside", "d", "s", "l", "zz"] {
-        let script = vec![
-            named("d", dir(0o755)),
-            named("f", file(0o644, b"")),
-            named("l", hard_link("f")),
-            named("s", symlink("f")),
-            named("z", hard_link(target)),
-            named("zz", file(0o644, b"")),
-        ];
-        let error = transfer(failure(Sync::Script(script), |_| {}).await);
-        assert!(
-            matches!(error, TransferError::BadLink { .. } | TransferError::BadPath { .. }),
-            "{target}: {error}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn devices_and_sockets_are_refused() {
-    let node = |mode| {
-        let stat = Stat { path: "dev".into(), mode, devmajor: 1, devminor: 3, ..Stat::default() };
-        Sync::Script(vec![stat_packet(stat), end_of_list()])
-    };
-    for mode in [tree::DEVICE, tree::DEVICE | tree::CHAR, tree::SOCKET] {
-        let error = transfer(failure(node(mode | 0o666), |_| {}).await);
-        assert!(matches!(error, TransferError::Refused { .. }), "{error}");
-    }
-    let error = transfer(failure(node(tree::SOCKET), |d| d.devices = Devices::Create).await);
-    assert!(matches!(error, TransferError::Refused { .. }), "{error}");
-}
-
-#[tokio::test]
-async fn more_or_less_data_than_announced_is_refused() {
-    for data in [&[&b"123456"[..]][..], &[b"123", b"456"], &[b"123", b""], &[b""]] {
-        let mut script = vec![named("f", file(0o644, b"12345")), end_of_list()];
-        script.extend(data.iter().map(|d| data_packet(0, d)));
-        let error = transfer(failure(Sync::Script(script), |_| {}).await);
-        assert!(matches!(error, TransferError::SizeChanged { announced: 5, .. }), "{error}");
-    }
-}
-
-#[tokio::test]
-async fn packets_that_the_protocol_does_not_allow_are_refused() {
-    let packet = |kind: i32| Packet { r#type: kind, ..Packet::default() };
-    let f = || named("f", file(0o644, b"1"));
-    for script in [
-        vec![data_packet(0, b"x")],
-        vec![f(), end_of_list(), data_packet(7, b"x")],
-        vec![f(), end_of_list(), named("g", file(0o644, b""))],
-        vec![f(), packet(PacketType::PacketFin.into())],
-        vec![packet(PacketType::PacketReq.into())],
-        vec![packet(99)],
-        vec![named("d", dir(0o755)), data_packet(0, b"x")],
-    ] {
-        let error = transfer(failure(Sync::Script(script.clone()), |_| {}).await);
-        assert!(matches!(error, TransferError::Protocol { .. }), "{script:?}: {error}");
-    }
-    let error =
-        Packet { r#type: PacketType::PacketErr.into(), data: b"disk on fire".to_vec(), ..Packet::default() };
-    let error = transfer(failure(Sync::Script(vec![error]), |_| {}).await);
-    assert_eq!(error.to_string(), "error from client: disk on fire");
-}
-
-#[tokio::test]
-async fn impossible_numbers_are_refused() {
-    let odd: [fn(&mut Stat); 3] = [|s| s.size = -1, |s| s.uid = u32::MAX, |s| s.gid = u32::MAX];
-    for change in odd {
-        let script = vec![named("f", with(file(0o644, b""), change)), end_of_list()];
-        let error = transfer(failure(Sync::Script(script), |_| {}).await);
-        assert!(matches!(error, TransferError::Refused { .. }), "{error}");
-    }
-}
-
-#[tokio::test]
-async fn endless_lists_and_huge_trees_hit_the_limits() {
-    let limit = |change: fn(&mut Limits)| move |d: &mut Destination| change(&mut d.limits);
-    let error = transfer(failure(Sync::EndlessDirectories, limit(|l| l.entries = 500)).await);
-    assert!(matches!(error, TransferError::TooLarge { limit: 500, unit: "entries" }), "{error}");
-    let error = transfer(failure(Sync::EndlessDirectories, limit(|l| l.metadata_bytes = 100_000)).await);
-    assert!(matches!(error, TransferError::TooLarge { limit: 100_000, .. }), "{error}");
-    let script = vec![named("f", with(file(0o644, b""), |s| s.size = i64::MAX)), end_of_list()];
-    let error = transfer(failure(Sync::Script(script), limit(|l| l.content_bytes = 1 << 30)).await);
-    assert!(matches!(error, TransferError::TooLarge { unit: "bytes of content", .. }), "{error}");
-    let mut path = String::new();
-    let mut script = Vec::new();
-    for _ in 0..1000 {
-        path.push_str(if path.is_empty() { "d" } else { "/d" });
-        script.push(named(&path, dir(0o755)));
-    }
-    let error = transfer(failure(Sync::Script(script), |_| {}).await);
-    assert!(matches!(error, TransferError::TooLarge { limit: 200, .. }), "{error}");
-}
-
-#[tokio::test]
-async fn an_unknown_directory_is_the_clients_error() {
-    let error = failure(Sync::Refuse, |_| {}).await;
-    assert!(error.to_string().contains("no access allowed to dir"), "{error}");
-}
-
-#[tokio::test]
-async fn a_stream_that_ends_early_is_truncated() {
-    for script in
-        [vec![], vec![named("f", file(0o644, b"1"))], vec![named("f", file(0o644, b"1")), end_of_list()]]
-    {
-        let error = transfer(failure(Sync::ScriptThenEnd(script), |_| {}).await);
-        assert!(matches!(error, TransferError::Truncated), "{error}");
-    }
-}
-
 #[tokio::test]
 async fn foreign_xattrs_are_not_taken() {
     let keys =
@@ -563,7 +288,7 @@ async fn a_cancelled_transfer_leaves_the_destination_free() {
     let request = SyncRequest::default();
     let busy = Destination::new(open(dest.path()), Index::default());
     let error = session.caller.sync_dir(&request, busy, None, &CancellationToken::new()).await.unwrap_err();
-    assert!(matches!(self::transfer(error), TransferError::DestinationBusy));
+    assert!(matches!(common::fixture::transfer(error), TransferError::DestinationBusy));
     cancel.cancel();
     let error = transfer.await.unwrap().unwrap_err();
     assert!(matches!(error, Error::Cancelled { .. }), "{error:?}");

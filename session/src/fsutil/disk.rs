@@ -206,9 +206,8 @@ pub(crate) fn keeps_xattr(name: &[u8]) -> bool {
 }
 
 pub(crate) fn on_disk(stat: &Stat) -> OnDisk {
-    let seconds = i64::try_from(stat.st_ctime).unwrap_or(i64::MAX);
     let nanos = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
-    OnDisk { inode: stat.st_ino, ctime_ns: seconds.saturating_mul(1_000_000_000).saturating_add(nanos) }
+    OnDisk { inode: stat.st_ino, ctime_ns: stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(nanos) }
 }
 
 fn name_of(path: &Path) -> &OsStr {

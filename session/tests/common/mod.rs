@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap, transport::Server};
 
+pub(crate) mod fixture;
 pub(crate) mod tree;
 
 pub(crate) const METHODS: [&str; 9] = [
