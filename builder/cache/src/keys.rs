@@ -1,0 +1,107 @@
+//! The solver's view: links between keys, and results of keys.
+
+use futures::future::BoxFuture;
+use lapstrake_builder_solver::{CacheStore, CacheStoreError, KeyId, Link};
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::{Metadata, SnapshotKey, SnapshotName, StoreError, Stores, Tree};
+
+use crate::{BuildCache, CacheError, entries};
+
+impl CacheStore<Tree> for BuildCache {
+    fn fresh_key(&self) -> KeyId {
+        KeyId::new(SnapshotKey::random().as_str())
+    }
+
+    fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
+        let found = self.metadata.read(|db| {
+            let failed = "look up a cache link";
+            // Newest result first; a target without a result of its own may still lead to one.
+            let mut statement = db
+                .prepare_cached(
+                    "SELECT target, (SELECT max(seq) FROM cache_result WHERE key = target) AS newest
+                       FROM cache_link
+                      WHERE source = ?1 AND digest = ?2 AND input = ?3 AND output = ?4 AND selector = ?5
+                      ORDER BY newest DESC NULLS LAST",
+                )
+                .map_err(StoreError::metadata(failed))?;
+            let selector = link.selector.as_ref().map_or("", Digest::as_str);
+            let values = (from.as_str(), link.digest.as_str(), link.input, link.output, selector);
+            let rows = statement
+                .query_map(values, |row| row.get::<_, String>(0))
+                .map_err(StoreError::metadata(failed))?;
+            rows.map(|row| row.map(KeyId::new)).collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+        });
+        found.map_err(Into::into)
+    }
+
+    fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<Tree>, CacheStoreError>> {
+        let (metadata, stores, key) = (self.metadata.clone(), self.stores.clone(), key.clone());
+        Box::pin(async move {
+            let found = tokio::task::spawn_blocking(move || load(&metadata, &stores, &key)).await;
+            found.map_err(|_| CacheError::Lost)?.map_err(Into::into)
+        })
+    }
+
+    fn save<'a>(
+        &'a self,
+        key: &'a KeyId,
+        links: Vec<(KeyId, Link)>,
+        value: &'a Tree,
+    ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
+        let (metadata, key, value) = (self.metadata.clone(), key.clone(), value.clone());
+        Box::pin(async move {
+            let saved = tokio::task::spawn_blocking(move || save(&metadata, &key, &links, &value)).await;
+            saved.map_err(|_| CacheError::Lost)?.map_err(Into::into)
+        })
+    }
+}
+
+fn load(metadata: &Metadata, stores: &Stores, key: &KeyId) -> Result<Option<Tree>, StoreError> {
+    let results: Vec<Option<String>> = metadata.read(|db| {
+        let failed = "look up a cached result";
+        let mut statement = db
+            .prepare_cached("SELECT snapshot FROM cache_result WHERE key = ?1 ORDER BY seq DESC")
+            .map_err(StoreError::metadata(failed))?;
+        let rows =
+            statement.query_map([key.as_str()], |row| row.get(0)).map_err(StoreError::metadata(failed))?;
+        rows.collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+    })?;
+    for snapshot in results {
+        let Some(snapshot) = snapshot else { return Ok(Some(Tree::empty())) };
+        // It may be pruned between the question and the hold: then it is a miss.
+        if let Some(tree) = stores.hold(&SnapshotName::new(snapshot))? {
+            entries::touch(metadata, &tree)?;
+            return Ok(Some(tree));
+        }
+    }
+    Ok(None)
+}
+
+/// Writes lazily: a result that a power cut takes is built again. The tree is durable before its entry is, because both are in the
+/// database's log in that order and start-up removes what was committed but lost its files' record.
+fn save(metadata: &Metadata, key: &KeyId, links: &[(KeyId, Link)], value: &Tree) -> Result<(), StoreError> {
+    metadata.write_lazily(|txn| {
+        let failed = "save a cached result";
+        let snapshot = value.snapshot().map(SnapshotName::as_str);
+        txn.prepare_cached(
+            "INSERT INTO cache_result (key, snapshot) SELECT ?1, ?2
+              WHERE ?2 IS NOT NULL OR NOT EXISTS (SELECT 1 FROM cache_result WHERE key = ?1 AND snapshot IS NULL)
+             ON CONFLICT DO NOTHING",
+        )
+        .and_then(|mut statement| statement.execute((key.as_str(), snapshot)))
+        .map_err(StoreError::metadata(failed))?;
+        let mut insert = txn
+            .prepare_cached(
+                "INSERT OR IGNORE INTO cache_link (source, input, output, digest, selector, target)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )
+            .map_err(StoreError::metadata(failed))?;
+        for (from, link) in links {
+            let selector = link.selector.as_ref().map_or("", Digest::as_str);
+            insert
+                .execute((from.as_str(), link.input, link.output, link.digest.as_str(), selector, key.as_str()))
+                .map_err(StoreError::metadata(failed))?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,59 @@
+//! The build cache: what was built, under which keys, and the directories that `RUN --mount=type=cache` keeps.
+//!
+//! ```text
+//!   solver ── CacheStore ──► links, results ┐
+//!   ops ───── record ──────► entries        ├─ tables in metadata.db; trees in the snapshotter
+//!   RUN ───── mount ───────► cache mounts   ┘
+//!   system df ◄── usage      builder prune ──► prune ──► (the collector frees what nobody holds)
+//! ```
+//!
+//! The cache is a [`Holder`](lapstrake_layerstore_store::collect::Holder): what it has an entry for is not collected.
+//!
+//! This crate is not for: computing keys (`builder/llb`, `builder/files`), or deciding what to look up (`builder/solver`).
+
+#![forbid(unsafe_code)]
+
+mod entries;
+mod error;
+mod keys;
+mod mounts;
+mod prune;
+mod schema;
+
+pub use entries::{CacheEntry, RecordKind};
+pub use error::CacheError;
+pub use mounts::{CacheMount, Sharing};
+pub use prune::{PruneFilter, PruneRequest, Pruned, PruneBound};
+
+use std::{collections::HashMap, sync::Arc};
+
+use lapstrake_layerstore_store::{Metadata, Resource, StoreError, Stores, collect::Holder};
+use parking_lot::Mutex;
+
+/// The build cache of one store.
+pub struct BuildCache {
+    metadata: Metadata,
+    stores: Stores,
+    // Cache mounts that are in use, by id; see `mounts`.
+    busy: Mutex<HashMap<String, mounts::Busy>>,
+}
+
+impl BuildCache {
+    /// Opens the cache's tables in `metadata`, the database of `stores`.
+    pub fn open(metadata: Metadata, stores: Stores) -> Result<Arc<Self>, CacheError> {
+        metadata.migrate("build-cache", schema::STEPS)?;
+        Ok(Arc::new(Self { metadata, stores, busy: Mutex::default() }))
+    }
+}
+
+impl Holder for BuildCache {
+    fn holds(&self) -> Result<Vec<Resource>, StoreError> {
+        entries::held(&self.metadata)
+    }
+}
+
+impl std::fmt::Debug for BuildCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BuildCache").field("mounts in use", &self.busy.lock().len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,149 @@
+//! Cache mounts: directories that outlive the steps that write to them.
+//!
+//! Each is an active snapshot with an entry of its own. A step takes one for as long as its processes live:
+//!
+//! * **shared**: all steps at once use the same directory;
+//! * **locked**: one step after the other;
+//! * **private**: a step that finds the directory in use gets another, which is kept too.
+
+use std::sync::{Arc, Weak};
+
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::{Lease, Resource, SnapshotKey, SnapshotMount, StoreError, Tree};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{BuildCache, CacheError, entries};
+
+/// How steps share a cache mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// At once.
+    Shared,
+    /// Each its own.
+    Private,
+    /// One after the other.
+    Locked,
+}
+
+/// Who uses the directories of one id.
+#[derive(Default)]
+pub(crate) struct Busy {
+    // One permit each, for steps that want a directory alone; shared users take none.
+    lock: Option<Arc<Semaphore>>,
+    users: Vec<(SnapshotKey, Weak<()>)>,
+}
+
+/// A directory, for as long as this value lives.
+#[derive(Debug)]
+pub struct CacheMount {
+    mount: SnapshotMount,
+    _user: Arc<()>,
+    _alone: Option<OwnedSemaphorePermit>,
+    _lease: Lease,
+}
+
+impl CacheMount {
+    /// How to mount it.
+    pub fn mount(&self) -> &SnapshotMount {
+        &self.mount
+    }
+}
+
+impl BuildCache {
+    /// Takes the cache mount `id`, which begins as `initial` when it is new. `target` is where it will be mounted, for the listing.
+    ///
+    /// Waits while another step has it locked. Cancel-safe by drop.
+    pub async fn mount(
+        self: Arc<Self>,
+        id: &str,
+        sharing: Sharing,
+        initial: &Tree,
+        target: &str,
+    ) -> Result<CacheMount, CacheError> {
+        if id.contains('\0') {
+            return Err(CacheError::MountId { id: id.to_owned(), why: "contains a NUL" });
+        }
+        // What a cache begins as is part of what it is. The id never becomes a path.
+        let id = match initial.snapshot() {
+            None => id.to_owned(),
+            Some(snapshot) => Digest::sha256_of(format!("{id}\0{snapshot}").as_bytes()).to_string(),
+        };
+        let alone = match sharing {
+            Sharing::Locked => {
+                let lock = Arc::clone(
+                    self.busy
+                        .lock()
+                        .entry(id.clone())
+                        .or_default()
+                        .lock
+                        .get_or_insert_with(|| Arc::new(Semaphore::new(1))),
+                );
+                Some(lock.acquire_owned().await.expect("never closed"))
+            }
+            Sharing::Shared | Sharing::Private => None,
+        };
+        let (cache, initial, target) = (self, initial.clone(), target.to_owned());
+        tokio::task::spawn_blocking(move || cache.take(&id, sharing, &initial, &target, alone))
+            .await
+            .map_err(|_| CacheError::Lost)?
+    }
+
+    fn take(
+        &self,
+        id: &str,
+        sharing: Sharing,
+        initial: &Tree,
+        target: &str,
+        alone: Option<OwnedSemaphorePermit>,
+    ) -> Result<CacheMount, CacheError> {
+        // Held until the choice is made: two private users must not choose the same, two shared ones must not make two.
+        let mut busy = self.busy.lock();
+        busy.retain(|_, busy| {
+            busy.users.retain(|(_, user)| user.strong_count() > 0);
+            !busy.users.is_empty() || busy.lock.as_ref().is_some_and(|lock| Arc::strong_count(lock) > 1)
+        });
+        let in_use = busy.entry(id.to_owned()).or_default();
+        let lease = self.stores.leases.create();
+        for key in entries::mount_keys(&self.metadata, id)? {
+            if sharing == Sharing::Private && in_use.users.iter().any(|(used, _)| *used == key) {
+                continue;
+            }
+            let mount = {
+                let _guard = self.stores.leases.guard();
+                match self.stores.snapshots.mounts(&key) {
+                    Ok(mount) => {
+                        lease.hold(Resource::Key(key.clone()));
+                        mount
+                    }
+                    // Pruned in between.
+                    Err(StoreError::NotFound { .. }) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            return self.taken(in_use, id, key, mount, target, lease, alone);
+        }
+        let key = SnapshotKey::random();
+        lease.hold(Resource::Key(key.clone()));
+        // Prepared first and recorded then: a crash in between leaves an active snapshot without an owner, which the next start removes.
+        let mount = self.stores.snapshots.prepare(&key, initial.snapshot())?;
+        self.taken(in_use, id, key, mount, target, lease, alone)
+    }
+
+    #[allow(clippy::too_many_arguments)] // one place for what both ways of having a directory end with
+    fn taken(
+        &self,
+        busy: &mut Busy,
+        id: &str,
+        key: SnapshotKey,
+        mount: SnapshotMount,
+        target: &str,
+        lease: Lease,
+        alone: Option<OwnedSemaphorePermit>,
+    ) -> Result<CacheMount, CacheError> {
+        let description = format!("cached mount {target} from exec with id {id:?}");
+        entries::record_mount(&self.metadata, id, &key, &description)?;
+        let user = Arc::new(());
+        busy.users.push((key, Arc::downgrade(&user)));
+        Ok(CacheMount { mount, _user: user, _alone: alone, _lease: lease })
+    }
+}
