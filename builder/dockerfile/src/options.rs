@@ -107,7 +107,11 @@ impl DockerfileOptions {
 
     /// The session in which a local context is.
     pub(crate) fn session_of(&self, local: &LocalContext) -> Option<String> {
-        local.session_id.clone().or_else(|| self.local_sessions.get(&local.name).cloned()).or_else(|| self.session_id.clone())
+        local
+            .session_id
+            .clone()
+            .or_else(|| self.local_sessions.get(&local.name).cloned())
+            .or_else(|| self.session_id.clone())
     }
 }
 

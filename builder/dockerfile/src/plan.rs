@@ -75,6 +75,8 @@ pub struct Step {
     pub state: Digest,
     /// Where it was written (the `FROM` line for triggers).
     pub lines: LineRange,
+    /// Whether it is an `ONBUILD` trigger: Moby runs it, but prints no `Step` line for it and does not count it.
+    pub trigger: bool,
 }
 
 impl Step {

@@ -1,14 +1,296 @@
 //! From the syntax tree to a graph.
+//!
+//! ```text
+//! syntax tree ─ stages: who needs whom, what is reachable ─ images: what they start from ─ dispatch: instruction by instruction ─► Plan
+//!                                                              │ unknown?                    metadata · run · copy · expose
+//!                                                              └──► Needs
+//! ```
+//!
+//! Every vertex must get the digest that BuildKit's `dockerfile2llb` gives it, or caches could not be exchanged: the order of
+//! environment variables, of inputs and of path operations here is part of the format.
 
+mod args;
+mod context;
+mod copy;
+mod dispatch;
+mod expose;
+mod git;
+mod images;
+mod lint;
+mod metadata;
+mod named;
+mod naming;
+mod path;
 mod problem;
+mod run;
+mod stages;
+mod steps;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use lapstrake_builder_llb::{Defaults, EnvList, GraphBuilder, SourceMap, SourceMapId, State, pb};
+use lapstrake_layerstore_oci::{Platform, Timestamp};
+
+pub use context::{dockerfile_definition, dockerignore_definition};
 pub use problem::LowerError;
 
 use crate::Error;
-use crate::facts::Facts;
+use crate::facts::{Facts, Need};
+use crate::instructions::Dockerfile;
+use crate::lint::{Config, Reporter};
+use crate::location::LineRange;
 use crate::options::DockerfileOptions;
-use crate::plan::Answer;
+use crate::plan::{Answer, Plan, PlatformPlan};
+use crate::shell::{Lexer, Variables};
 
-pub(crate) fn plan(_options: &DockerfileOptions, _facts: &Facts) -> Result<Answer, Error> {
-    Err(Error::Lower { problem: LowerError::EmptyDockerfile, lines: Vec::new() })
+use self::stages::StageState;
+
+/// What a step of lowering comes to: an error always says where it is.
+type Lowered<T> = Result<T, Error>;
+
+/// Whether a main context's reference is a git repository (else an URL, or nothing but a name).
+pub(crate) fn is_git_context(reference: &str) -> bool {
+    git::is_git(reference)
+}
+
+impl LowerError {
+    fn at(self, lines: LineRange) -> Error {
+        Error::Lower { problem: self, lines: vec![lines] }
+    }
+
+    pub(crate) fn nowhere(self) -> Error {
+        Error::Lower { problem: self, lines: Vec::new() }
+    }
+}
+
+pub(crate) fn plan(options: &DockerfileOptions, facts: &Facts) -> Result<Answer, Error> {
+    if facts.dockerfile.is_empty() {
+        return Err(LowerError::EmptyDockerfile.nowhere());
+    }
+    let dockerfile = parse(options, facts)?;
+    let mut needs = Vec::new();
+    let mut targets = Vec::new();
+    let mut warnings = Vec::new();
+    let platforms: Vec<Option<&Platform>> = match options.platforms[..] {
+        [] => vec![None],
+        _ => options.platforms.iter().map(Some).collect(),
+    };
+    for (i, platform) in platforms.into_iter().enumerate() {
+        let mut lowering = Lowering::new(options, facts, &dockerfile, platform)?;
+        match lowering.run()? {
+            Some(target) => targets.push(target),
+            None => needs.append(&mut lowering.needs),
+        }
+        // The same doubts would come once per platform.
+        if i == 0 {
+            warnings = lowering.reporter.warnings;
+        }
+    }
+    if !needs.is_empty() {
+        let mut seen = BTreeSet::new();
+        needs.retain(|need| seen.insert(format!("{need:?}")));
+        return Ok(Answer::Need(needs));
+    }
+    Ok(Answer::Plan(Box::new(Plan { targets, multi_platform: options.is_multi_platform(), warnings })))
+}
+
+fn parse(options: &DockerfileOptions, facts: &Facts) -> Lowered<Dockerfile> {
+    let Some(check) = &options.check else { return Dockerfile::parse(&facts.dockerfile) };
+    let config = Config::parse(check).map_err(|e| {
+        LowerError::Option(format!("failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK: {e}")).nowhere()
+    })?;
+    Dockerfile::parse_with_lint(&facts.dockerfile, config)
+}
+
+/// One platform's plan in the making.
+struct Lowering<'a> {
+    options: &'a DockerfileOptions,
+    facts: &'a Facts,
+    dockerfile: &'a Dockerfile,
+    graph: GraphBuilder,
+    source_map: SourceMapId,
+    target_platform: Platform,
+    /// Nobody asked for a platform: the base image's counts.
+    implicit_target: bool,
+    lexer: Lexer,
+    /// `ARG`s before the first `FROM`, and the predefined ones.
+    global_args: EnvList,
+    /// The names of the former.
+    declared_args: BTreeSet<String>,
+    /// Build arguments, `SOURCE_DATE_EPOCH` made a number.
+    build_args: BTreeMap<String, String>,
+    epoch: Option<i64>,
+    stages: Vec<StageState>,
+    names: BTreeMap<String, usize>,
+    /// Which paths of a stage are used; stages that build on each other share a set.
+    used_paths: Vec<BTreeSet<String>>,
+    /// The main context: known only when it is known which of its paths are used.
+    context: State,
+    /// Local named contexts, for the same reason: the deferred state, whose paths count, and what to ask the client for.
+    local_contexts: Vec<named::LocalNamedContext>,
+    ignore: Option<crate::ignore::PatternMatcher>,
+    reporter: Reporter,
+    needs: Vec<Need>,
+    steps: Vec<steps::DraftStep>,
+    /// The words of the `RUN` that was dispatched last.
+    last_run: Vec<String>,
+    /// Makes the ids of progress groups differ; BuildKit takes random ones.
+    next_group: u32,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(
+        options: &'a DockerfileOptions,
+        facts: &'a Facts,
+        dockerfile: &'a Dockerfile,
+        platform: Option<&Platform>,
+    ) -> Lowered<Lowering<'a>> {
+        let mut graph = GraphBuilder::new();
+        let definition = context::dockerfile_definition(options, facts)?;
+        let source_map = graph.add_source_map(SourceMap {
+            filename: context::dockerfile_name(options, facts).to_owned(),
+            language: "Dockerfile".to_owned(),
+            data: facts.dockerfile.to_vec(),
+            definition: Some(definition),
+        });
+        let context = graph.deferred();
+        Ok(Lowering {
+            options,
+            facts,
+            dockerfile,
+            graph,
+            source_map,
+            target_platform: platform.unwrap_or(&options.build_platform).clone(),
+            implicit_target: platform.is_none(),
+            lexer: Lexer::new(dockerfile.escape),
+            global_args: EnvList::default(),
+            declared_args: BTreeSet::new(),
+            build_args: options.build_args.clone(),
+            epoch: None,
+            stages: Vec::new(),
+            names: BTreeMap::new(),
+            used_paths: Vec::new(),
+            context,
+            local_contexts: Vec::new(),
+            ignore: context::ignore_matcher(options, facts)?,
+            reporter: Reporter { config: dockerfile.lint.clone(), warnings: dockerfile.warnings.clone() },
+            needs: Vec::new(),
+            steps: Vec::new(),
+            last_run: Vec::new(),
+            next_group: 0,
+        })
+    }
+
+    /// The plan, or `None` if something is needed first.
+    fn run(&mut self) -> Lowered<Option<PlatformPlan>> {
+        self.reporter.check_stage_names(&self.dockerfile.stages);
+        self.reporter.check_keyword_casing(&self.dockerfile.stages);
+        self.define_global_args()?;
+        if !self.resolve_epoch()? {
+            return Ok(None);
+        }
+        self.add_stages()?;
+        let target = self.find_target()?;
+        self.connect_stages()?;
+        let Some(reachable) = self.resolve_stages(target)? else { return Ok(None) };
+        if !self.need_context_kind() {
+            return Ok(None);
+        }
+        self.dispatch_stages(&reachable, target)?;
+        self.finish(target, &reachable).map(Some)
+    }
+
+    fn finish(&mut self, target: usize, reachable: &BTreeSet<usize>) -> Lowered<PlatformPlan> {
+        let stage = &mut self.stages[target];
+        stage.image.config.labels.extend(self.options.labels.iter().map(|(k, v)| (k.clone(), v.clone())));
+        if self.reporter.config.fail && !self.reporter.warnings.is_empty() {
+            let rules: BTreeSet<&str> = self.reporter.warnings.iter().map(|w| w.rule.name()).collect();
+            let rules: Vec<&str> = rules.into_iter().collect();
+            return Err(LowerError::Lint(rules.join(", ")).nowhere());
+        }
+        self.resolve_contexts(reachable)?;
+        self.set_image_platform(target);
+
+        let stage = &self.stages[target];
+        let defaults = Defaults { platform: self.target_platform.clone() };
+        let marshal =
+            |state: &State| self.graph.marshal(state, &defaults).map_err(|e| LowerError::Graph(e).nowhere());
+        let built = marshal(&stage.state)?;
+        let mut scans = Vec::new();
+        if stage.scan_context {
+            scans.push(("context".to_owned(), marshal(&self.context)?.definition));
+        }
+        let mut ignore_cache = stage.ignore_cache;
+        for &other in reachable {
+            let other_stage = &self.stages[other];
+            if other != target && other_stage.scan_stage {
+                scans.push((other_stage.display_name.clone(), marshal(&other_stage.state)?.definition));
+                ignore_cache |= other_stage.ignore_cache;
+            }
+        }
+        Ok(PlatformPlan {
+            platform: self.export_platform(&stage.image.platform()),
+            config: stage.image.clone(),
+            base_config: stage.base_image.clone(),
+            epoch: self.epoch,
+            ignore_cache,
+            steps: steps::finish(&self.steps, &built),
+            definition: built.definition,
+            scans,
+        })
+    }
+
+    /// The image says what it runs on: what was asked for, or what its base said if nothing was.
+    fn set_image_platform(&mut self, target: usize) {
+        let image = &mut self.stages[target].image;
+        if !self.implicit_target {
+            let wanted = &self.target_platform;
+            let same = wanted.os == image.os && wanted.architecture == image.architecture;
+            image.os = wanted.os.clone();
+            image.architecture = wanted.architecture.clone();
+            if !wanted.variant.is_empty() || !same {
+                image.variant = wanted.variant.clone();
+            }
+            if !wanted.os_version.is_empty() || !same {
+                image.os_version = wanted.os_version.clone();
+            }
+            if !wanted.os_features.is_empty() {
+                image.os_features = wanted.os_features.clone();
+            }
+        }
+        let platform = image.platform().normalized();
+        image.set_platform(&platform);
+    }
+
+    fn export_platform(&self, image: &Platform) -> Platform {
+        let mut platform = self.target_platform.normalized();
+        if platform.os == "windows" && image.os == "windows" {
+            if platform.os_version.is_empty() {
+                platform.os_version = image.os_version.clone();
+            }
+            if platform.os_features.is_empty() {
+                platform.os_features = image.os_features.clone();
+            }
+        }
+        platform.normalized()
+    }
+
+    /// Where a vertex comes from, in the wire's form: one range per run of lines.
+    fn location(&self, lines: LineRange) -> (SourceMapId, Vec<pb::Range>) {
+        let position =
+            |line: u32| Some(pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 });
+        let ranges = lines.lines().map(|line| pb::Range { start: position(line), end: position(line) });
+        (self.source_map, ranges.collect())
+    }
+
+    fn created(&self) -> Option<Timestamp> {
+        let time = time::OffsetDateTime::from_unix_timestamp(self.epoch?).ok()?;
+        Some(Timestamp::from(time))
+    }
+}
+
+impl Variables for EnvList {
+    fn get(&self, name: &str) -> Option<&str> {
+        EnvList::get(self, name)
+    }
 }

@@ -61,7 +61,11 @@ pub enum LowerError {
     )]
     VariableInFrom,
     /// `COPY --from` a stage that comes later.
-    #[error("cannot copy from stage {}, it needs to be defined before current stage {}", go_quote(from), go_quote(stage))]
+    #[error(
+        "cannot copy from stage {}, it needs to be defined before current stage {}",
+        go_quote(from),
+        go_quote(stage)
+    )]
     CopyFromLater {
         /// The one copied from.
         from: String,
@@ -69,7 +73,11 @@ pub enum LowerError {
         stage: String,
     },
     /// `RUN --mount=from` a stage that comes later.
-    #[error("cannot mount from stage {} to {}, stage needs to be defined before current command", go_quote(from), go_quote(target))]
+    #[error(
+        "cannot mount from stage {} to {}, stage needs to be defined before current command",
+        go_quote(from),
+        go_quote(target)
+    )]
     MountFromLater {
         /// The one mounted.
         from: String,

@@ -1,0 +1,333 @@
+//! `COPY` and `ADD`.
+
+use std::sync::LazyLock;
+
+use lapstrake_builder_llb::ProgressGroup;
+use lapstrake_builder_llb::{
+    CopyAction, CopyMode, FileAction, HttpSource, Mkfile, OpOptions, Owner, State, join_path,
+};
+use lapstrake_layerstore_oci::{Digest, Platform};
+use regex::Regex;
+
+use super::dispatch::At;
+use super::naming::expanded;
+use super::{LowerError, Lowered, Lowering, git, path};
+use crate::instructions::{Add, Copy, Transfer};
+
+static SYMBOLIC_MODE: LazyLock<Regex> = LazyLock::new(|| {
+    let clause = "[ugoa]*(?:[-+=][rwxXstugo]*)+";
+    Regex::new(&format!("^{clause}(?:,{clause})*$")).expect("it compiles")
+});
+
+/// What `COPY` and `ADD` have in common.
+struct Config<'a> {
+    transfer: &'a Transfer,
+    /// `None` for `COPY`.
+    add: Option<&'a Add>,
+    source: State,
+    from_context: bool,
+    chown: Option<&'a str>,
+    chmod: Option<&'a str>,
+    mode: Option<CopyMode>,
+    excludes: &'a [String],
+    link: bool,
+    parents: bool,
+    destination: String,
+    /// The name of the vertex.
+    name: String,
+}
+
+impl Lowering<'_> {
+    pub(super) fn add(&mut self, at: &At, add: &Add, code: &str) -> Lowered<()> {
+        if add.checksum.is_some() {
+            let problem = match &add.transfer.sources[..] {
+                [source] if git::is_http(source) || git::is_git(source) => None,
+                [_] => Some("checksum requires HTTP(S) or Git sources"),
+                _ => Some("checksum can't be specified for multiple sources"),
+            };
+            if let Some(problem) = problem {
+                return Err(LowerError::Checksum(problem).at(at.lines));
+            }
+        }
+        let config = Config {
+            transfer: &add.transfer,
+            add: Some(add),
+            source: self.context.clone(),
+            from_context: true,
+            chown: add.chown.as_deref(),
+            chmod: add.chmod.as_deref(),
+            mode: parse_mode(add.chmod.as_deref()).map_err(|e| e.at(at.lines))?,
+            excludes: &add.excludes,
+            link: add.link,
+            parents: false,
+            destination: path::destination(self.dir(at), &add.transfer.destination),
+            name: String::new(),
+        };
+        self.transfer(at, config, code)?;
+        let local = add.transfer.sources.iter();
+        let local = local.filter(|s| !s.starts_with("http://") && !s.starts_with("https://"));
+        self.stages[at.stage].context_paths.extend(local.map(|source| join_path(&["/", source])));
+        Ok(())
+    }
+
+    pub(super) fn copy(&mut self, at: &At, copy: &Copy, from: Option<usize>, code: &str) -> Lowered<()> {
+        if let Some(from) = from
+            && !self.stages[from].dispatched
+        {
+            return Err(LowerError::CopyFromLater {
+                from: copy.from.clone().unwrap_or_default(),
+                stage: self.stages[at.stage].display_name.clone(),
+            }
+            .at(at.lines));
+        }
+        let source = match from {
+            Some(from) => self.stages[from].state.clone(),
+            None => self.context.clone(),
+        };
+        let config = Config {
+            transfer: &copy.transfer,
+            add: None,
+            source,
+            from_context: from.is_none(),
+            chown: copy.chown.as_deref(),
+            chmod: copy.chmod.as_deref(),
+            mode: parse_mode(copy.chmod.as_deref()).map_err(|e| e.at(at.lines))?,
+            excludes: &copy.excludes,
+            link: copy.link,
+            parents: copy.parents,
+            destination: path::destination(self.dir(at), &copy.transfer.destination),
+            name: String::new(),
+        };
+        self.transfer(at, config, code)?;
+        let used = copy.transfer.sources.iter().map(|source| join_path(&["/", source]));
+        match from {
+            Some(from) => self.used_paths[self.stages[from].paths].extend(used),
+            None => self.stages[at.stage].context_paths.extend(used),
+        }
+        Ok(())
+    }
+
+    fn dir(&self, at: &At) -> &str {
+        &self.stages[at.stage].state.meta().dir
+    }
+
+    fn transfer(&mut self, at: &At, mut config: Config<'_>, code: &str) -> Lowered<()> {
+        let env = self.stages[at.stage].state.meta().env.clone();
+        let platform = self.stages[at.stage].platform.clone();
+        let text = expanded(code, &self.lexer, &env);
+        config.name = self.step_name(at.stage, &text, platform.as_ref(), Some(&env));
+
+        let mut actions = Vec::with_capacity(config.transfer.sources.len());
+        for source in &config.transfer.sources {
+            let action = self.copy_of(at, &config, source)?;
+            actions.push(FileAction::Copy(Box::new(action)));
+        }
+        for file in &config.transfer.inline_files {
+            let mkfile = Mkfile {
+                path: file.name.clone(),
+                mode: 0o644,
+                data: file.data.clone().into_bytes(),
+                ..Mkfile::default()
+            };
+            let mut options = OpOptions::internal("preparing inline document");
+            options.platform = platform.clone();
+            let from = self.graph.file(&State::scratch(), vec![FileAction::Mkfile(mkfile)], options);
+            let mut copy = config.copy(from, &file.name);
+            copy.create_destination = true;
+            actions.push(FileAction::Copy(Box::new(copy)));
+        }
+
+        let mut options = OpOptions::named(config.name.clone());
+        options.locations.push(self.location(at.lines));
+        options.metadata.ignore_cache = self.stages[at.stage].ignore_cache;
+        let state = self.stages[at.stage].state.clone();
+        // A mode is applied to what is copied, and BuildKit does not do that in a layer of its own.
+        let state = if config.link && config.chmod.is_none() {
+            self.linked(at, &config, &text, &state, actions, options, platform)
+        } else {
+            self.graph.file(&state, actions, options)
+        };
+        self.set_state(at.stage, state);
+        self.commit(at.stage, config.history(), true);
+        Ok(())
+    }
+
+    /// `--link`: the files become a layer that does not depend on what is below, and is then laid upon it.
+    #[allow(clippy::too_many_arguments, reason = "all of them are the caller's locals")]
+    fn linked(
+        &mut self,
+        at: &At,
+        config: &Config<'_>,
+        text: &str,
+        state: &State,
+        actions: Vec<FileAction>,
+        options: OpOptions,
+        platform: Option<Platform>,
+    ) -> State {
+        self.next_group += 1;
+        let id = format!("link-{}-{}", at.stage, self.next_group);
+        let group = |weak| Some(ProgressGroup { id: id.clone(), name: config.name.clone(), weak });
+        let mut copy_options = OpOptions { platform: platform.clone(), ..options.clone() };
+        copy_options.metadata.progress_group = group(true);
+        let copied = self.graph.file(&State::scratch(), actions, copy_options);
+
+        let mut merge_options = options;
+        merge_options.metadata.progress_group = group(false);
+        // The same step again, not the next one.
+        self.stages[at.stage].step_index = self.stages[at.stage].step_index.saturating_sub(1);
+        let env = state.meta().env.clone();
+        let name = self.step_name(at.stage, &format!("LINK {text}"), platform.as_ref(), Some(&env));
+        merge_options.metadata.set_custom_name(name);
+        let merged = self.graph.merge(&[state.clone(), copied], merge_options);
+        state.clone().with_output(merged.output())
+    }
+
+    fn copy_of(&mut self, at: &At, config: &Config<'_>, source: &str) -> Lowered<CopyAction> {
+        let git = git::parse(source).map_err(|e| LowerError::GitReference(e).at(at.lines))?;
+        if let Some(git) = git.filter(|git| !git.could_be_path) {
+            return self.copy_from_git(config, git).map_err(|e| e.at(at.lines));
+        }
+        if git::is_http(source) {
+            return self.copy_from_http(config, source).map_err(|e| e.at(at.lines));
+        }
+        if config.from_context {
+            self.check_ignored(at, source, if config.add.is_some() { "Add" } else { "Copy" });
+        }
+        Ok(config.copy_from_files(source))
+    }
+
+    fn copy_from_git(
+        &mut self,
+        config: &Config<'_>,
+        mut git: git::GitReference,
+    ) -> Result<CopyAction, LowerError> {
+        let Some(add) = config.add else { return Err(LowerError::RemoteCopy("a git ref")) };
+        if let (Some(flag), Some(url)) = (add.keep_git_dir, git.keep_git_dir)
+            && flag != url
+        {
+            return Err(LowerError::KeepGitDir);
+        }
+        git.keep_git_dir = git.keep_git_dir.or(add.keep_git_dir);
+        if let Some(flag) = &add.checksum {
+            if !git.checksum.is_empty() && git.checksum != *flag {
+                return Err(LowerError::ChecksumMismatch { flag: flag.clone(), url: git.checksum });
+            }
+            git.checksum.clone_from(flag);
+        }
+        // Times are a choice for contexts only.
+        git.mtime.clear();
+        let from = self.graph.git(git.source(), OpOptions::named(config.name.clone()));
+        let mut copy = config.copy(from, "/");
+        copy.create_destination = true;
+        Ok(copy)
+    }
+
+    fn copy_from_http(&mut self, config: &Config<'_>, url: &str) -> Result<CopyAction, LowerError> {
+        let Some(add) = config.add else { return Err(LowerError::RemoteCopy("a URL")) };
+        let name = git::url_file_name(url).unwrap_or_else(|| "__unnamed__".to_owned());
+        let checksum = add.checksum.as_deref().map(Digest::parse).transpose();
+        let source = HttpSource {
+            url: url.to_owned(),
+            filename: Some(name.clone()),
+            checksum: checksum.map_err(|e| LowerError::ChecksumFormat(e.to_string()))?,
+            ..HttpSource::default()
+        };
+        let mut options = OpOptions::named(config.name.clone());
+        options.metadata.description.insert("com.docker.dockerfile.v1.command".to_owned(), String::new());
+        let from = self.graph.http(source, options);
+        let mut copy = config.copy(from, &name);
+        copy.create_destination = true;
+        copy.unpack = add.unpack == Some(true);
+        Ok(copy)
+    }
+}
+
+impl Config<'_> {
+    fn copy(&self, from: State, source: &str) -> CopyAction {
+        let mut copy = CopyAction::new(from, source, self.destination.clone());
+        copy.mode = self.mode.clone();
+        copy.owner = self.chown.map(Owner::parse);
+        copy.exclude_patterns = self.excludes.to_vec();
+        copy
+    }
+
+    fn copy_from_files(&self, source: &str) -> CopyAction {
+        let (mut source, mut include, mut required) = (source.to_owned(), Vec::new(), Vec::new());
+        if self.parents {
+            // What is before `/./` is not kept.
+            let (parent, pattern) = match source.split_once("/./") {
+                Some((parent, pattern)) => (parent.to_owned(), pattern.to_owned()),
+                None => ("/".to_owned(), source.clone()),
+            };
+            let pattern = path::normalize("/", &pattern, false);
+            include.push(pattern.strip_prefix('/').unwrap_or(&pattern).to_owned());
+            if !has_wildcards(&parent) && !has_wildcards(&pattern) {
+                required.push(path::normalize("/", &join_path(&[&parent, &pattern]), false));
+            }
+            source = parent;
+        }
+        let mut copy = self.copy(self.source.clone(), &path::normalize("/", &source, false));
+        copy.follow_symlinks = true;
+        copy.contents_only = true;
+        copy.include_patterns = include;
+        copy.required_paths = required;
+        copy.unpack = self.add.is_some_and(|add| add.unpack.unwrap_or(true));
+        copy.create_destination = true;
+        copy.allow_wildcard = true;
+        copy.allow_empty_wildcard = true;
+        copy
+    }
+
+    fn history(&self) -> String {
+        let mut text = if self.add.is_some() { "ADD".to_owned() } else { "COPY".to_owned() };
+        if self.parents {
+            text.push_str(" --parents");
+        }
+        for (flag, value) in [("chown", self.chown), ("chmod", self.chmod)] {
+            if let Some(value) = value {
+                text.push_str(&format!(" --{flag}={value}"));
+            }
+        }
+        for source in &self.transfer.sources {
+            text.push_str(&format!(" {source}"));
+        }
+        for file in &self.transfer.inline_files {
+            text.push_str(&format!(" <<{}", file.name));
+        }
+        format!("{text} {} # buildkit", self.transfer.destination)
+    }
+}
+
+fn parse_mode(chmod: Option<&str>) -> Result<Option<CopyMode>, LowerError> {
+    let Some(text) = chmod else { return Ok(None) };
+    // Go's ParseUint takes no sign.
+    if !text.starts_with('+')
+        && let Ok(bits) = u32::from_str_radix(text, 8)
+    {
+        return if bits > 0o7777 {
+            Err(LowerError::Chmod(text.to_owned()))
+        } else {
+            Ok(Some(CopyMode::Bits(bits)))
+        };
+    }
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(LowerError::Chmod(text.to_owned()));
+    }
+    if SYMBOLIC_MODE.is_match(text) {
+        Ok(Some(CopyMode::Symbolic(text.to_owned())))
+    } else {
+        Err(LowerError::ChmodSymbolic(text.to_owned()))
+    }
+}
+
+fn has_wildcards(path: &str) -> bool {
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '*' | '?' | '[' => return true,
+            '\\' => _ = chars.next(),
+            _ => {}
+        }
+    }
+    false
+}

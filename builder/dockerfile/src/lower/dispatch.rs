@@ -1,0 +1,168 @@
+//! Instruction by instruction, through every stage that is needed.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use lapstrake_builder_llb::State;
+
+use super::images::DEFAULT_PATH;
+use super::stages::StageCommand;
+use super::{LowerError, Lowered, Lowering, path};
+use crate::instructions::{Expanders, Instruction};
+use crate::lint::Config;
+use crate::location::LineRange;
+use crate::shell::Lexer;
+use crate::text::parse_bool;
+
+/// Arguments that scanners read, and that are no variables.
+const SCAN_CONTEXT: &str = "BUILDKIT_SBOM_SCAN_CONTEXT";
+const SCAN_STAGE: &str = "BUILDKIT_SBOM_SCAN_STAGE";
+
+pub(super) fn is_scan_arg(name: &str) -> bool {
+    name == SCAN_CONTEXT || name == SCAN_STAGE
+}
+
+/// The instruction at hand: what is needed to say something about it.
+pub(super) struct At {
+    /// In [`Lowering::stages`].
+    pub(super) stage: usize,
+    pub(super) lines: LineRange,
+    /// Which warnings are wanted here.
+    pub(super) lint: Config,
+}
+
+impl Lowering<'_> {
+    /// Works through all stages that the target needs, earlier ones first.
+    pub(super) fn dispatch_stages(&mut self, reachable: &BTreeSet<usize>, target: usize) -> Lowered<()> {
+        for &index in reachable {
+            if !self.stages[index].dispatched {
+                self.dispatch_stage(index)?;
+            }
+        }
+        // Whoever asks for the result gets all of it.
+        let paths = self.stages[target].paths;
+        self.used_paths[paths].insert("/".to_owned());
+        Ok(())
+    }
+
+    fn dispatch_stage(&mut self, index: usize) -> Lowered<()> {
+        self.inherit(index);
+        self.begin_stage(index)?;
+        self.from_step(index);
+        for position in 0..self.stages[index].commands.len() {
+            let before = self.stages[index].state.output();
+            let command = self.stages[index].commands[position].clone();
+            self.dispatch(index, &command)?;
+            let state = &self.stages[index].state;
+            let made = (state.output() != before).then(|| state.clone());
+            self.instruction_step(index, position, made);
+        }
+        for (arg, set) in [(SCAN_CONTEXT, true), (SCAN_STAGE, false)] {
+            let on = self.scan_enabled(index, arg);
+            let stage = &mut self.stages[index];
+            if set {
+                stage.scan_context = on;
+            } else {
+                stage.scan_stage = on;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a stage's first instruction finds.
+    fn begin_stage(&mut self, index: usize) -> Lowered<()> {
+        let default = self.target_platform.clone();
+        let stage = &mut self.stages[index];
+        stage.dispatched = true;
+        let platform = stage.platform.get_or_insert(default);
+        if platform.os == "windows" {
+            return Err(LowerError::Unsupported("building for Windows".to_owned()).at(stage.lines));
+        }
+        let config = &mut stage.image.config;
+        if !config.env.iter().any(|variable| variable.starts_with("PATH=")) {
+            config.env.push(format!("PATH={DEFAULT_PATH}"));
+        }
+        let mut state = stage.state.clone();
+        for variable in &config.env {
+            let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
+            state = state.with_env(key, value);
+        }
+        if !config.working_dir.is_empty() {
+            config.working_dir = path::normalize(&config.working_dir, &config.working_dir, false);
+            state = state.with_dir(&config.working_dir);
+        }
+        let (user, network, hostname) = (config.user.clone(), self.options.network, &self.options.hostname);
+        stage.state = state.map_meta(|meta| {
+            if !user.is_empty() {
+                meta.user = user;
+            }
+            if !hostname.is_empty() {
+                meta.hostname = hostname.clone();
+            }
+            meta.network = network;
+        });
+        Ok(())
+    }
+
+    fn scan_enabled(&self, index: usize, arg: &str) -> bool {
+        let stage = &self.stages[index];
+        let own = stage.args.iter().rev().find(|(key, value)| key == arg && value.is_some());
+        let value = match own {
+            Some((_, value)) => value.as_deref(),
+            None => self.global_args.get(arg),
+        };
+        value.is_some_and(|value| {
+            parse_bool(value).unwrap_or_else(|| value.split(',').any(|name| name == stage.display_name))
+        })
+    }
+
+    fn dispatch(&mut self, index: usize, command: &StageCommand) -> Lowered<()> {
+        let source = &command.command.source;
+        let lint = match source.comments.is_empty() {
+            true => self.reporter.config.clone(),
+            false => self.reporter.config.with_comments(&source.comments),
+        };
+        let at = At { stage: index, lines: source.lines, lint };
+        self.stages[index].in_trigger = command.from_trigger;
+        let instruction = match &command.command.instruction {
+            // An argument's default counts only if nobody gives a value: it must not fail before that is known.
+            arg @ Instruction::Arg(_) => arg.clone(),
+            other => self.expand(other, &at)?,
+        };
+        let code = &source.code;
+        match &instruction {
+            Instruction::Add(add) => self.add(&at, add, code),
+            Instruction::Copy(copy) => self.copy(&at, copy, command.sources.first().copied(), code),
+            Instruction::Run(run) => self.run_command(&at, run, &command.sources, code),
+            Instruction::Workdir(workdir) => self.workdir(&at, workdir, code),
+            Instruction::Expose(expose) => self.expose(&at, expose),
+            Instruction::Arg(arg) => self.arg(&at, arg),
+            other => self.metadata(&at, other, &source.keyword),
+        }
+    }
+
+    /// Expands an instruction's words with the stage's environment, and says which variables are not set.
+    fn expand(&mut self, instruction: &Instruction, at: &At) -> Lowered<Instruction> {
+        let env = self.stages[at.stage].state.meta().env.clone();
+        let missing = RefCell::new(BTreeSet::new());
+        let (lexer, heredoc_lexer) = (self.lexer, Lexer::for_heredoc());
+        let expanded = {
+            let with = |lexer: Lexer| {
+                let (env, missing) = (&env, &missing);
+                move |word: &str| {
+                    let expansion = lexer.expand(word, env)?;
+                    missing.borrow_mut().extend(expansion.missing);
+                    Ok(expansion.value)
+                }
+            };
+            instruction.expand(&mut Expanders { word: &mut with(lexer), heredoc: &mut with(heredoc_lexer) })
+        };
+        self.check_undefined(at, missing.into_inner(), &env);
+        expanded.map_err(|e| LowerError::Word(e).at(at.lines))
+    }
+
+    /// Replaces a stage's file system, keeping what its steps inherit.
+    pub(super) fn set_state(&mut self, stage: usize, state: State) {
+        self.stages[stage].state = state;
+    }
+}
