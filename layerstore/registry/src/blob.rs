@@ -82,7 +82,7 @@ impl RegistryClient {
         let endpoints = self.shared.config.endpoints(reference, Access::Pull);
         let path = Target::Api(format!("/{}/blobs/{}", reference.path(), blob.digest), Vec::new());
         let from_registry = self
-            .first_of(&endpoints, async |e| self.download(e, &subject, &path, blob, target, report).await)
+            .first_of(&endpoints, |e| Box::pin(self.download(e, &subject, &path, blob, target, report)))
             .await;
         let result = match from_registry {
             Err(e @ RegistryError::NotFound { .. }) if blob.media_type.is_nondistributable() => {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lapstrake_layerstore_oci::{Digest, Reference};
 use lapstrake_layerstore_store::ContentStore;
 use parking_lot::Mutex;
@@ -263,10 +264,13 @@ impl RegistryClient {
     }
 
     /// Tries hosts in order until one has an answer; the last one's error is the answer otherwise.
-    pub(crate) async fn first_of<T>(
+    ///
+    /// Futures are boxed with one lifetime: an async closure over references would make the whole pull's future
+    /// impossible to spawn.
+    pub(crate) async fn first_of<'e, T>(
         &self,
-        endpoints: &[Endpoint],
-        mut ask: impl AsyncFnMut(&Endpoint) -> Result<T, RegistryError>,
+        endpoints: &'e [Endpoint],
+        ask: impl Fn(&'e Endpoint) -> BoxFuture<'e, Result<T, RegistryError>> + Send,
     ) -> Result<T, RegistryError> {
         let (last, mirrors) = endpoints.split_last().expect("a reference always has its registry");
         for mirror in mirrors {

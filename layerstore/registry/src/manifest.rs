@@ -69,7 +69,7 @@ impl RegistryClient {
         let reference = reference.clone().with_default_tag();
         let subject = manifest_subject(&reference, Access::Pull);
         let endpoints = self.shared.config.endpoints(&reference, Access::Pull);
-        let descriptor = self.first_of(&endpoints, async |e| self.head(e, &subject).await).await?;
+        let descriptor = self.first_of(&endpoints, |e| Box::pin(self.head(e, &subject))).await?;
         Ok(Resolved { reference, descriptor })
     }
 
@@ -82,7 +82,7 @@ impl RegistryClient {
         let pinned = reference.clone().with_digest(d.digest.clone());
         let subject = manifest_subject(&pinned, Access::Pull);
         let endpoints = self.shared.config.endpoints(&pinned, Access::Pull);
-        let document = self.first_of(&endpoints, async |e| self.get(e, &subject, Some(d)).await).await?;
+        let document = self.first_of(&endpoints, |e| Box::pin(self.get(e, &subject, Some(d)))).await?;
         Ok(document.bytes)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::{TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Platform, Reference};
 use lapstrake_layerstore_store::{ContentStore, Lease};
 
@@ -91,12 +91,19 @@ impl RegistryClient {
                 report.say(TransferStatus::Exists);
             }
         }
-        stream::iter(jobs.iter().map(Ok::<_, RegistryError>))
-            .try_for_each_concurrent(
-                self.shared.options.concurrent_downloads.max(1),
-                |(descriptor, report)| self.fetch_reported(&image.reference, descriptor, target, report),
-            )
-            .await?;
+        let downloads: Vec<BoxFuture<'_, _>> = jobs
+            .iter()
+            .map(|(d, report)| self.fetch_reported(&image.reference, d, target, report).boxed())
+            .collect();
+        at_most(self.shared.options.concurrent_downloads, downloads).await?;
         Ok(fetched)
     }
+}
+
+/// Runs transfers, a few at a time, until all are done or one fails (which drops the others).
+pub(crate) async fn at_most(
+    concurrent: usize,
+    transfers: Vec<BoxFuture<'_, Result<(), RegistryError>>>,
+) -> Result<(), RegistryError> {
+    stream::iter(transfers).buffer_unordered(concurrent.max(1)).try_collect::<()>().await
 }

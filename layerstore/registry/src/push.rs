@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{TryStreamExt, stream};
+use futures::{FutureExt, future::BoxFuture, stream};
 use lapstrake_layerstore_oci::{Descriptor, Digest, Index, Manifest, Reference};
 use lapstrake_layerstore_store::ContentStore;
 use reqwest::{
@@ -26,6 +26,7 @@ use crate::{
     config::Endpoint,
     manifest::manifest_subject,
     progress::Reporter,
+    pull::at_most,
     sink::{blocking, stream_out},
     transport::Body,
 };
@@ -85,11 +86,11 @@ impl RegistryClient {
         for (_, report) in &jobs {
             report.say(TransferStatus::Waiting);
         }
-        stream::iter(jobs.iter().map(Ok::<_, RegistryError>))
-            .try_for_each_concurrent(self.shared.options.concurrent_uploads.max(1), |(d, report)| {
-                self.push_blob(&endpoint, &reference, d, source, report)
-            })
-            .await?;
+        let uploads: Vec<BoxFuture<'_, _>> = jobs
+            .iter()
+            .map(|(d, report)| self.push_blob(&endpoint, &reference, d, source, report).boxed())
+            .collect();
+        at_most(self.shared.options.concurrent_uploads, uploads).await?;
         let last = plan.manifests.len().saturating_sub(1);
         for (i, (d, bytes)) in plan.manifests.iter().enumerate() {
             let report = Reporter::new(progress, Item::Manifest, d);
