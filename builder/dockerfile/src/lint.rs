@@ -44,7 +44,11 @@ pub enum CheckError {
     #[error("invalid check option {}", go_quote(.0))]
     Option(String),
     /// `error=` neither true nor false.
-    #[error("failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax", go_quote(option), go_quote(value))]
+    #[error(
+        "failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax",
+        go_quote(option),
+        go_quote(value)
+    )]
     Boolean {
         /// The whole option.
         option: String,
@@ -91,7 +95,8 @@ impl Config {
             return Ok(config);
         }
         for option in value.trim().splitn(3, ';') {
-            let (name, value) = option.split_once('=').ok_or_else(|| CheckError::Option(option.to_owned()))?;
+            let (name, value) =
+                option.split_once('=').ok_or_else(|| CheckError::Option(option.to_owned()))?;
             match name.trim() {
                 "skip" => config.skip = Selection::parse(value),
                 "experimental" => config.experimental = Selection::parse(value),
@@ -156,7 +161,8 @@ impl Reporter {
                 self.report_globally(Rule::ReservedStageName, stage.source.lines, message);
             }
             if !seen.insert(name) {
-                let message = format!("Duplicate stage name {}, stage names should be unique", go_quote(name));
+                let message =
+                    format!("Duplicate stage name {}, stage names should be unique", go_quote(name));
                 self.report_globally(Rule::DuplicateStageName, stage.source.lines, message);
             }
         }

@@ -41,7 +41,9 @@ pub(crate) fn suggestion(word: &str, options: &[&str]) -> Option<String> {
         return None;
     }
     let near = options.iter().map(|option| (edit_distance(word, option), option));
-    near.filter(|(distance, _)| *distance < 3).min_by_key(|(distance, _)| *distance).map(|(_, o)| o.to_string())
+    near.filter(|(distance, _)| *distance < 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, o)| o.to_string())
 }
 
 /// [`suggestion`] that ignores case and answers in the case of `word`; `options` are in upper case.
@@ -219,9 +221,13 @@ pub(crate) fn parse_duration(text: &str) -> Result<(bool, Duration), String> {
 /// A duration in Go's notation, such that [`parse_duration`] gives it back.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let nanos = duration.as_nanos();
-    for (unit, size) in
-        [("h", 3_600_000_000_000u128), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)]
-    {
+    for (unit, size) in [
+        ("h", 3_600_000_000_000u128),
+        ("m", 60_000_000_000),
+        ("s", 1_000_000_000),
+        ("ms", 1_000_000),
+        ("us", 1_000),
+    ] {
         if nanos > 0 && nanos.is_multiple_of(size) {
             return format!("{}{unit}", nanos / size);
         }

@@ -34,7 +34,8 @@ impl Instruction {
                 ..copy.clone()
             }),
             Instruction::Arg(arg) => {
-                let declarations = arg.declarations.iter().map(|declaration| expanders.declaration(declaration));
+                let declarations =
+                    arg.declarations.iter().map(|declaration| expanders.declaration(declaration));
                 Instruction::Arg(Arg { declarations: declarations.collect::<Result<_, _>>()? })
             }
             Instruction::Env(env) => Instruction::Env(Env { pairs: expanders.pairs(&env.pairs)? }),

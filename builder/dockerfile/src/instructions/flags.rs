@@ -20,10 +20,7 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    pub(super) fn parse(
-        words: &[String],
-        known: &[(&'static str, Takes)],
-    ) -> Result<Flags, SyntaxError> {
+    pub(super) fn parse(words: &[String], known: &[(&'static str, Takes)]) -> Result<Flags, SyntaxError> {
         let mut flags = Flags { given: Vec::new() };
         for word in words {
             let (name, value) = match word.split_once('=') {
@@ -34,7 +31,10 @@ impl Flags {
             let name = name.strip_prefix("--").unwrap_or(name);
             let Some((name, takes)) = known.iter().find(|(known, _)| *known == name) else {
                 let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-                return Err(SyntaxError::UnknownFlag { name: name.to_owned(), suggestion: suggestion(name, &names) });
+                return Err(SyntaxError::UnknownFlag {
+                    name: name.to_owned(),
+                    suggestion: suggestion(name, &names),
+                });
             };
             if *takes != Takes::Values && flags.is_given(name) {
                 return Err(SyntaxError::DuplicateFlag((*name).to_owned()));

@@ -177,8 +177,25 @@ pub enum MountError {
 }
 
 const MOUNT_KEYS: &[&str] = &[
-    "type", "from", "source", "target", "readonly", "id", "sharing", "required", "size", "mode", "uid", "gid",
-    "src", "dst", "destination", "ro", "rw", "readwrite", "env",
+    "type",
+    "from",
+    "source",
+    "target",
+    "readonly",
+    "id",
+    "sharing",
+    "required",
+    "size",
+    "mode",
+    "uid",
+    "gid",
+    "src",
+    "dst",
+    "destination",
+    "ro",
+    "rw",
+    "readwrite",
+    "env",
 ];
 
 impl MountType {
@@ -198,9 +215,11 @@ impl MountType {
 
     fn parse(value: &str) -> Result<MountType, MountError> {
         let lower = value.to_lowercase();
-        MountType::ALL.into_iter().find(|kind| kind.as_str() == lower).ok_or_else(|| MountError::UnknownType {
-            value: value.to_owned(),
-            suggestion: suggestion(value, &MountType::ALL.map(MountType::as_str)),
+        MountType::ALL.into_iter().find(|kind| kind.as_str() == lower).ok_or_else(|| {
+            MountError::UnknownType {
+                value: value.to_owned(),
+                suggestion: suggestion(value, &MountType::ALL.map(MountType::as_str)),
+            }
         })
     }
 }
@@ -313,9 +332,8 @@ impl Draft {
 
     // The order of fields matters, as in BuildKit: `required` and `size` look at the type set so far.
     fn set(&mut self, key: &str, value: String, field: &str) -> Result<(), MountError> {
-        let flag = |value: String| {
-            parse_bool(&value).ok_or(MountError::InvalidValue { key: key.to_owned(), value })
-        };
+        let flag =
+            |value: String| parse_bool(&value).ok_or(MountError::InvalidValue { key: key.to_owned(), value });
         match key {
             "type" => self.kind = MountType::parse(&value)?,
             "from" => self.from = value,
@@ -329,8 +347,8 @@ impl Draft {
             }
             "size" => {
                 self.require_kind(key, &[MountType::Tmpfs])?;
-                self.size_limit = parse_ram_bytes(&value)
-                    .ok_or(MountError::InvalidValue { key: key.to_owned(), value })?;
+                self.size_limit =
+                    parse_ram_bytes(&value).ok_or(MountError::InvalidValue { key: key.to_owned(), value })?;
             }
             "id" => self.id = value,
             "sharing" => self.sharing = Some(CacheSharing::parse(&value)?),
@@ -423,8 +441,10 @@ impl Device {
             match (key.as_str(), value) {
                 ("required", None) => device.required = true,
                 ("required", Some(value)) => {
-                    device.required = parse_bool(value)
-                        .ok_or_else(|| MountError::InvalidValue { key: key.clone(), value: value.to_owned() })?;
+                    device.required = parse_bool(value).ok_or_else(|| MountError::InvalidValue {
+                        key: key.clone(),
+                        value: value.to_owned(),
+                    })?;
                 }
                 ("name", Some(value)) => {
                     if !device.name.is_empty() {

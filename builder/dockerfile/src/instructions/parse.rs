@@ -3,8 +3,8 @@
 use super::flags::{Flags, Takes};
 use super::{
     Add, Arg, ArgDeclaration, Cmd, Command, CommandLine, Copy, Device, Dockerfile, Entrypoint, Env, Expose,
-    HealthOptions, Healthcheck, InlineFile, Instruction, KeyValue, Label, Maintainer, MetaArg, MountSpec, Network,
-    Onbuild, Run, Security, Shell, SourceText, Stage, StopSignal, Transfer, User, Volume, Workdir,
+    HealthOptions, Healthcheck, InlineFile, Instruction, KeyValue, Label, Maintainer, MetaArg, MountSpec,
+    Network, Onbuild, Run, Security, Shell, SourceText, Stage, StopSignal, Transfer, User, Volume, Workdir,
 };
 use crate::error::Error;
 use crate::lint::{self, Reporter, Rule, is_lower, is_upper};
@@ -15,8 +15,24 @@ use crate::parser::{
 use crate::text::{parse_duration, suggestion_any_case};
 
 const KEYWORDS: &[&str] = &[
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",
-    "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
 ];
 
 pub(super) fn dockerfile(file: &[u8], lint: Option<lint::Config>) -> Result<Dockerfile, Error> {
@@ -139,8 +155,10 @@ fn warn(line: &ParsedLine, config: &lint::Config, reporter: &mut Reporter) {
             }
         }
         "arg" => {
-            let names: Vec<&str> =
-                words.iter().map(|word| word.split_once('=').map_or(word.as_str(), |(name, _)| name)).collect();
+            let names: Vec<&str> = words
+                .iter()
+                .map(|word| word.split_once('=').map_or(word.as_str(), |(name, _)| name))
+                .collect();
             describe("ARG", &names, line, config, reporter);
         }
         _ => {}

@@ -5,8 +5,8 @@
 use std::fmt::{self, Write as _};
 
 use super::{
-    Add, Arg, CommandLine, Copy, Device, Dockerfile, Healthcheck, Heredoc, InlineFile, Instruction, KeyValue, Network,
-    PairStyle, Run, Security, SourceText, Stage, Transfer,
+    Add, Arg, CommandLine, Copy, Device, Dockerfile, Healthcheck, Heredoc, InlineFile, Instruction, KeyValue,
+    Network, PairStyle, Run, Security, SourceText, Stage, Transfer,
 };
 use crate::parser::{EscapeToken, heredocs_of_line};
 use crate::text::format_duration;
@@ -97,14 +97,19 @@ impl Line {
             let _infallible = write!(self.text, " --{name}={value}");
             return;
         }
-        let _infallible = write!(self.text, " --{name}=\"");
+        // Single quotes, since they hide their content from the flag's reader and from the shell's alike, whatever the escape is.
+        let _infallible = write!(self.text, " --{name}='");
         for ch in value.chars() {
-            if ch == '"' || ch == self.escape {
-                self.text.push(self.escape);
+            if ch == '\'' {
+                self.text.push_str("'\"'\"'");
+                continue;
+            }
+            if ch == self.escape {
+                self.text.push(ch);
             }
             self.text.push(ch);
         }
-        self.text.push('"');
+        self.text.push('\'');
     }
 
     fn optional_flag(&mut self, name: &str, value: &Option<String>) {
@@ -124,13 +129,15 @@ impl Line {
             self.text.push_str(" --");
         }
         self.has_arguments = true;
-        self.text.push(' ');
+        // With one space alone, a `\\` would make the shell's eye miss a heredoc.
+        self.text.push_str(if self.text.ends_with('\\') { "  " } else { " " });
         self.text.push_str(text);
     }
 
     fn finish(mut self) -> String {
         // A lone escape at the end would continue the line. It got there before some white space that is no space or tab.
-        let ends_open = self.text.strip_suffix(self.escape).is_some_and(|start| !start.ends_with(self.escape));
+        let ends_open =
+            self.text.strip_suffix(self.escape).is_some_and(|start| !start.ends_with(self.escape));
         self.text.push_str(if ends_open { "\u{b}\n" } else { "\n" });
         self.text
     }
@@ -229,8 +236,9 @@ impl Copy {
 
 impl Transfer {
     fn finish(&self, mut line: Line) -> String {
+        // Heredocs first: further back, a quote or a `\\` in a path could hide them from the shell's eye.
         let files = self.inline_files.iter().map(heredoc_text);
-        let words = self.sources.iter().cloned().chain(files).chain([self.destination.clone()]);
+        let words = files.chain(self.sources.iter().cloned()).chain([self.destination.clone()]);
         if self.json {
             line.argument(&json(&words.collect::<Vec<_>>()));
             return line.finish();
@@ -316,7 +324,8 @@ impl Heredoc {
 impl Device {
     fn to_text(&self) -> String {
         let name = format!("name={}", self.name);
-        let name = if name.contains([',', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name };
+        let name =
+            if name.contains([',', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name };
         match (self.name.is_empty(), self.required) {
             (true, _) => format!("required={}", self.required),
             (false, true) => format!("{name},required"),

@@ -208,10 +208,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Divides one joined line; heredocs, comments and line numbers are for the caller to add.
-fn parse_instruction_line(
-    line: String,
-    escape: EscapeToken,
-) -> Result<ParsedLine, SyntaxError> {
+fn parse_instruction_line(line: String, escape: EscapeToken) -> Result<ParsedLine, SyntaxError> {
     let (keyword, flags, rest) = split_line(&line, escape);
     let arguments = if keyword.eq_ignore_ascii_case("onbuild") && !rest.is_empty() {
         // Its own arguments are checked here, one level deep: a chain of ONBUILDs is refused later whatever is at its end.

@@ -13,12 +13,8 @@ pub(crate) struct HeredocWord {
 }
 
 // The heredoc's escape is `\` whatever `# escape=` says: the word is for the shell.
-const LEXER: Lexer = Lexer {
-    escape: EscapeToken::Backslash,
-    quotes: Quotes::Remove,
-    keep_escapes: false,
-    unset: Unset::Keep,
-};
+const LEXER: Lexer =
+    Lexer { escape: EscapeToken::Backslash, quotes: Quotes::Remove, keep_escapes: false, unset: Unset::Keep };
 
 /// Reads one word; `None` if it is no heredoc.
 pub(crate) fn heredoc_word(word: &str) -> Result<Option<HeredocWord>, SyntaxError> {

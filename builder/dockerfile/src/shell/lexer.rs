@@ -241,9 +241,7 @@ impl<'a> Run<'a> {
             }),
             Some(':') => match self.rest.next() {
                 None => Err(WordProblem::OpenBrace),
-                Some(modifier @ ('#' | '%')) => {
-                    Err(WordProblem::UnsupportedModifier(format!(":{modifier}")))
-                }
+                Some(modifier @ ('#' | '%')) => Err(WordProblem::UnsupportedModifier(format!(":{modifier}"))),
                 Some(modifier) => self.modified(&name, modifier, true),
             },
             Some(modifier @ ('+' | '-' | '?')) => self.modified(&name, modifier, false),
@@ -302,8 +300,7 @@ impl<'a> Run<'a> {
             WordProblem::OpenBrace => WordProblem::MissingSlash,
             other => other,
         })?;
-        let replacement =
-            self.until(Some('}'), true).map_err(|problem| self.unless_at_end(problem))?.0;
+        let replacement = self.until(Some('}'), true).map_err(|problem| self.unless_at_end(problem))?.0;
         let value = self.value_of(name);
         if value.is_none() && self.lexer.unset == Unset::Keep {
             return Ok(format!("${{{name}/{}/{replacement}}}", pattern.0));

@@ -113,11 +113,7 @@ impl Lexer {
     }
 
     /// The words of a text, split at white space after expansion; quoted and escaped white space does not split.
-    pub fn split(
-        &self,
-        text: &str,
-        variables: &(impl Variables + ?Sized),
-    ) -> Result<Vec<String>, WordError> {
+    pub fn split(&self, text: &str, variables: &(impl Variables + ?Sized)) -> Result<Vec<String>, WordError> {
         let lookup = |name: &str| variables.get(name);
         let mut run = lexer::Run::new(*self, text, &lookup);
         Ok(run.whole().map_err(|problem| WordError { word: text.to_owned(), problem })?.1)

@@ -66,7 +66,9 @@ fn compile(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex, WordPro
             // `}` and `/` need an escape inside `${…}`, but it is no part of the pattern.
             '\\' if matches!(rest.peek(), Some('}' | '/')) => {}
             '\\' => match rest.next() {
-                Some(escaped @ ('*' | '?' | '\\')) => out.push_str(&regex::escape(escaped.encode_utf8(&mut [0; 4]))),
+                Some(escaped @ ('*' | '?' | '\\')) => {
+                    out.push_str(&regex::escape(escaped.encode_utf8(&mut [0; 4])))
+                }
                 Some(other) => return Err(bad(format!("invalid escape '\\{other}'"))),
                 None => return Err(bad("invalid escape at the end".to_owned())),
             },
