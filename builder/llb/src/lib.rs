@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+pub mod cache_key;
 pub mod caps;
 mod definition;
 mod dump;

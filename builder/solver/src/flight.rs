@@ -63,8 +63,7 @@ where
                 }
             }
         };
-        let result = answer.wait_for(Option::is_some).await.ok()?.clone();
-        result
+        answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone())
     }
 
     fn finish(&self, generation: u64, result: &Result<T, E>) {

@@ -18,6 +18,12 @@ use crate::{
 type Answer<T, X> = Result<T, SolveError<<X as Types>::Error>>;
 type Shared<T, X> = Arc<Flight<T, SolveError<<X as Types>::Error>>>;
 
+/// One answer for each output.
+type ByOutput<T, X> = Mutex<BTreeMap<u32, Shared<T, X>>>;
+
+/// What an op made, each output with the key it is saved under.
+type Outputs<X> = Arc<Vec<(<X as Types>::Value, KeyId)>>;
+
 /// Keys by which a result may be found, best first.
 type Keys = Arc<Vec<KeyId>>;
 
@@ -46,12 +52,12 @@ pub(crate) struct Node<X: Types> {
 /// The stages' answers. Those that differ by output are kept by output.
 pub(crate) struct Stages<X: Types> {
     cache_map: Shared<Arc<CacheMap>, X>,
-    fast: Mutex<BTreeMap<u32, Shared<Keys, X>>>,
-    full: Mutex<BTreeMap<u32, Shared<Keys, X>>>,
+    fast: ByOutput<Keys, X>,
+    full: ByOutput<Keys, X>,
     content: Mutex<BTreeMap<usize, Shared<Digest, X>>>,
     ready: Shared<Arc<Ready<X>>, X>,
-    exec: Shared<Arc<Vec<(X::Value, KeyId)>>, X>,
-    resolved: Mutex<BTreeMap<u32, Shared<Resolved<X::Value>, X>>>,
+    exec: Shared<Outputs<X>, X>,
+    resolved: ByOutput<Resolved<X::Value>, X>,
 }
 
 impl<X: Types> Default for Stages<X> {
@@ -288,7 +294,7 @@ impl<X: Types> Node<X> {
     }
 
     /// Runs the op and saves what it made.
-    fn exec(self: &Arc<Self>, ready: Arc<Ready<X>>) -> BoxFuture<'static, Answer<Arc<Vec<(X::Value, KeyId)>>, X>> {
+    fn exec(self: &Arc<Self>, ready: Arc<Ready<X>>) -> BoxFuture<'static, Answer<Outputs<X>, X>> {
         let node = Arc::clone(self);
         Box::pin(async move {
             let work = |cancel: CancellationToken| {

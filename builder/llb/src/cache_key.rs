@@ -1,0 +1,392 @@
+//! What an op is for the cache: BuildKit's keys, so that caches can be exchanged with it.
+//!
+//! The digest of an op's key is taken over JSON, as `solver/llbsolver/ops/*.go` writes it: Go's field order, names and `omitempty`.
+//! What must not matter (proxy settings, addresses of extra hosts, ids of cache mounts) is left out there, and so it is here.
+
+mod json;
+
+use lapstrake_layerstore_oci::{Digest, gojson};
+use serde_json::{Value, json};
+
+use crate::{clean_path, pb};
+use json::{Object, copy_action, exec_op, mkdir_action, mkfile_action, rm_action, symlink_action};
+
+/// An op's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpKey {
+    /// Everything but its inputs that decides what it makes.
+    pub digest: Digest,
+    /// How each input counts.
+    pub deps: Vec<DepKey>,
+}
+
+/// How an input counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DepKey {
+    /// What part of it counts where it is known by definition.
+    pub selector: Option<Digest>,
+    /// What of its content may be looked at instead; `None` if content cannot stand for it. An empty list is all of it.
+    pub content: Option<Vec<Selector>>,
+}
+
+/// A part of an input's content.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Selector {
+    /// A path, or a pattern where `wildcard` is set.
+    pub path: String,
+    /// Whether `path` is a pattern, of which all matches count.
+    pub wildcard: bool,
+    /// Whether a symlink at the end of the path is followed.
+    pub follow_links: bool,
+    /// Only what these patterns match.
+    pub include_patterns: Vec<String>,
+    /// Not what these match.
+    pub exclude_patterns: Vec<String>,
+    /// Paths that must be there, whatever the patterns say.
+    pub required_paths: Vec<String>,
+}
+
+impl Selector {
+    fn has_wildcard_or_filters(&self) -> bool {
+        self.wildcard || !self.include_patterns.is_empty() || !self.exclude_patterns.is_empty()
+    }
+}
+
+fn digest_of(value: &Value) -> Digest {
+    Digest::sha256_of(&gojson::to_vec(value).expect("a value serialises"))
+}
+
+/// The key of an exec op. `platform` is the op's; the machine's own counts where it has none.
+///
+/// Errors: what is wrong with a mount.
+pub fn exec(op: &pb::ExecOp, platform: Option<&pb::Platform>, inputs: usize) -> Result<OpKey, String> {
+    let deps = exec_deps(op, inputs)?;
+    let mut op = op.clone();
+    if let Some(meta) = &mut op.meta {
+        meta.proxy_env = None;
+        for host in &mut meta.extra_hosts {
+            host.ip.clear();
+        }
+    }
+    for mount in &mut op.mounts {
+        mount.selector.clear();
+        let clear = mount.cache_opt.as_ref().is_some_and(|cache| !is_default_cache(cache, &mount.dest));
+        if let Some(cache) = mount.cache_opt.as_mut().filter(|_| clear) {
+            cache.id.clear();
+            cache.sharing = 0;
+        }
+    }
+    // Old versions of BuildKit left mounts out; for the plainest case it stayed so.
+    if let [only] = &op.mounts[..]
+        && only.dest == "/"
+        && !only.readonly
+        && only.mount_type() == pb::MountType::Bind
+        && only.cache_opt.is_none()
+        && only.ssh_opt.is_none()
+        && only.secret_opt.is_none()
+        && only.result_id.is_empty()
+    {
+        op.mounts.clear();
+    }
+    let host = lapstrake_layerstore_oci::Platform::host();
+    let mut key = Object::new();
+    key.always("Type", "buildkit.exec.v0");
+    key.always("Exec", exec_op(&op));
+    match platform {
+        Some(platform) => {
+            key.always("OS", platform.os.as_str());
+            key.always("Arch", platform.architecture.as_str());
+            key.text("Variant", &platform.variant);
+            key.text("OSVersion", &platform.os_version);
+            key.texts("OSFeatures", &platform.os_features);
+        }
+        None => {
+            key.always("OS", host.os.as_str());
+            key.always("Arch", host.architecture.as_str());
+        }
+    }
+    Ok(OpKey { digest: digest_of(&key.into()), deps })
+}
+
+/// The cache mounts that a Dockerfile makes by default are part of the key for compatibility.
+fn is_default_cache(cache: &pb::CacheOpt, dest: &str) -> bool {
+    let named_for_dest = cache.id == dest || cache.id.split_once('/').is_some_and(|(_, rest)| rest == dest);
+    named_for_dest && cache.sharing == 0
+}
+
+fn exec_deps(op: &pb::ExecOp, inputs: usize) -> Result<Vec<DepKey>, String> {
+    let mut paths: Vec<Vec<String>> = vec![Vec::new(); inputs];
+    let mut by_content = vec![false; inputs];
+    for mount in &op.mounts {
+        if matches!(mount.mount_type(), pb::MountType::Secret | pb::MountType::Ssh | pb::MountType::Tmpfs)
+            || mount.input == -1
+        {
+            continue;
+        }
+        let input = usize::try_from(mount.input).ok().filter(|input| *input < inputs);
+        let Some(input) = input else { return Err(format!("mount {} of input {}", mount.dest, mount.input)) };
+        let path = rooted(&mount.selector);
+        // Content may stand for an input only if what was not selected cannot be in what the op makes.
+        let safe = mount.output == -1 || mount.readonly || path == "/";
+        by_content[input] = match mount.content_cache() {
+            pb::MountContentCache::Off => false,
+            pb::MountContentCache::On if !safe => {
+                return Err(format!("mount {}: its content cannot stand for it in the cache", mount.dest));
+            }
+            pb::MountContentCache::On => true,
+            pb::MountContentCache::Default => safe && mount.dest != "/",
+        };
+        paths[input].push(path);
+    }
+    let deps = paths.into_iter().zip(by_content).map(|(paths, by_content)| DepKey {
+        selector: (!paths.is_empty()).then(|| Digest::sha256_of(paths.join("\0").as_bytes())),
+        content: by_content.then(|| {
+            let paths = without_nested(&paths);
+            if paths.iter().any(|path| path == "/") {
+                return Vec::new();
+            }
+            paths.into_iter().map(|path| Selector { path, follow_links: true, ..Selector::default() }).collect()
+        }),
+    });
+    Ok(deps.collect())
+}
+
+/// The key of a file op.
+pub fn file(op: &pb::FileOp, inputs: usize) -> OpKey {
+    let mut selectors: Vec<Vec<Selector>> = vec![Vec::new(); inputs];
+    // Inputs that are written over count by definition only.
+    let mut written = vec![false; inputs];
+    let mut actions = Vec::with_capacity(op.actions.len());
+    let mut indexes = Vec::with_capacity(op.actions.len());
+    for action in &op.actions {
+        indexes.push([action.input, action.secondary_input, action.output]);
+        if let Some(input) = usize::try_from(action.input).ok().and_then(|input| written.get_mut(input)) {
+            *input = true;
+        }
+        let value = match action.action.as_ref() {
+            Some(pb::file_action::Action::Mkdir(mkdir)) => {
+                select_owner(mkdir.owner.as_ref(), &mut selectors);
+                mkdir_action(mkdir)
+            }
+            Some(pb::file_action::Action::Mkfile(mkfile)) => {
+                select_owner(mkfile.owner.as_ref(), &mut selectors);
+                mkfile_action(mkfile)
+            }
+            Some(pb::file_action::Action::Symlink(symlink)) => symlink_action(symlink),
+            Some(pb::file_action::Action::Rm(rm)) => rm_action(rm),
+            Some(pb::file_action::Action::Copy(copy)) => {
+                select_owner(copy.owner.as_ref(), &mut selectors);
+                let mut copy = copy.clone();
+                let source = usize::try_from(action.secondary_input).ok().filter(|input| *input < inputs);
+                if let Some(source) = source {
+                    selectors[source].push(Selector {
+                        path: copy.src.clone(),
+                        wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
+                        follow_links: copy.follow_symlink,
+                        include_patterns: copy.include_patterns.clone(),
+                        exclude_patterns: copy.exclude_patterns.clone(),
+                        required_paths: copy.required_paths.clone(),
+                    });
+                    copy.src = base(&copy.src);
+                }
+                copy_action(&copy)
+            }
+            None => Value::Null,
+        };
+        actions.push(gojson::to_vec(&value).expect("a value serialises"));
+    }
+    let mut key = Object::new();
+    key.always("Type", "buildkit.file.v0");
+    // A Go slice of byte slices: strings of base64.
+    key.always("Actions", actions.iter().map(|action| json!(json::base64(action))).collect::<Vec<_>>());
+    if !is_default_indexes(&indexes) && !indexes.is_empty() {
+        key.always("indexes", json!(indexes));
+    }
+    let deps = selectors.into_iter().zip(written).map(|(selectors, written)| {
+        if selectors.is_empty() || written {
+            return DepKey::default();
+        }
+        let mut paths: Vec<&str> = selectors.iter().map(|selector| selector.path.as_str()).collect();
+        paths.sort_unstable();
+        paths.reverse();
+        DepKey {
+            selector: Some(Digest::sha256_of(paths.join("\0").as_bytes())),
+            content: Some(dedupe(selectors)),
+        }
+    });
+    OpKey { digest: digest_of(&key.into()), deps: deps.collect() }
+}
+
+/// The key of a merge op.
+pub fn merge(op: &pb::MergeOp, inputs: usize) -> OpKey {
+    let list: Vec<Value> = op.inputs.iter().map(|input| json::index(input.input)).collect();
+    let mut merge = Object::new();
+    if !list.is_empty() {
+        merge.always("inputs", list);
+    }
+    tree_key("buildkit.merge.v0", "Merge", merge, inputs)
+}
+
+/// The key of a diff op.
+pub fn diff(op: &pb::DiffOp, inputs: usize) -> OpKey {
+    let mut diff = Object::new();
+    if let Some(lower) = &op.lower {
+        diff.always("lower", json::index(lower.input));
+    }
+    if let Some(upper) = &op.upper {
+        diff.always("upper", json::index(upper.input));
+    }
+    tree_key("buildkit.diff.v0", "Diff", diff, inputs)
+}
+
+fn tree_key(kind: &str, field: &'static str, op: Object, inputs: usize) -> OpKey {
+    let mut key = Object::new();
+    key.always("Type", kind);
+    key.always(field, Value::from(op));
+    OpKey { digest: digest_of(&key.into()), deps: vec![DepKey::default(); inputs] }
+}
+
+/// Names are looked up in these files of an input, so they count.
+fn select_owner(owner: Option<&pb::ChownOpt>, selectors: &mut [Vec<Selector>]) {
+    let Some(owner) = owner else { return };
+    for (who, path) in [(&owner.user, "/etc/passwd"), (&owner.group, "/etc/group")] {
+        if let Some(pb::user_opt::User::ByName(name)) = who.as_ref().and_then(|who| who.user.as_ref())
+            && let Some(input) = usize::try_from(name.input).ok().and_then(|input| selectors.get_mut(input))
+        {
+            input.push(Selector { path: path.to_owned(), follow_links: true, ..Selector::default() });
+        }
+    }
+}
+
+fn has_wildcards(path: &str) -> bool {
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                chars.next();
+            }
+            '*' | '?' | '[' => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Go's `path.Base`.
+fn base(path: &str) -> String {
+    if path.is_empty() {
+        return ".".to_owned();
+    }
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.is_empty() {
+        return "/".to_owned();
+    }
+    trimmed.rsplit('/').next().unwrap_or(trimmed).to_owned()
+}
+
+/// Go's `path.Join("/", path)`.
+fn rooted(path: &str) -> String {
+    clean_path(&format!("/{path}"))
+}
+
+/// Paths without those that lie below another, sorted.
+fn without_nested(paths: &[String]) -> Vec<String> {
+    if paths.len() <= 1 {
+        return paths.to_vec();
+    }
+    let below = |path: &str, other: &str| {
+        let slash = if other.ends_with('/') { other.to_owned() } else { format!("{other}/") };
+        path != other && path.starts_with(&slash)
+    };
+    let mut kept: Vec<String> =
+        paths.iter().filter(|path| !paths.iter().any(|other| below(path, other))).cloned().collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
+}
+
+fn dedupe(selectors: Vec<Selector>) -> Vec<Selector> {
+    let (filtered, plain): (Vec<_>, Vec<_>) =
+        selectors.into_iter().partition(Selector::has_wildcard_or_filters);
+    let mut kept = Vec::new();
+    for follow_links in [false, true] {
+        let paths: Vec<String> = plain
+            .iter()
+            .filter(|selector| selector.follow_links == follow_links)
+            .map(|selector| selector.path.clone())
+            .collect();
+        let paths = without_nested(&paths).into_iter();
+        kept.extend(paths.map(|path| Selector { path, follow_links, ..Selector::default() }));
+    }
+    kept.extend(filtered);
+    kept.sort_by(|a, b| a.path.cmp(&b.path));
+    kept
+}
+
+/// Whether actions are chained in the usual way: then BuildKit leaves their indexes out, for compatibility.
+fn is_default_indexes(indexes: &[[i64; 3]]) -> bool {
+    let count = i64::try_from(indexes.len()).unwrap_or(i64::MAX);
+    !indexes.is_empty()
+        && indexes.iter().zip(0..).all(|([input, secondary, output], i)| {
+            let chained = if i == 0 { 0 } else { count + i - 1 };
+            *input == chained
+                && matches!(secondary, -1 | 1)
+                && *output == if i == count - 1 { 0 } else { -1 }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exec_key_is_buildkits_json() {
+        let op = pb::ExecOp {
+            meta: Some(pb::Meta {
+                args: vec!["/bin/sh".into(), "-c".into(), "echo a && echo b".into()],
+                env: vec!["PATH=/bin".into()],
+                cwd: "/".into(),
+                proxy_env: Some(pb::ProxyEnv { http_proxy: "http://proxy".into(), ..Default::default() }),
+                ..Default::default()
+            }),
+            mounts: vec![pb::Mount { dest: "/".into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let platform = pb::Platform { os: "linux".into(), architecture: "amd64".into(), ..Default::default() };
+        let json = r#"{"Type":"buildkit.exec.v0","Exec":{"meta":{"args":["/bin/sh","-c","echo a \u0026\u0026 echo b"],"env":["PATH=/bin"],"cwd":"/"}},"OS":"linux","Arch":"amd64"}"#;
+        let key = exec(&op, Some(&platform), 1).unwrap();
+        assert_eq!(key.digest, Digest::sha256_of(json.as_bytes()));
+        assert_eq!(key.deps[0].content, None, "the root file system counts by definition");
+        assert_eq!(key.deps[0].selector, Some(Digest::sha256_of(b"/")));
+    }
+
+    #[test]
+    fn a_copy_counts_by_the_content_of_its_source() {
+        let copy = pb::FileActionCopy { src: "/src/*.c".into(), dest: "/".into(), allow_wildcard: true, ..Default::default() };
+        let op = pb::FileOp {
+            actions: vec![pb::FileAction {
+                input: 0,
+                secondary_input: 1,
+                output: 0,
+                action: Some(pb::file_action::Action::Copy(copy)),
+            }],
+        };
+        let key = file(&op, 2);
+        assert_eq!(key.deps[0], DepKey::default());
+        let content = key.deps[1].content.clone().unwrap();
+        assert_eq!(content.len(), 1);
+        assert!(content[0].wildcard);
+        // Another directory with the same files gives the same key.
+        let mut moved = op.clone();
+        if let Some(pb::file_action::Action::Copy(copy)) = &mut moved.actions[0].action {
+            copy.src = "/elsewhere/*.c".into();
+        }
+        assert_eq!(file(&moved, 2).digest, key.digest);
+    }
+
+    #[test]
+    fn nested_paths_are_left_out() {
+        let paths = ["/foo", "/foo/bar", "/foobar", "/a"].map(str::to_owned);
+        assert_eq!(without_nested(&paths), ["/a", "/foo", "/foobar"]);
+    }
+}
