@@ -1,0 +1,252 @@
+//! Against the real thing: Debian's `docker-registry`, with and without passwords.
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use common::*;
+use lapstrake_layerstore_oci::{Platform, Reference};
+use lapstrake_layerstore_registry::{
+    ClientOptions, Credentials, ErrorKind, PushSource, RegistryClient, RegistryConfig, Secret,
+    StaticCredentials, TransferStatus, UploadMode,
+};
+
+struct Registry {
+    child: Child,
+    host: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Registry {
+    /// Starts a registry on a port of its choice, which its log tells.
+    fn start(auth: impl Fn(&Path) -> String) -> Registry {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\", secret: test}}\n{}",
+            dir.path().join("data").display(),
+            auth(dir.path())
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("docker-registry is installed (Debian package docker-registry)");
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        let host = loop {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "docker-registry ended");
+            if let Some((_, rest)) = line.split_once("listening on ") {
+                break rest.split('"').next().unwrap().to_owned();
+            }
+        };
+        // Its log must go on being read.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Registry { child, host, _dir: dir }
+    }
+
+    fn open() -> Registry {
+        Registry::start(|_| String::new())
+    }
+
+    /// alice, with the password s3cret.
+    fn with_password() -> Registry {
+        Registry::start(|dir| {
+            let file = dir.join("htpasswd");
+            std::fs::write(&file, "alice:$2y$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK\n")
+                .unwrap();
+            format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display())
+        })
+    }
+
+    fn reference(&self, name: &str) -> Reference {
+        Reference::parse(&format!("{}/{name}", self.host)).unwrap()
+    }
+}
+
+fn chunked(size: u64) -> RegistryClient {
+    let options = ClientOptions { upload: UploadMode::Chunked(size), ..options() };
+    RegistryClient::new(RegistryConfig::default(), options)
+}
+
+fn source(yard: &Yard, image: &Image) -> PushSource {
+    yard.put_image(image);
+    PushSource {
+        content: yard.target.content.clone(),
+        root: image.root().clone(),
+        mounts: Default::default(),
+    }
+}
+
+async fn assert_pulls(client: &RegistryClient, reference: &Reference, image: &Image) {
+    let yard = Yard::new();
+    let pulled =
+        client.pull(reference, &linux(), &yard.target, &all_layers, &yard.progress).await.expect("pull");
+    assert_eq!(pulled.image.root.digest, image.root().digest);
+    for d in pulled.image.manifest.layers.iter().chain([&pulled.image.manifest.config]) {
+        assert!(yard.has(&d.digest));
+    }
+}
+
+#[tokio::test]
+async fn what_is_pushed_can_be_pulled() {
+    let registry = Registry::open();
+    for (name, client) in [("whole", client()), ("in-chunks", chunked(100_000))] {
+        let image = Image::new(name.len() as u8, &linux(), &[350_000, 100_000, 1, 0]);
+        let (yard, reference) = (Yard::new(), registry.reference(name));
+        let source = source(&yard, &image);
+        let pushed = client.push(&reference, &source, &yard.progress).await.unwrap();
+        assert_eq!(pushed.reference.tag(), Some("latest"));
+        assert_eq!(yard.statuses(&image.layer(0).digest), ["Waiting", "Pushing", "Pushed"]);
+        let sent = yard
+            .events
+            .lock()
+            .unwrap()
+            .iter()
+            .filter_map(|e| (e.digest == image.layer(0).digest).then(|| e.current()).flatten())
+            .max();
+        assert_eq!(sent, Some(350_000));
+        assert_pulls(&client, &reference, &image).await;
+
+        // Again: nothing is sent.
+        client.push(&reference.clone().with_tag("v2").unwrap(), &source, &yard.progress).await.unwrap();
+        assert!(yard.statuses(&image.layer(0).digest).contains(&"Layer already exists".to_owned()));
+        assert_pulls(&client, &reference.with_tag("v2").unwrap(), &image).await;
+    }
+}
+
+#[tokio::test]
+async fn an_index_is_pushed_with_its_images() {
+    let registry = Registry::open();
+    let arm = Platform::new("linux", "arm64");
+    let image =
+        Image::index(&[(&arm, &Image::new(1, &arm, &[10])), (&linux(), &Image::new(2, &linux(), &[20]))]);
+    let (yard, reference) = (Yard::new(), registry.reference("multi:1"));
+    client().push(&reference, &source(&yard, &image), &yard.progress).await.unwrap();
+    assert_pulls(&client(), &reference, &image).await;
+    let yard = Yard::new();
+    let pulled = client().pull(&reference, &arm, &yard.target, &all_layers, &yard.progress).await.unwrap();
+    assert_eq!(pulled.image.config.architecture, "arm64");
+    // By digest, too.
+    assert_pulls(&client(), &reference.with_digest(image.root().digest.clone()), &image).await;
+}
+
+#[tokio::test]
+async fn blobs_are_mounted_from_other_repositories() {
+    let registry = Registry::open();
+    let image = Image::new(1, &linux(), &[100_000]);
+    let yard = Yard::new();
+    let mut source = source(&yard, &image);
+    let first = registry.reference("first");
+    client().push(&first, &source, &yard.progress).await.unwrap();
+    let elsewhere = Reference::parse("docker.io/library/first").unwrap();
+    source.mounts.insert(image.layer(0).digest.clone(), vec![elsewhere, first]);
+    // A lender that does not have it: uploaded instead.
+    source.mounts.insert(image.config().digest.clone(), vec![registry.reference("stranger")]);
+    yard.events.lock().unwrap().clear();
+    let second = registry.reference("second");
+    client().push(&second, &source, &yard.progress).await.unwrap();
+    assert_eq!(yard.statuses(&image.layer(0).digest), ["Waiting", "Mounted from first"]);
+    assert_eq!(yard.statuses(&image.config().digest), ["Waiting", "Pushing", "Pushed"]);
+    assert_pulls(&client(), &second, &image).await;
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for_and_checked() {
+    let registry = Registry::with_password();
+    let with = |password: &str| {
+        let c = Credentials::Password { username: "alice".to_owned(), password: Secret::new(password) };
+        client().with_credentials(Arc::new(StaticCredentials::new().with(&registry.host, c)))
+    };
+    let image = Image::new(1, &linux(), &[100_000, 10]);
+    let (yard, reference) = (Yard::new(), registry.reference("private/app"));
+    let source = source(&yard, &image);
+
+    let e = client().push(&reference, &source, &yard.progress).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unauthorized);
+    assert!(e.to_string().ends_with("no basic auth credentials"), "{e}");
+    let e = with("wrong").push(&reference, &source, &yard.progress).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unauthorized);
+    assert!(!e.to_string().contains("wrong"), "{e}");
+    with("s3cret").push(&reference, &source, &yard.progress).await.unwrap();
+    assert_pulls(&with("s3cret"), &reference, &image).await;
+    assert_eq!(client().resolve(&reference).await.unwrap_err().kind(), ErrorKind::Unauthorized);
+    with("s3cret").check_credentials(&registry.host).await.unwrap();
+    assert!(with("wrong").check_credentials(&registry.host).await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told_in_dockers_words() {
+    let registry = Registry::open();
+    let e = client().resolve(&registry.reference("nothing:1")).await.unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        format!("manifest for {}/nothing:1 not found: manifest unknown: manifest unknown", registry.host)
+    );
+}
+
+#[tokio::test]
+async fn a_push_without_its_layers_names_the_blob() {
+    let registry = Registry::open();
+    let image = Image::new(1, &linux(), &[10]);
+    let yard = Yard::new();
+    let source = source(&yard, &image);
+    yard.target.content.remove(&image.layer(0).digest).unwrap();
+    let e = client().push(&registry.reference("x"), &source, &yard.progress).await.unwrap_err();
+    let source = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
+    assert!(source.contains(image.layer(0).digest.as_str()), "{e}: {source}");
+    assert!(client().resolve(&registry.reference("x")).await.is_err(), "the tag must not appear");
+}
+
+#[tokio::test]
+async fn uploads_are_begun_anew_after_a_failure() {
+    let image = Image::new(1, &linux(), &[200_000]);
+    let (yard, layer) = (Yard::new(), image.layer(0).digest.clone());
+    let fake = Fake::start(move |seen| match seen.method.as_str() {
+        "HEAD" => error(404, "BLOB_UNKNOWN", "").into(),
+        "POST" => {
+            let location = format!("/v2/team/app/blobs/uploads/{}?_state=a%2Bb", seen.nth);
+            status(202).header("location", location).body(axum::body::Body::empty()).unwrap().into()
+        }
+        // The first upload of the layer fails after it was taken.
+        "PUT" if seen.body.len() == 200_000 && seen.path.ends_with("/0") => {
+            error(503, "UNAVAILABLE", "").into()
+        }
+        "PUT"
+            if seen.path.contains("/uploads/")
+                && !seen.query.starts_with("_state=a%2Bb&digest=sha256%3A") =>
+        {
+            error(400, "DIGEST_INVALID", &seen.query).into()
+        }
+        _ => status(201).body(axum::body::Body::empty()).unwrap().into(),
+    })
+    .await;
+    // One at a time, so that the layer comes first.
+    let one = ClientOptions { concurrent_uploads: 1, ..options() };
+    let client = RegistryClient::new(RegistryConfig::default(), one);
+    client.push(&fake.reference(), &source(&yard, &image), &yard.progress).await.unwrap();
+    let events = yard.events.lock().unwrap();
+    let of_layer: Vec<_> = events.iter().filter(|e| e.digest == layer).map(|e| e.status.clone()).collect();
+    assert!(of_layer.iter().any(|s| matches!(s, TransferStatus::Retrying { .. })), "{of_layer:?}");
+    assert_eq!(of_layer.last(), Some(&TransferStatus::Uploaded));
+    let log = fake.log.lock().unwrap();
+    let whole = log.iter().filter(|s| s.method == "PUT" && s.body.len() == 200_000).count();
+    assert_eq!(whole, 2);
+    assert!(log.last().unwrap().path.ends_with("/manifests/latest"), "the tag comes last");
+}
