@@ -5,7 +5,10 @@ mod common;
 use std::{
     collections::BTreeSet,
     fs,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use common::{descriptor, image, layer, layer_blob, manifest, on_disk, open};
@@ -258,4 +261,64 @@ fn what_usage_counts_is_what_collection_frees_and_what_the_disk_gets_back() {
     assert_eq!(collected.bytes, usage.on_disk());
     assert_eq!(measured(), empty);
     assert_eq!(disk_usage(&stores).expect("usage"), Default::default());
+}
+
+/// Does something at the worst moment: after leases and images were asked, before anything is removed.
+struct Meddler<F: Fn() + Send + Sync> {
+    calls: AtomicUsize,
+    meddle: F,
+}
+
+impl<F: Fn() + Send + Sync> Holder for Meddler<F> {
+    fn holds(&self) -> Result<Vec<Resource>, StoreError> {
+        // The first question is asked while nobody is kept out.
+        if self.calls.fetch_add(1, Ordering::Relaxed) == 1 {
+            (self.meddle)();
+        }
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn a_blob_that_is_pulled_again_while_its_end_is_decided_stays() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (_store, stores) = open(directory.path());
+    let written = stores.content.write_small(b"pulled once, and nobody needs it").expect("write");
+    let lease = Arc::new(stores.leases.create());
+    let meddle = {
+        let (stores, lease) = (stores.clone(), lease.clone());
+        move || {
+            drop(stores.content.write_small_held(b"pulled once, and nobody needs it", &lease).expect("write"))
+        }
+    };
+    let meddler = Arc::new(Meddler { calls: AtomicUsize::new(0), meddle });
+    let collector = Collector::new(stores.clone(), vec![meddler.clone()]);
+    assert_eq!(collector.collect().expect("collect"), Collected::default());
+    assert_eq!(meddler.calls.load(Ordering::Relaxed), 2);
+    assert_eq!(blobs(&stores), BTreeSet::from([written.clone()]));
+    drop((collector, meddler, lease));
+    assert_eq!(Collector::new(stores, Vec::new()).collect().expect("collect").blobs, [written]);
+}
+
+#[test]
+fn a_blob_that_gets_into_an_image_while_its_end_is_decided_stays() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (_store, stores) = open(directory.path());
+    let blob = layer_blob(&stores, "of an image that is gone");
+    let meddle = {
+        let (stores, blob) = (stores.clone(), blob.clone());
+        move || {
+            let lease = stores.leases.create();
+            lease.hold(Resource::Blob(blob.digest.clone()));
+            assert_eq!(layer_blob(&stores, "of an image that is gone"), blob);
+            let manifest = manifest(&stores, "config", vec![blob.clone()]).digest;
+            stores.images.put(NewImage { manifest: Some(manifest), ..image("one", &[]) }).expect("put");
+            // From here on the image has it, and the lease ends.
+        }
+    };
+    let meddler = Arc::new(Meddler { calls: AtomicUsize::new(0), meddle });
+    let collector = Collector::new(stores.clone(), vec![meddler]);
+    assert_eq!(collector.collect().expect("collect"), Collected::default());
+    assert_eq!(collector.collect().expect("collect"), Collected::default());
+    assert_eq!(blobs(&stores).len(), 3, "manifest, config and layer");
 }
