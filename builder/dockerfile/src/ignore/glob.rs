@@ -198,8 +198,8 @@ fn run_with(steps: &[Step], path: &str, reach: Reach, current: &mut [u64], next:
         }
         next.fill(0);
         let mut alive = false;
-        for word in 0..current.len() {
-            let mut bits = current[word];
+        for (word, bits) in current.iter().enumerate() {
+            let mut bits = *bits;
             while bits != 0 {
                 let at = word * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;

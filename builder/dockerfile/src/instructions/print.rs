@@ -25,7 +25,7 @@ impl fmt::Display for Dockerfile {
         }
         for stage in &self.stages {
             write_comments(f, &stage.source)?;
-            f.write_str(&stage.from_text(self.escape))?;
+            f.write_str(&stage.header_text(self.escape))?;
             for command in &stage.commands {
                 write_comments(f, &command.source)?;
                 f.write_str(&command.instruction.to_text(self.escape))?;
@@ -41,7 +41,7 @@ fn write_comments(f: &mut fmt::Formatter<'_>, source: &SourceText) -> fmt::Resul
 
 impl Stage {
     /// The `FROM` line in canonical form, with its line end.
-    fn from_text(&self, escape: EscapeToken) -> String {
+    fn header_text(&self, escape: EscapeToken) -> String {
         let mut line = Line::new("FROM", escape);
         line.optional_flag("platform", &self.platform);
         line.argument(&self.base);
