@@ -212,8 +212,8 @@ impl Reservation {
         }
         let reason = tokio::select! {
             end = &mut connection => match end {
-                Ok(()) => CloseReason::Disconnected,
-                Err(error) => CloseReason::Broken(error_chain(&error)),
+                Err(error) if !is_disconnect(&error) => CloseReason::Broken(error_chain(&error)),
+                _ => CloseReason::Disconnected,
             },
             reason = watch(channel, health) => reason,
             () = inner.closed().cancelled() => CloseReason::Dropped,
@@ -248,6 +248,22 @@ async fn watch(channel: SessionChannel, check: HealthCheck) -> CloseReason {
             }
         }
     }
+}
+
+/// Whether the connection ended because the other side closed it: docker does so without HTTP/2's goodbye.
+fn is_disconnect(error: &hyper::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let io = error
+            .downcast_ref::<std::io::Error>()
+            .or_else(|| error.downcast_ref::<h2::Error>().and_then(h2::Error::get_io));
+        if let Some(io) = io {
+            return matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn error_chain(error: &dyn std::error::Error) -> String {

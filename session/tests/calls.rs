@@ -62,8 +62,8 @@ async fn a_client_that_is_killed_ends_the_session_and_the_calls_that_use_it() {
     session.caller.credentials("other").await.unwrap();
     session.kill.cancel();
     let error = call.await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Closed { .. }), "{error:?}");
-    session.serving.await.unwrap().unwrap();
+    assert!(matches!(error, Error::Closed { reason: CloseReason::Disconnected, .. }), "{error:?}");
+    assert_eq!(session.serving.await.unwrap().unwrap(), CloseReason::Disconnected);
     assert!(session.caller.is_closed());
     assert!(session.sessions.ids().is_empty());
     assert!(matches!(session.caller.secret("s").await, Err(Error::Closed { .. })));
@@ -245,6 +245,22 @@ async fn a_file_is_exported_with_its_metadata() {
     let headers = seen.send_metadata.as_ref().unwrap();
     assert_eq!(headers.get("exporter-md-containerimage.digest").unwrap(), "sha256:abc");
     assert_eq!(headers.get("buildkit-attachable-exporter-id").unwrap(), "3");
+}
+
+#[tokio::test]
+async fn a_file_may_be_written_from_blocking_code() {
+    let client = Client::default();
+    let seen = client.seen.clone();
+    let caller = client.connect().await.caller;
+    let mut sink = caller.send_file(ExporterId(0), &BTreeMap::new()).await.unwrap();
+    let written = tokio::task::spawn_blocking(move || {
+        for _ in 0..100 {
+            sink.blocking_write(Bytes::from_static(&[1; 50_000]))?;
+        }
+        Ok::<_, Error>(sink)
+    });
+    written.await.unwrap().unwrap().finish().await.unwrap();
+    assert_eq!(seen.lock().file.len(), 5_000_000);
 }
 
 #[tokio::test]

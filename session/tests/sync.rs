@@ -18,7 +18,7 @@ use common::{
 use lapstrake_api_proto::fsutil::Stat;
 use lapstrake_session::{
     Destination, Error, Received, SyncRequest, TransferError,
-    fsutil::{Compare, Index},
+    fsutil::{Compare, Index, Ownership},
 };
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
@@ -185,6 +185,24 @@ async fn links_follow_their_file_when_it_changes() {
     let inode = |n: &str| std::fs::metadata(fixture.dest.path().join(n)).unwrap().ino();
     assert!(inode("a") == inode("b") && inode("b") == inode("c"));
     assert_eq!(fixture.sync(second.index).await.files_transferred, 0);
+}
+
+#[tokio::test]
+async fn owners_may_be_left_to_the_daemon_and_progress_is_told() {
+    let fixture = Fixture::new(tree([("f", with(file(0o4755, b"x"), |s| (s.uid, s.gid) = (12, 34)))])).await;
+    let destination = Destination { ownership: Ownership::Daemon, ..fixture.destination(Index::default()) };
+    let (progress, told) = tokio::sync::watch::channel(0);
+    let request = SyncRequest { name: "context".into(), ..SyncRequest::default() };
+    let token = CancellationToken::new();
+    let received =
+        fixture.session.caller.sync_dir(&request, destination, Some(&progress), &token).await.unwrap();
+    assert_eq!(*told.borrow(), received.bytes_transferred);
+    assert_eq!(received.index.entries()[0].stat.uid, 12);
+    let (mine, written) =
+        (fixture.dest.path().metadata().unwrap(), fixture.dest.path().join("f").metadata().unwrap());
+    assert_eq!((written.uid(), written.gid()), (mine.uid(), mine.gid()));
+    let again = Destination { ownership: Ownership::Daemon, ..fixture.destination(received.index) };
+    assert_eq!(fixture.sync_to(again).await.unwrap().files_transferred, 0);
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ pub use bollard_buildkit_proto::google;
 
 /// The `moby.filesync.v1.FileSync` and `FileSend` services.
 ///
-/// `FileSync.DiffCopy` always speaks [`fsutil::Packet`](crate::fsutil::Packet). `FileSend.DiffCopy` is one method with two
+/// `FileSync.DiffCopy` always speaks [`fsutil::Packet`]. `FileSend.DiffCopy` is one method with two
 /// languages, told apart by what the client attached under the exporter's id: a directory is sent as packets
 /// ([`directory`](filesync::directory)), a file as plain bytes ([`bytes`](filesync::bytes)).
 pub mod filesync {
@@ -67,16 +67,18 @@ pub mod filesync {
 
     /// `FileSend` to a client that attached a file (`-o type=tar|oci|docker`): chunks of bytes.
     pub mod bytes {
-        pub use bollard_buildkit_proto::moby::filesync::v1::{BytesMessage, file_send_client, file_send_server};
+        pub use bollard_buildkit_proto::moby::filesync::v1::{
+            BytesMessage, file_send_client, file_send_server,
+        };
     }
 }
 
 /// The `moby.filesync.v1.Auth` service: registry credentials, and tokens made by the client.
 pub mod auth {
     pub use bollard_buildkit_proto::moby::filesync::v1::{
-        CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
-        GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse, auth_client,
-        auth_server,
+        CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse,
+        GetTokenAuthorityRequest, GetTokenAuthorityResponse, VerifyTokenAuthorityRequest,
+        VerifyTokenAuthorityResponse, auth_client, auth_server,
     };
 }
 
