@@ -1,7 +1,7 @@
 //! Downloading one blob: shared, resumed, bounded, verified.
 
 use lapstrake_layerstore_oci::{Descriptor, Reference};
-use lapstrake_layerstore_store::{Resource, StoreError};
+use lapstrake_layerstore_store::StoreError;
 use reqwest::{
     Method, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE},
@@ -13,7 +13,7 @@ use crate::{
     client::{Request, Subject, Target, no_body},
     config::{Endpoint, SchemePolicy},
     progress::Reporter,
-    sink::{BlobSink, blocking},
+    sink::BlobSink,
     transport::Topic,
 };
 
@@ -58,9 +58,7 @@ impl RegistryClient {
         target: &PullTarget,
         report: &Reporter,
     ) -> Result<(), RegistryError> {
-        // Held before it is looked for, so that it is not collected in between.
-        target.lease.hold(Resource::Blob(blob.digest.clone()));
-        if self.has(target, blob).await? {
+        if self.has(reference, blob, target).await? {
             report.say(TransferStatus::Exists);
             return Ok(());
         }
@@ -71,7 +69,7 @@ impl RegistryClient {
                 report.say(TransferStatus::Waiting);
                 let turn = flight.lock().await;
                 // Whoever had it may have failed or been cancelled; then it is ours to do.
-                if self.has(target, blob).await? {
+                if self.has(reference, blob, target).await? {
                     report.say(TransferStatus::Downloaded);
                     return Ok(());
                 }
@@ -122,9 +120,23 @@ impl RegistryClient {
         last
     }
 
-    async fn has(&self, target: &PullTarget, blob: &Descriptor) -> Result<bool, RegistryError> {
-        let (content, digest) = (target.content.clone(), blob.digest.clone());
-        Ok(blocking("look up blob", move || content.info(&digest)).await?.is_some())
+    async fn has(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        target: &PullTarget,
+    ) -> Result<bool, RegistryError> {
+        match target.hold(&blob.digest).await? {
+            None => Ok(false),
+            Some(info) if info.size == blob.size => Ok(true),
+            // The bytes are right, so what says their size is wrong.
+            Some(info) => Err(RegistryError::SizeMismatch {
+                host: reference.domain().to_owned(),
+                what: Subject::blob(reference, Access::Pull, &blob.digest).what,
+                expected: blob.size,
+                actual: info.size,
+            }),
+        }
     }
 
     async fn download(

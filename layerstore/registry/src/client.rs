@@ -241,9 +241,17 @@ impl RegistryClient {
         let topic = Topic { host: &endpoint.host, what: &subject.what };
         let status = response.status();
         let headers = response.headers().clone();
+        // A redirect's target says nothing about who may read the repository. (It is named by host only: its URL may
+        // be signed.)
+        let own =
+            base_url(endpoint, response.url().scheme()).is_ok_and(|b| b.origin() == response.url().origin());
+        let elsewhere = (!own).then(|| authority(response.url()));
         // The words are a courtesy: without them the status must do.
         let body = self.shared.transport.read_all(topic, response, MAX_ERROR_BODY).await.unwrap_or_default();
         let message = failure_message(status, &headers, &body);
+        if let Some(host) = elsewhere {
+            return RegistryError::Status { host, what: subject.what.clone(), message };
+        }
         let host = endpoint.host.clone();
         let repository = subject.reference.familiar_name();
         let denied = message.code == "DENIED" || status == StatusCode::FORBIDDEN;

@@ -5,7 +5,7 @@ use lapstrake_layerstore_oci::{
     Algorithm, Descriptor, Digest, Digester, ImageConfig, ImageId, Index, Manifest, MediaType, Platform,
     PlatformMatcher, Reference,
 };
-use lapstrake_layerstore_store::Resource;
+use lapstrake_layerstore_store::StoreError;
 use reqwest::{
     Method, Response,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
@@ -153,8 +153,8 @@ impl RegistryClient {
         progress: &ProgressFn,
     ) -> Result<Bytes, RegistryError> {
         let report = Reporter::new(progress, Item::Manifest, d);
-        target.lease.hold(Resource::Blob(d.digest.clone()));
-        if let Some(bytes) = self.stored(d, target, self.shared.options.max_manifest).await? {
+        let there = target.hold(&d.digest).await?.is_some();
+        if there && let Some(bytes) = self.stored(d, target, self.shared.options.max_manifest).await? {
             report.say(TransferStatus::Exists);
             return Ok(bytes);
         }
@@ -162,8 +162,7 @@ impl RegistryClient {
         let (content, copy, digest, size) = (target.content.clone(), bytes.clone(), d.digest.clone(), d.size);
         blocking("store manifest", move || {
             let mut writer = content.writer()?;
-            std::io::Write::write_all(&mut writer, &copy)
-                .map_err(lapstrake_layerstore_store::StoreError::io("write", "blob"))?;
+            std::io::Write::write_all(&mut writer, &copy).map_err(StoreError::io("write", "blob"))?;
             writer.commit(Some(&digest), Some(size))
         })
         .await?;

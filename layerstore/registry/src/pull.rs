@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
-use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Platform, Reference};
-use lapstrake_layerstore_store::{ContentStore, Lease};
+use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, Platform, Reference};
+use lapstrake_layerstore_store::{BlobInfo, ContentStore, Lease, Resource};
 
 use crate::{
     Item, ProgressFn, RegistryClient, RegistryError, ResolvedImage, TransferStatus, progress::Reporter,
+    sink::blocking,
 };
 
 /// Where pulled blobs go, and what keeps them from being collected.
@@ -17,6 +18,20 @@ pub struct PullTarget {
     pub content: Arc<dyn ContentStore>,
     /// Holds every blob of the pull, from before it is looked for.
     pub lease: Arc<Lease>,
+}
+
+impl PullTarget {
+    /// Holds a blob and looks it up. The guard keeps collection from deciding in between, and may wait for it, so this
+    /// happens on a blocking thread.
+    pub(crate) async fn hold(&self, digest: &Digest) -> Result<Option<BlobInfo>, RegistryError> {
+        let (target, digest) = (self.clone(), digest.clone());
+        blocking("look up blob", move || {
+            let _guard = target.lease.leases().guard();
+            target.lease.hold(Resource::Blob(digest.clone()));
+            target.content.info(&digest)
+        })
+        .await
+    }
 }
 
 impl std::fmt::Debug for PullTarget {

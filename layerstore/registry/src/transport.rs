@@ -224,7 +224,8 @@ impl Transport {
         let tls = match url.scheme() {
             "http" => Tls::Plain,
             _ if own.is_some_and(has_tls_settings) => Tls::Host(settings.to_owned()),
-            _ if direct => Tls::Unverified,
+            // Docker counts loopback among its insecure registries, unless the configuration speaks of it.
+            _ if direct && own.is_none() => Tls::Unverified,
             _ => Tls::Verified,
         };
         let key = ClientKey { tls, direct };

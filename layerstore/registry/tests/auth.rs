@@ -1,5 +1,7 @@
 //! Who may ask: challenges, tokens, and secrets that stay where they belong.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::sync::{Arc, Mutex};
@@ -250,6 +252,25 @@ async fn authorization_does_not_follow_a_redirect_to_another_host() {
     assert_eq!(log.len(), 1);
     assert_eq!(log[0].header("authorization"), None);
     assert_eq!(log[0].query, "key=SIGNATURE");
+}
+
+#[tokio::test]
+async fn a_blob_host_that_refuses_is_not_the_registry_denying() {
+    let image = Image::new(1, &linux(), &[1000]);
+    let elsewhere =
+        Fake::start(|_| status(403).body(Body::from("<Error>expired</Error>")).unwrap().into()).await;
+    let (served, to) = (image.clone(), elsewhere.host.clone());
+    let fake = Fake::start(move |seen| {
+        if seen.is_blob(served.layer(0)) {
+            let location = format!("http://{to}/signed?key=SIGNATURE");
+            return status(307).header("location", location).body(Body::empty()).unwrap().into();
+        }
+        served.serve(seen).into()
+    })
+    .await;
+    let e = pull(&client(), &fake).await.map(drop).unwrap_err();
+    assert!(matches!(&e, RegistryError::Status { host, .. } if *host == elsewhere.host), "{e}");
+    assert!(!format!("{e:?}").contains("SIGNATURE"));
 }
 
 #[tokio::test]

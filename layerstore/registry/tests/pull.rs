@@ -1,5 +1,7 @@
 //! Pulling, from registries honest and not.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::sync::Arc;
@@ -207,6 +209,31 @@ async fn a_registry_that_always_breaks_off_is_given_up() {
     })
     .await;
     assert!(matches!(e, RegistryError::Transport { .. }), "{e}");
+}
+
+#[tokio::test]
+async fn a_wrong_size_of_a_blob_that_is_there_is_refused() {
+    let image = Image::new(1, &linux(), &[1000]);
+    let fake = Fake::honest(&image).await;
+    let yard = Yard::new();
+    pull(&client(), &fake, &yard).await.unwrap();
+    let mut d = image.layer(0).clone();
+    d.size = 999;
+    let e = client().fetch_blob(&fake.reference(), &d, &yard.target).await.unwrap_err();
+    assert!(matches!(e, RegistryError::SizeMismatch { expected: 999, actual: 1000, .. }), "{e}");
+}
+
+#[tokio::test]
+async fn foreign_layers_come_from_their_urls_only_over_https() {
+    let mut image = Image::new(1, &linux(), &[1000]);
+    let mut manifest = image.manifest.clone().unwrap();
+    manifest.layers[0].media_type = MediaType::DOCKER_FOREIGN_LAYER_GZIP;
+    manifest.layers[0].urls = vec!["http://127.0.0.1:1/x".to_owned(), "file:///etc/passwd".to_owned()];
+    image.root = Some(image.add(MediaType::DOCKER_MANIFEST, manifest.to_json().unwrap()));
+    image.blobs.remove(&manifest.layers[0].digest);
+    let fake = Fake::honest(&image).await;
+    let e = pull(&client(), &fake, &Yard::new()).await.unwrap_err();
+    assert!(matches!(e, RegistryError::NotFound { .. }), "{e}");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Against the real thing: Debian's `docker-registry`, with and without passwords.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::{
@@ -12,7 +14,7 @@ use std::{
 use common::*;
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_layerstore_registry::{
-    ClientOptions, Credentials, ErrorKind, PushSource, RegistryClient, RegistryConfig, Secret,
+    ClientOptions, Credentials, ErrorKind, PushSource, RegistryClient, RegistryConfig, RegistryError, Secret,
     StaticCredentials, TransferStatus, UploadMode,
 };
 
@@ -35,7 +37,7 @@ impl Registry {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\", secret: test}}\n{}",
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:0\n  secret: test\n{}",
             dir.path().join("data").display(),
             auth(dir.path())
         );
@@ -53,7 +55,7 @@ impl Registry {
             line.clear();
             assert!(log.read_line(&mut line).unwrap() > 0, "docker-registry ended");
             if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split('"').next().unwrap().to_owned();
+                break rest.split(['"', ',']).next().unwrap().to_owned();
             }
         };
         // Its log must go on being read.
@@ -73,6 +75,29 @@ impl Registry {
                 .unwrap();
             format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display())
         })
+    }
+
+    /// Speaks TLS, with a certificate that only `ca` vouches for.
+    fn with_tls() -> (Registry, tempfile::NamedTempFile) {
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        let registry = Registry::start(|dir| {
+            let (key, cert) = (dir.join("key.pem"), dir.join("cert.pem"));
+            let made = Command::new("openssl")
+                .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+                .args(["-subj", "/CN=test", "-days", "2", "-addext", "subjectAltName=IP:127.0.0.1"])
+                .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+                .arg(&key)
+                .arg("-out")
+                .arg(&cert)
+                .stderr(Stdio::null())
+                .status()
+                .expect("openssl is installed");
+            assert!(made.success());
+            std::fs::copy(&cert, ca.path()).unwrap();
+            // Inside the `http` table that the configuration ends with.
+            format!("  tls: {{certificate: {}, key: {}}}\n", cert.display(), key.display())
+        });
+        (registry, ca)
     }
 
     fn reference(&self, name: &str) -> Reference {
@@ -189,6 +214,27 @@ async fn a_password_is_asked_for_and_checked() {
     assert_eq!(client().resolve(&reference).await.unwrap_err().kind(), ErrorKind::Unauthorized);
     with("s3cret").check_credentials(&registry.host).await.unwrap();
     assert!(with("wrong").check_credentials(&registry.host).await.is_err());
+}
+
+#[tokio::test]
+async fn certificates_are_verified_as_configured() {
+    let (registry, ca) = Registry::with_tls();
+    let image = Image::new(1, &linux(), &[10_000]);
+    let (yard, reference) = (Yard::new(), registry.reference("tls/app"));
+    let with = |settings: &str| {
+        let toml = format!("[registry.\"{}\"]\n{settings}", registry.host);
+        RegistryClient::new(RegistryConfig::from_toml(&toml).unwrap(), options())
+    };
+    // Without any settings, a loopback registry's certificate is not verified, as in Docker.
+    client().push(&reference, &source(&yard, &image), &yard.progress).await.unwrap();
+    assert_pulls(&with(&format!("ca = [{:?}]", ca.path())), &reference, &image).await;
+    assert_pulls(&with("insecure = true"), &reference, &image).await;
+    let e = with("http = false").resolve(&reference).await.unwrap_err();
+    assert!(matches!(e, RegistryError::Tls { .. }), "{e}");
+    let e = with("ca = [\"/nonexistent/ca.pem\"]").resolve(&reference).await.unwrap_err();
+    assert!(e.to_string().contains("/nonexistent/ca.pem"), "{e}");
+    let e = with("http = true").resolve(&reference).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
 }
 
 #[tokio::test]

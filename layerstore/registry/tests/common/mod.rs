@@ -1,5 +1,10 @@
 //! What the tests share: a strict store in memory, a hand-made image, and a registry that can be told to lie.
-#![allow(dead_code, unreachable_pub, reason = "shared by test programs, each of which uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "shared by test programs, each of which uses a part"
+)]
 
 use std::{
     collections::{BTreeMap, HashMap},
