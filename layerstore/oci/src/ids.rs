@@ -97,6 +97,11 @@ impl ChainId {
         out
     }
 
+    /// The chain id of a layer on top of `below`, or of a bottom layer.
+    pub fn on(below: Option<&ChainId>, diff_id: &DiffId) -> ChainId {
+        below.map_or_else(|| ChainId::from(diff_id.digest().clone()), |below| below.extend(diff_id))
+    }
+
     /// The chain with one more layer on top.
     pub fn extend(&self, diff_id: &DiffId) -> ChainId {
         ChainId(Digest::sha256_of(format!("{} {}", self.0, diff_id.0)))

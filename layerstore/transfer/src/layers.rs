@@ -1,0 +1,86 @@
+//! The layers of a tree, and their tar streams.
+
+use std::io::{self, Write};
+
+use lapstrake_layerstore_diff::{WriteOptions, decompress, write_layer};
+use lapstrake_layerstore_oci::{ChainId, DiffId, Digester};
+use lapstrake_layerstore_store::{Layer, SnapshotName, Stores, Tree};
+
+use crate::TransferError;
+
+/// The layers of a tree, bottom first. Diff ids that are not known yet are computed, by streaming each layer's tar into its digest, and
+/// remembered: nothing is written but the answer. Blocks.
+pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError> {
+    let mut snapshots: Vec<SnapshotName> = Vec::new();
+    let mut next = tree.snapshot().cloned();
+    while let Some(name) = next {
+        next = stores.snapshots.stat(&name)?.parent;
+        snapshots.push(name);
+    }
+    let mut layers: Vec<Layer> = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots.into_iter().rev() {
+        let layer = match stores.layers.by_snapshot(&snapshot)? {
+            Some(layer) => layer,
+            None => {
+                let source = stores.snapshots.diff_source(&snapshot)?;
+                let written = write_layer(&source, &WriteOptions::default(), io::sink())
+                    .map_err(TransferError::layer(&snapshot))?;
+                let chain_id = ChainId::on(layers.last().map(|below| &below.chain_id), &written.diff_id);
+                let layer = Layer {
+                    snapshot,
+                    diff_id: written.diff_id,
+                    chain_id,
+                    size: written.content_size,
+                };
+                stores.layers.record(&layer)?;
+                layer
+            }
+        };
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// Writes a layer's tar stream, uncompressed: from a blob if there is one, else from its snapshot. Blocks.
+///
+/// The stream is checked while it is written: what is not the layer's content ends in [`TransferError::WrongDiffId`], after
+/// all of it was written. The caller holds the layer.
+pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<(), TransferError> {
+    let mut digest = Digester::sha256();
+    let mut tee = Tee { out, digest: &mut digest };
+    match stores.layers.blobs(&layer.diff_id)?.first() {
+        Some(blob) => {
+            let reader = stores.content.reader(&blob.digest)?;
+            let mut plain = decompress(reader).map_err(TransferError::layer(&blob.digest))?;
+            io::copy(&mut plain, &mut tee).map_err(TransferError::io("copy a layer"))?;
+        }
+        None => {
+            let source = stores.snapshots.diff_source(&layer.snapshot)?;
+            write_layer(&source, &WriteOptions::default(), &mut tee)
+                .map_err(TransferError::layer(&layer.snapshot))?;
+        }
+    }
+    let actual = DiffId::from(digest.finish());
+    if actual == layer.diff_id {
+        Ok(())
+    } else {
+        Err(TransferError::WrongDiffId { expected: layer.diff_id.clone(), actual })
+    }
+}
+
+struct Tee<'a> {
+    out: &'a mut dyn Write,
+    digest: &'a mut Digester,
+}
+
+impl Write for Tee<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(data)?;
+        self.digest.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
