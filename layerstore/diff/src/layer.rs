@@ -1,11 +1,31 @@
 //! A snapshot's difference as a layer's tar stream.
+//!
+//! What is in the stream, and how it is written, follows containerd's `archive.WriteDiff` (which Docker and BuildKit use):
+//! entries in depth-first order of their names; a directory before what is in it, also when only that changed; times in
+//! whole seconds; no names of users and groups; sockets left out; a deleted entry as `.wh.<name>`. Two things go further:
+//! `user.*` extended attributes are kept, and files are compared by content even when their times are equal, so that a
+//! change that puts the time back is not lost.
 
-use std::{io::Write, os::fd::BorrowedFd, path::Path};
+mod changes;
+mod compare;
+mod output;
+
+use std::{
+    io::Write,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use lapstrake_layerstore_oci::DiffId;
 use lapstrake_layerstore_store::DiffSource;
+use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::DiffError;
+use self::{
+    changes::{Changes, Scope},
+    output::Output,
+};
+use crate::{DiffError, fsat, lower::Lower};
 
 /// What [`write_layer`] and [`write_tree`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,13 +46,22 @@ pub struct WriteOptions {
 }
 
 /// Writes a committed snapshot's difference as a layer: the same bytes each time.
+///
+/// Errors: [`DiffError::Unsupported`] when it holds what a layer cannot (a name that begins with `.wh.`, a character device
+/// 0:0, directories that overlayfs has redirected).
 pub fn write_layer(
     source: &DiffSource,
     options: &WriteOptions,
     out: impl Write,
 ) -> Result<LayerDigest, DiffError> {
-    let _ = (source, options, out);
-    Err(DiffError::Unsupported { path: crate::EntryName::new(b"/"), why: "not written yet" })
+    let (upper, lower, scope) = match source {
+        DiffSource::OverlayUpper { upper, lower } => (upper, Lower::overlay(lower)?, Scope::OVERLAY),
+        DiffSource::Trees { upper, lower: None } => (upper, Lower::none(), Scope::TREES),
+        DiffSource::Trees { upper, lower: Some(lower) } => (upper, Lower::tree(lower)?, Scope::TREES),
+    };
+    let root = rustix::fs::openat(CWD, upper, fsat::HANDLE | OFlags::DIRECTORY, Mode::empty())
+        .map_err(DiffError::path("open", upper))?;
+    write(rustix::fd::AsFd::as_fd(&root), &lower, scope, options, &mut |_| true, out)
 }
 
 /// Writes a whole tree, without its root directory, in the same form. `keep` says, by path below the root, what is
@@ -43,6 +72,19 @@ pub fn write_tree(
     keep: &mut dyn FnMut(&Path) -> bool,
     out: impl Write,
 ) -> Result<LayerDigest, DiffError> {
-    let _ = (root, options, keep, out);
-    Err(DiffError::Unsupported { path: crate::EntryName::new(b"/"), why: "not written yet" })
+    write(root, &Lower::none(), Scope::TREE, options, keep, out)
+}
+
+fn write(
+    root: BorrowedFd<'_>,
+    lower: &Lower,
+    scope: Scope,
+    options: &WriteOptions,
+    keep: &mut dyn FnMut(&Path) -> bool,
+    out: impl Write,
+) -> Result<LayerDigest, DiffError> {
+    let mut output = Output::new(options, out);
+    let members: Rc<Vec<PathBuf>> = lower.members(b"")?;
+    Changes { root, lower, scope, keep }.walk(members, &mut output)?;
+    output.finish()
 }

@@ -19,8 +19,10 @@
 pub mod apply;
 pub mod compression;
 pub mod error;
+mod fsat;
 pub mod layer;
 pub mod limits;
+mod lower;
 mod tar;
 pub mod unpack;
 

@@ -1,0 +1,231 @@
+//! Changes as tar entries: parents before children, one entry per inode, links to it after.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read as _, Write},
+    os::fd::AsFd as _,
+};
+
+use lapstrake_layerstore_oci::DigestWriter;
+use rustix::{
+    fd::BorrowedFd,
+    fs::{FileType, Stat},
+};
+
+use super::{LayerDigest, WriteOptions};
+use crate::{
+    DiffError, EntryName, fsat,
+    tar::{Entry, Kind, Time, writer::TarWriter},
+};
+
+/// Extended attributes that a layer keeps, in order.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// An entry of the tree that is written.
+pub(super) struct Node<'a> {
+    /// Below the root.
+    pub(super) path: &'a [u8],
+    /// The directory it is in.
+    pub(super) at: BorrowedFd<'a>,
+    /// Its name there.
+    pub(super) name: &'a [u8],
+    pub(super) stat: &'a Stat,
+    pub(super) xattrs: Xattrs,
+}
+
+/// What is known of an inode with several names.
+enum Inode {
+    /// Its content is in the archive under this name.
+    Written(Vec<u8>),
+    /// It is unchanged under these names; should another name be new, they are written as links to that.
+    Unchanged(Vec<Vec<u8>>),
+}
+
+pub(super) struct Output<W> {
+    tar: TarWriter<DigestWriter<W>>,
+    latest_mtime: Option<i64>,
+    inodes: HashMap<(u64, u64), Inode>,
+    /// The directories that the walk is in, and whether each is written.
+    directories: Vec<(Entry, bool)>,
+    buffer: Vec<u8>,
+}
+
+impl<W: Write> Output<W> {
+    pub(super) fn new(options: &WriteOptions, out: W) -> Self {
+        Self {
+            tar: TarWriter::new(DigestWriter::new(out)),
+            latest_mtime: options.latest_mtime,
+            inodes: HashMap::new(),
+            directories: Vec::new(),
+            buffer: vec![0; 128 << 10],
+        }
+    }
+
+    /// Goes into a directory. It is written now when it changed, else before the first thing in it.
+    pub(super) fn enter(&mut self, node: &Node<'_>, changed: bool) -> Result<(), DiffError> {
+        let mut entry = self.entry(node, Kind::Directory);
+        entry.name.push(b'/');
+        self.directories.push((entry, false));
+        if changed { self.parents() } else { Ok(()) }
+    }
+
+    /// Goes out of the directory entered last.
+    pub(super) fn leave(&mut self) {
+        self.directories.pop();
+    }
+
+    /// Writes the mark of a deleted (or, with the opaque mark's name, hiding) entry.
+    pub(super) fn whiteout(&mut self, path: &[u8]) -> Result<(), DiffError> {
+        self.parents()?;
+        self.tar.whiteout(path)
+    }
+
+    /// An entry that is no directory and is as it was below: nothing, unless another name of it is new.
+    pub(super) fn unchanged(&mut self, node: &Node<'_>) -> Result<(), DiffError> {
+        if node.stat.st_nlink < 2 {
+            return Ok(());
+        }
+        match self.inodes.entry(inode(node.stat)).or_insert_with(|| Inode::Unchanged(Vec::new())) {
+            Inode::Unchanged(names) => {
+                names.push(node.path.to_vec());
+                Ok(())
+            }
+            Inode::Written(first) => {
+                let first = first.clone();
+                self.link(node, &first)
+            }
+        }
+    }
+
+    /// Writes an entry that is no directory and is new or changed.
+    pub(super) fn changed(&mut self, node: &Node<'_>) -> Result<(), DiffError> {
+        let kind = match fsat::kind(node.stat) {
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Symlink,
+            FileType::CharacterDevice => Kind::CharDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::Fifo => Kind::Fifo,
+            // Nobody listens on a socket in an image.
+            FileType::Socket => return Ok(()),
+            FileType::Directory | FileType::Unknown => {
+                return Err(DiffError::Unsupported {
+                    path: EntryName::new(node.path),
+                    why: "unknown type of file",
+                });
+            }
+        };
+        let mut links = Vec::new();
+        if node.stat.st_nlink > 1 {
+            match self.inodes.insert(inode(node.stat), Inode::Written(node.path.to_vec())) {
+                Some(Inode::Written(first)) => {
+                    self.inodes.insert(inode(node.stat), Inode::Written(first.clone()));
+                    return self.link(node, &first);
+                }
+                Some(Inode::Unchanged(names)) => links = names,
+                None => {}
+            }
+        }
+        self.parents()?;
+        let mut entry = self.entry(node, kind);
+        if kind == Kind::Symlink {
+            let target = rustix::fs::readlinkat(node.at, node.name, Vec::new());
+            entry.link = target.map_err(DiffError::io("read link", node.path))?.into_bytes();
+        }
+        if kind == Kind::File {
+            self.file(node, entry)?;
+        } else {
+            self.tar.entry(&entry)?;
+        }
+        for name in links {
+            let mut entry = self.entry(node, Kind::HardLink);
+            entry.name = name;
+            entry.link = node.path.to_vec();
+            self.tar.entry(&entry)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Result<LayerDigest, DiffError> {
+        let content_size = self.tar.content();
+        let (_, digest, tar_size) = self.tar.finish()?.finish();
+        Ok(LayerDigest { diff_id: digest.into(), tar_size, content_size })
+    }
+
+    fn link(&mut self, node: &Node<'_>, first: &[u8]) -> Result<(), DiffError> {
+        self.parents()?;
+        let mut entry = self.entry(node, Kind::HardLink);
+        entry.link = first.to_vec();
+        self.tar.entry(&entry)
+    }
+
+    fn file(&mut self, node: &Node<'_>, mut entry: Entry) -> Result<(), DiffError> {
+        let file =
+            fsat::open_entry(node.at, node.name, fsat::READ).map_err(DiffError::io("open", node.path))?;
+        let stat = rustix::fs::fstat(file.as_fd()).map_err(DiffError::io("stat", node.path))?;
+        if inode(&stat) != inode(node.stat) || stat.st_size != node.stat.st_size {
+            return Err(changed_meanwhile(node));
+        }
+        entry.size = stat.st_size.cast_unsigned(); // a file's length is not negative
+        self.tar.entry(&entry)?;
+        let mut file = File::from(file);
+        let mut left = entry.size;
+        while left > 0 {
+            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            match file.read(&mut self.buffer[..want]) {
+                Ok(0) => return Err(changed_meanwhile(node)),
+                Ok(count) => {
+                    self.tar.write_content(&self.buffer[..count])?;
+                    left -= count as u64;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(DiffError::io("read", node.path)(error)),
+            }
+        }
+        self.tar.end_content(entry.size)
+    }
+
+    /// Writes the directories that the walk is in and that are not written yet.
+    fn parents(&mut self) -> Result<(), DiffError> {
+        // Those written are the outer ones: start at the first that is not.
+        let first = self.directories.iter().rposition(|(_, written)| *written).map_or(0, |at| at + 1);
+        for (entry, written) in &mut self.directories[first..] {
+            self.tar.entry(entry)?;
+            *written = true;
+        }
+        Ok(())
+    }
+
+    fn entry(&self, node: &Node<'_>, kind: Kind) -> Entry {
+        let stat = node.stat;
+        let device = match kind {
+            Kind::CharDevice | Kind::BlockDevice => {
+                (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+            }
+            _ => (0, 0),
+        };
+        let seconds = self.latest_mtime.map_or(stat.st_mtime, |latest| stat.st_mtime.min(latest));
+        Entry {
+            name: node.path.to_vec(),
+            kind,
+            link: Vec::new(),
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: 0,
+            mtime: Time { seconds, nanos: 0 },
+            atime: None,
+            device,
+            xattrs: node.xattrs.clone(),
+            sparse: None,
+        }
+    }
+}
+
+fn inode(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+fn changed_meanwhile(node: &Node<'_>) -> DiffError {
+    DiffError::Unsupported { path: EntryName::new(node.path), why: "changed while it was read" }
+}
