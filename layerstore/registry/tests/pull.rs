@@ -118,6 +118,16 @@ async fn short_and_long_bodies_are_refused() {
 }
 
 #[tokio::test]
+async fn an_endless_body_is_cut_off_at_its_size() {
+    let (e, _, _) = lie(|_, _| {
+        let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![0; 1 << 16]));
+        status(200).body(Body::from_stream(endless)).unwrap().into()
+    })
+    .await;
+    assert!(matches!(e, RegistryError::SizeMismatch { actual, .. } if actual < 10 << 20), "{e}");
+}
+
+#[tokio::test]
 async fn a_registry_that_hangs_is_given_up() {
     let (e, _, _) = lie(|_, _| Reply::Never).await;
     assert!(matches!(e, RegistryError::Stalled { .. }), "{e}");

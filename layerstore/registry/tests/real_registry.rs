@@ -261,6 +261,35 @@ async fn a_push_without_its_layers_names_the_blob() {
 }
 
 #[tokio::test]
+async fn the_tag_is_given_to_the_root_alone_and_last() {
+    let arm = Platform::new("linux", "arm64");
+    let image =
+        Image::index(&[(&arm, &Image::new(1, &arm, &[10])), (&linux(), &Image::new(2, &linux(), &[20]))]);
+    let fake = Fake::start(|seen| match seen.method.as_str() {
+        "PUT" => status(201).body(axum::body::Body::empty()).unwrap().into(),
+        // It has all blobs.
+        _ => status(200).body(axum::body::Body::empty()).unwrap().into(),
+    })
+    .await;
+    let yard = Yard::new();
+    let (client, source, reference) =
+        (client(), source(&yard, &image), fake.reference().with_tag("v1").unwrap());
+    let progress = yard.progress.clone();
+    // Spawned, because the engine will: the future must be Send.
+    let pushed = tokio::spawn(async move { client.push(&reference, &source, &progress).await });
+    pushed.await.unwrap().unwrap();
+    let log = fake.log.lock().unwrap();
+    let puts: Vec<&str> =
+        log.iter().filter(|s| s.method == "PUT").filter_map(|s| s.path.rsplit('/').next()).collect();
+    assert_eq!(puts.len(), 3);
+    assert!(
+        puts[..2].iter().all(|p| p.starts_with("sha256:") && *p != image.root().digest.as_str()),
+        "{puts:?}"
+    );
+    assert_eq!(puts[2], "v1");
+}
+
+#[tokio::test]
 async fn uploads_are_begun_anew_after_a_failure() {
     let image = Image::new(1, &linux(), &[200_000]);
     let (yard, layer) = (Yard::new(), image.layer(0).digest.clone());
