@@ -184,7 +184,7 @@ fn forget(f: &Fixture) {
     f.content.write_small_held(b"kept", &lease).expect("write");
     assert!(lease.holds(&Resource::Blob(kept.clone())));
     let (removed, leftovers) = f.content.forget(&[kept.clone(), gone.clone()]).expect("forget");
-    assert_eq!(removed, [gone.clone()]);
+    assert_eq!(removed, std::slice::from_ref(&gone));
     assert_eq!(f.content.info(&gone).expect("info"), None, "gone before its file is deleted");
     // Published again before the old file is deleted: that deletion must not hit it.
     f.content.write_small(b"gone").expect("write again");

@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 
 use crate::{
     BlobInfo, ContentStore, Metadata, Resource, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotName,
-    StoreError, Stores,
+    StoreError, Stores, error::found,
 };
 
 /// Larger ones are refused where they come in.
@@ -258,14 +258,6 @@ impl Sizes {
         let keys = doomed.keys.iter().filter_map(|key| self.keys.get(key)).sum::<u64>();
         let blobs = doomed.blobs.iter().filter(|blob| gone.contains(&blob.digest));
         names + keys + blobs.map(|blob| blob.allocated).sum::<u64>()
-    }
-}
-
-fn found<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

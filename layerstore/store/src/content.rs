@@ -99,7 +99,7 @@ impl dyn ContentStore + '_ {
         writer.commit(None, None)
     }
 
-    /// As [`Self::write_small`], with the blob held by `lease` before it is there.
+    /// As `write_small`, with the blob held by `lease` before it is there.
     pub fn write_small_held(&self, bytes: &[u8], lease: &Lease) -> Result<Digest, StoreError> {
         lease.hold(Resource::Blob(Digest::sha256_of(bytes)));
         self.write_small(bytes)

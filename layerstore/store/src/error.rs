@@ -186,3 +186,12 @@ impl StoreError {
         move |source| Self::Metadata { doing, source }
     }
 }
+
+/// Takes an absent thing for `None`, where things may go between being seen and being asked about.
+pub(crate) fn found<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -8,6 +8,9 @@
 //!   leases (Leases)           what running work holds, so that collection leaves it alone
 //! ```
 //!
+//! [`LocalStore`] keeps all of them but the trees on this machine's disk; a [`Collector`] removes what nobody needs any more;
+//! [`disk_usage`] says what everything takes.
+//!
 //! Every method blocks: call it from a blocking thread. Nothing here reads configuration, prints, or talks to a network.
 //!
 //! This crate is not for: tar streams (`layerstore/diff`), registries (`layerstore/registry`), graph drivers

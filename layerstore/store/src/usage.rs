@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lapstrake_layerstore_oci::ImageId;
 
-use crate::{SnapshotKind, SnapshotName, StoreError, Stores};
+use crate::{SnapshotKind, SnapshotName, StoreError, Stores, error::found};
 
 /// What one image takes, as Moby computes it: in bytes of its layers' file content ([`crate::Layer::size`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
     for snapshot in snapshots {
         match snapshot.kind {
             SnapshotKind::Committed(name) => {
-                let Some(bytes) = present(stores.snapshots.usage(&name))?.map(|usage| usage.bytes) else {
+                let Some(bytes) = found(stores.snapshots.usage(&name))?.map(|usage| usage.bytes) else {
                     continue;
                 };
                 usage.committed += bytes;
@@ -62,7 +62,7 @@ pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
                 layers.insert(name, Layer { parent: snapshot.parent, size, images: 0 });
             }
             SnapshotKind::Active(key) => {
-                usage.active += present(stores.snapshots.usage_key(&key))?.map_or(0, |usage| usage.bytes);
+                usage.active += found(stores.snapshots.usage_key(&key))?.map_or(0, |usage| usage.bytes);
             }
             // A view writes nothing.
             SnapshotKind::View(_) => {}
@@ -105,13 +105,5 @@ fn each_below(
     while let Some(layer) = next.and_then(|name| layers.get_mut(&name)) {
         visit(layer);
         next = layer.parent.clone();
-    }
-}
-
-fn present<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
     }
 }

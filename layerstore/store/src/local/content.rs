@@ -186,7 +186,9 @@ impl ContentStore for LocalContent {
             for path in read_directory(&self.root.join("blobs").join(algorithm.as_str()))? {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let Ok(digest) = Digest::parse(&format!("{algorithm}:{name}")) else {
-                    return Err(StoreError::Damaged { path, why: "not a blob's name".to_owned() });
+                    // Somebody else's: neither ours to read nor to delete.
+                    tracing::warn!(path = %path.display(), "a file that is no blob lies among the blobs");
+                    continue;
                 };
                 match fs::symlink_metadata(&path) {
                     Ok(metadata) if !visit(info(digest, &path, &metadata)?) => return Ok(()),
