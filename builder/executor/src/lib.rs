@@ -15,17 +15,27 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod caps;
+mod client;
 mod error;
+mod files;
+mod helper;
 mod native;
+mod plan;
 mod run;
 mod runtime;
+mod seccomp;
 mod spec;
+mod sys;
+mod user;
+mod wire;
 
+pub use client::{Helper, HelperOptions, maybe_run_helper};
 pub use error::ExecError;
-pub use native::{Helper, HelperOptions, NativeExecutor, maybe_run_helper};
+pub use native::NativeExecutor;
 pub use run::{BoxFuture, Executor, ExitStatus, OutputSink, ProcessIo};
 pub use runtime::OciRuntime;
 pub use spec::{
-    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, Resources, RunId, SecurityMode,
+    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, Resources, RunId, SecurityMode, StubPolicy,
     Ulimit,
 };

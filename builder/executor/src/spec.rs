@@ -78,9 +78,9 @@ pub struct ProcessSpec {
     pub shm_size: Option<u64>,
     /// Resource limits of the process.
     pub ulimits: Vec<Ulimit>,
-    /// Whether empty files and directories that were made only to mount on (`/etc/hosts`, mount targets) are removed
-    /// afterwards from [`Self::root`]. BuildKit always does; a shared cache directory is never swept.
-    pub remove_stubs: bool,
+    /// Which of the empty files and directories that were made only to mount on (`/etc/hosts`, mount targets) are
+    /// removed afterwards from [`Self::root`]. What was made in other mounts (a shared cache) stays.
+    pub stubs: StubPolicy,
 }
 
 impl ProcessSpec {
@@ -104,9 +104,19 @@ impl ProcessSpec {
             cgroup_parent: None,
             shm_size: None,
             ulimits: Vec::new(),
-            remove_stubs: true,
+            stubs: StubPolicy::RemoveTargets,
         }
     }
+}
+
+/// What becomes of files and directories made to mount on. Only what is still empty is ever removed, and the parent
+/// directory's times are put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum StubPolicy {
+    /// Targets are removed, directories made on the way to them stay. BuildKit's default.
+    RemoveTargets,
+    /// Targets and the directories made on the way to them are removed (LLB's `removeMountStubsRecursive`).
+    RemoveTargetsAndParents,
 }
 
 /// One `--add-host`.

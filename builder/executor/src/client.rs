@@ -1,0 +1,359 @@
+//! The daemon's side of the helper: starts it, sends plans, pumps output, hears how runs end.
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+    sync::oneshot,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ExecError, ExitStatus, OutputSink, ProcessIo, RunId,
+    helper::{self, HELPER_NAME},
+    plan::Plan,
+    wire::{Outcome, Reply, Request, Socket},
+};
+
+/// Chunk of output.
+const CHUNK: usize = 64 << 10;
+
+/// How to start the helper process, and how it deals with containers.
+#[derive(Debug, Clone)]
+pub struct HelperOptions {
+    /// Program whose `main` calls [`maybe_run_helper`] first; `None` means this very program.
+    pub program: Option<PathBuf>,
+    /// Time between SIGTERM and SIGKILL when a run is cancelled.
+    pub grace: Duration,
+    /// OCI seccomp profile (Docker's JSON format) to use in place of Docker's default.
+    pub seccomp_profile: Option<PathBuf>,
+}
+
+impl Default for HelperOptions {
+    fn default() -> Self {
+        Self { program: None, grace: Duration::from_secs(10), seccomp_profile: None }
+    }
+}
+
+/// Turns this process into the helper when it has been started as one; then it never returns. `main` calls it before
+/// anything else, above all before any thread is started.
+pub fn maybe_run_helper() {
+    if std::env::args_os().next().is_some_and(|name| name == HELPER_NAME)
+        && let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned()
+    {
+        helper::serve(Socket::from_fd(socket));
+    }
+}
+
+/// The helper process. A handle: clones mean the same process. When the last one is dropped, the helper ends, and with it every
+/// container that it has made.
+#[derive(Debug, Clone)]
+pub struct Helper {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    socket: Arc<Socket>,
+    options: HelperOptions,
+    runs: Arc<Mutex<Runs>>,
+}
+
+/// Those who wait for an answer.
+#[derive(Debug, Default)]
+struct Runs {
+    waiting: HashMap<String, Waiter>,
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ended: oneshot::Sender<Outcome>,
+    terminated: Option<oneshot::Sender<bool>>,
+}
+
+impl Helper {
+    /// Starts the helper and waits until it is ready. Needs root. Blocks for some milliseconds.
+    pub fn start(options: HelperOptions) -> Result<Self, ExecError> {
+        let program = options.program.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+        let start_error = |source| ExecError::HelperStart { program: program.clone(), source };
+        let (ours, theirs) = Socket::pair().map_err(start_error)?;
+        let mut child = Command::new(&program)
+            .arg0(HELPER_NAME)
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(start_error)?;
+        let socket = Arc::new(ours);
+        let runs = Arc::new(Mutex::new(Runs::default()));
+        let (ready, became_ready) = mpsc::sync_channel(1);
+        let (heard, table) = (Arc::clone(&socket), Arc::clone(&runs));
+        std::thread::Builder::new()
+            .name("exec-helper".to_owned())
+            .spawn(move || {
+                listen(&heard, &table, &ready);
+                // Collects the helper, so that it does not stay a zombie.
+                let _ = child.wait();
+            })
+            .map_err(|source| ExecError::Io { doing: "start thread", source })?;
+        match became_ready.recv() {
+            Ok(Reply::Ready { without_devices }) => {
+                if let Some(reason) = without_devices {
+                    tracing::warn!(reason, "no device list for containers: they run without CAP_MKNOD");
+                }
+            }
+            Ok(Reply::Refused { failure }) => return Err(failure.into_error(&RunId::random())),
+            Ok(_) => return Err(ExecError::Protocol("was not ready")),
+            Err(mpsc::RecvError) => return Err(ExecError::HelperGone),
+        }
+        Ok(Self { inner: Arc::new(Inner { socket, options, runs }) })
+    }
+
+    /// The options it was started with.
+    pub(crate) fn options(&self) -> &HelperOptions {
+        &self.inner.options
+    }
+
+    /// Runs a plan to its end.
+    pub(crate) async fn run(
+        &self,
+        id: RunId,
+        plan: Plan,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> Result<ExitStatus, ExecError> {
+        if cancel.is_cancelled() {
+            return Err(ExecError::Cancelled(id));
+        }
+        let io_error = |doing| move |source| ExecError::Io { doing, source };
+        let (stdout, to_stdout) = pipe().map_err(io_error("make pipe"))?;
+        let (stderr, to_stderr) = pipe().map_err(io_error("make pipe"))?;
+        let plan = memory_file(&plan).map_err(io_error("pass plan to the helper"))?;
+        let (ended, mut outcome) = oneshot::channel();
+        self.inner.expect(&id, ended)?;
+        // From here on, dropping this future kills the run.
+        let guard = RunGuard { inner: &self.inner, id: &id };
+        self.inner.request(Request::Run { id: id.to_string() }, vec![plan, to_stdout, to_stderr]).await?;
+        let quit = CancellationToken::new();
+        let pumps = async {
+            tokio::join!(pump(stdout, io.stdout, &quit), pump(stderr, io.stderr, &quit));
+        };
+        tokio::pin!(pumps);
+        let mut pumping = true;
+        let mut cancelled = false;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut outcome => break outcome,
+                () = &mut pumps, if pumping => pumping = false,
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    tokio::select! {
+                        biased;
+                        outcome = &mut outcome => break outcome,
+                        () = &mut pumps, if pumping => pumping = false,
+                        result = self.inner.stop(&id) => result?,
+                    }
+                    // Whatever a sink does now, the process is going.
+                    continue;
+                }
+            }
+        };
+        drop(guard);
+        let outcome = outcome.map_err(|_| ExecError::HelperGone)?;
+        // Every process that could write is gone. What is in the pipes is delivered; a descriptor smuggled out of the
+        // container does not hold us up.
+        quit.cancel();
+        if pumping {
+            if cancelled {
+                // Nobody may be reading any more.
+                let _ = tokio::time::timeout(Duration::from_secs(1), pumps).await;
+            } else {
+                tokio::select! {
+                    () = pumps => {}
+                    () = cancel.cancelled() => {}
+                }
+            }
+        }
+        match outcome {
+            _ if cancelled => Err(ExecError::Cancelled(id)),
+            Outcome::Exited { code, signal, oom_killed } => Ok(ExitStatus { code, signal, oom_killed }),
+            Outcome::Failed(failure) => Err(failure.into_error(&id)),
+        }
+    }
+}
+
+impl Inner {
+    fn runs(&self) -> std::sync::MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expect(&self, id: &RunId, ended: oneshot::Sender<Outcome>) -> Result<(), ExecError> {
+        let mut runs = self.runs();
+        if runs.gone {
+            return Err(ExecError::HelperGone);
+        }
+        if runs.waiting.contains_key(id.as_str()) {
+            return Err(ExecError::Exists(id.clone()));
+        }
+        runs.waiting.insert(id.to_string(), Waiter { ended, terminated: None });
+        Ok(())
+    }
+
+    /// Sends a request. Waits elsewhere when the helper is too busy to take it at once.
+    async fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Result<(), ExecError> {
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        match self.socket.send(&request, &borrowed, false) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(ExecError::HelperGone),
+        }
+        drop(borrowed);
+        let socket = Arc::clone(&self.socket);
+        let sent = tokio::task::spawn_blocking(move || {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            socket.send(&request, &borrowed, true)
+        });
+        match sent.await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(ExecError::HelperGone),
+        }
+    }
+
+    /// SIGTERM, grace, SIGKILL.
+    async fn stop(&self, id: &RunId) -> Result<(), ExecError> {
+        let (terminated, noticed) = oneshot::channel();
+        if let Some(waiter) = self.runs().waiting.get_mut(id.as_str()) {
+            waiter.terminated = Some(terminated);
+        }
+        self.request(Request::Terminate { id: id.to_string() }, Vec::new()).await?;
+        if noticed.await.unwrap_or(false) {
+            tokio::time::sleep(self.options.grace).await;
+        }
+        self.request(Request::Kill { id: id.to_string() }, Vec::new()).await
+    }
+}
+
+/// Kills the run when its future is dropped before its end.
+struct RunGuard<'a> {
+    inner: &'a Inner,
+    id: &'a RunId,
+}
+
+impl Drop for RunGuard<'_> {
+    fn drop(&mut self) {
+        // Still waited for: not ended. The entry stays until the end is heard, so that the id cannot be used again before.
+        let waiting = self.inner.runs().waiting.contains_key(self.id.as_str());
+        if waiting {
+            // Waiting for room here would be a blocking drop; a helper that busy is heard again soon.
+            let kill = Request::Kill { id: self.id.to_string() };
+            if self.inner.socket.send(&kill, &[], false).is_err() {
+                let (socket, id) = (Arc::clone(&self.inner.socket), self.id.to_string());
+                std::thread::spawn(move || socket.send(&Request::Kill { id }, &[], true));
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The listening thread holds the socket too; shutting it down is what the helper notices.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Write);
+    }
+}
+
+/// The listening thread: hands answers to those who wait.
+fn listen(socket: &Socket, runs: &Mutex<Runs>, ready: &mpsc::SyncSender<Reply>) {
+    let lock = || runs.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Ok(Some((reply, _))) = socket.receive::<Reply>(true) {
+        match reply {
+            Reply::Ended { id, outcome } => {
+                let waiter = lock().waiting.remove(&id);
+                if let Some(waiter) = waiter {
+                    // The run's future may have been dropped.
+                    let _ = waiter.ended.send(outcome);
+                }
+            }
+            Reply::Terminated { id, noticed } => {
+                let terminated = lock().waiting.get_mut(&id).and_then(|waiter| waiter.terminated.take());
+                if let Some(terminated) = terminated {
+                    let _ = terminated.send(noticed);
+                }
+            }
+            first @ (Reply::Ready { .. } | Reply::Refused { .. }) => {
+                let _ = ready.try_send(first);
+            }
+        }
+    }
+    // Dropping the senders tells everyone who waits.
+    let mut runs = lock();
+    runs.gone = true;
+    runs.waiting.clear();
+}
+
+/// The plan in memory that can be passed on.
+fn memory_file(plan: &Plan) -> std::io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("plan", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(&serde_json::to_vec(plan)?)?;
+    Ok(file.into())
+}
+
+/// The reading end for us, the writing end for a process.
+fn pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+/// Moves output from a pipe to its sink, to the end of the pipe; once `quit` fires, only what is in the pipe already.
+async fn pump(mut pipe: pipe::Receiver, mut sink: OutputSink, quit: &CancellationToken) {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(CHUNK);
+        let read = tokio::select! {
+            biased;
+            read = pipe.read_buf(&mut buffer) => read,
+            () = quit.cancelled() => match pipe.try_read_buf(&mut buffer) {
+                // Nothing there now.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                read => read,
+            },
+        };
+        match read {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        let chunk = buffer.split().freeze();
+        if deliver(&mut sink, chunk).await.is_err() {
+            sink = OutputSink::Discard;
+        }
+    }
+    if let OutputSink::Writer(writer) = &mut sink {
+        // Its reader may be gone.
+        let _ = writer.flush().await;
+    }
+}
+
+/// The sink is gone.
+struct SinkGone;
+
+async fn deliver(sink: &mut OutputSink, chunk: Bytes) -> Result<(), SinkGone> {
+    match sink {
+        OutputSink::Discard => Ok(()),
+        OutputSink::Channel(channel) => channel.send(chunk).await.map_err(|_| SinkGone),
+        OutputSink::Writer(writer) => writer.write_all(&chunk).await.map_err(|_| SinkGone),
+    }
+}

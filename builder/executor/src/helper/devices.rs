@@ -1,0 +1,167 @@
+//! Which devices a sandboxed process may open: Docker's list, held by the kernel.
+//!
+//! A container may make device nodes (CAP_MKNOD is one of Docker's default capabilities) but open only harmless ones. The
+//! helper puts *itself* under that rule, and every container inherits it, so that it costs a run nothing. An insecure
+//! container leaves it again before it starts.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use std::os::fd::AsFd;
+
+use super::cgroup::Hierarchies;
+use crate::{
+    sys,
+    wire::{Failure, Step},
+};
+
+/// Docker's rules for cgroup version 1 (runc adds 5:2 and 136:*, the pseudo terminals).
+const RULES: [&str; 11] = [
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+/// How the rule is held.
+#[derive(Debug)]
+pub(super) enum DeviceGate {
+    /// This process is in a cgroup of its own that has the rule.
+    Cgroup {
+        /// Directory of the helper's cgroup.
+        dir: PathBuf,
+        /// Where it came from.
+        home: PathBuf,
+    },
+    /// Not at all: containers get no CAP_MKNOD, and no device works on their file systems but those in `/dev`.
+    NoDevices {
+        /// What stood against it.
+        reason: String,
+    },
+}
+
+impl DeviceGate {
+    /// Puts this process under the rule.
+    pub(super) fn close(hierarchies: &Hierarchies) -> Self {
+        let (hierarchy, v1) = match (hierarchies.v1("devices"), hierarchies.v2()) {
+            (Some(v1), _) => (v1, true),
+            (None, Some(v2)) => (v2, false),
+            (None, None) => return Self::NoDevices { reason: "there are no cgroups".to_owned() },
+        };
+        sweep(&hierarchy.mount.join("lapstrake"));
+        let dir = hierarchy.mount.join("lapstrake").join(format!("helper-{}", std::process::id()));
+        let home = hierarchy.mount.join(&hierarchy.own);
+        let close = || -> io::Result<()> {
+            fs::create_dir_all(&dir)?;
+            if v1 {
+                fs::write(dir.join("devices.deny"), "a")?;
+                for rule in RULES {
+                    fs::write(dir.join("devices.allow"), rule)?;
+                }
+            } else {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(CWD, &dir, flags, Mode::empty())?;
+                sys::attach_device_program(fd.as_fd(), &device_program())?;
+            }
+            fs::write(dir.join("cgroup.procs"), "0")
+        };
+        match close() {
+            Ok(()) => Self::Cgroup { dir, home },
+            Err(error) => {
+                let _ = fs::remove_dir(&dir);
+                Self::NoDevices { reason: format!("{}: {error}", dir.display()) }
+            }
+        }
+    }
+
+    /// Takes the calling process out of the rule.
+    pub(super) fn leave(&self) -> Result<(), Failure> {
+        match self {
+            Self::Cgroup { home, .. } => {
+                fs::write(home.join("cgroup.procs"), "0").step(|| "leave the device cgroup")
+            }
+            Self::NoDevices { .. } => Ok(()),
+        }
+    }
+
+    /// Takes the helper out, with all containers gone, and removes the cgroup.
+    pub(super) fn open(self) {
+        if self.leave().is_ok()
+            && let Self::Cgroup { dir, .. } = self
+        {
+            let _ = fs::remove_dir(&dir);
+        }
+    }
+}
+
+/// Removes what helpers that were killed have left. A directory of a living helper is not empty, so it stays.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let dead = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.strip_prefix("helper-"))
+            .is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+        if dead {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// The same rules as an eBPF program for cgroup version 2 (`BPF_PROG_TYPE_CGROUP_DEVICE`), one instruction per number.
+fn device_program() -> Vec<u64> {
+    const LOAD_32: u8 = 0x61;
+    const MOVE: u8 = 0xb7;
+    const MOVE_32_REG: u8 = 0xbc;
+    const AND_32: u8 = 0x54;
+    const SHIFT_RIGHT_32: u8 = 0x74;
+    const JUMP_IF_EQUAL: u8 = 0x15;
+    const JUMP_IF_NOT_EQUAL: u8 = 0x55;
+    const EXIT: u8 = 0x95;
+    const ACCESS_MKNOD: i32 = 1;
+    const CHARACTER: i32 = 2;
+    let insn = |code: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
+        u64::from(code)
+            | u64::from(dst) << 8
+            | u64::from(src) << 12
+            | u64::from(offset as u16) << 16
+            | u64::from(immediate as u32) << 32
+    };
+    // struct bpf_cgroup_dev_ctx { access << 16 | type, major, minor } is where r1 points.
+    let mut program = vec![
+        insn(LOAD_32, 2, 1, 0, 0),
+        insn(MOVE_32_REG, 3, 2, 0, 0),
+        insn(SHIFT_RIGHT_32, 3, 0, 0, 16),
+        insn(AND_32, 2, 0, 0, 0xffff),
+        insn(LOAD_32, 4, 1, 4, 0),
+        insn(LOAD_32, 5, 1, 8, 0),
+    ];
+    let allow = |program: &mut Vec<u64>| {
+        program.extend([insn(MOVE, 0, 0, 0, 1), insn(EXIT, 0, 0, 0, 0)]);
+    };
+    // Any node may be made.
+    program.push(insn(JUMP_IF_NOT_EQUAL, 3, 0, 2, ACCESS_MKNOD));
+    allow(&mut program);
+    // Block devices are refused.
+    program.push(insn(JUMP_IF_EQUAL, 2, 0, 2, CHARACTER));
+    program.extend([insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)]);
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
+        program.push(insn(JUMP_IF_NOT_EQUAL, 4, 0, 3, major));
+        program.push(insn(JUMP_IF_NOT_EQUAL, 5, 0, 2, minor));
+        allow(&mut program);
+    }
+    program.push(insn(JUMP_IF_NOT_EQUAL, 4, 0, 2, 136));
+    allow(&mut program);
+    program.extend([insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)]);
+    program
+}

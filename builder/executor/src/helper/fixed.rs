@@ -1,0 +1,186 @@
+//! The mounts that every container has: `/proc`, `/dev` and what is in it, `/sys` and the cgroup tree; then Docker's masks.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::{
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, makedev},
+    io::Errno,
+    mount::MountAttrFlags,
+};
+
+use super::{cgroup::CgroupView, mounts, rootfs::real_directory};
+use crate::{
+    SecurityMode,
+    plan::Plan,
+    wire::{Failure, Step},
+};
+
+/// Docker's devices: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// BuildKit's further devices of insecure containers.
+const INSECURE_DEVICES: [(&str, u32, u32); 6] = [
+    ("kmsg", 1, 11),
+    ("cuse", 10, 203),
+    ("fuse", 10, 229),
+    ("kvm", 10, 232),
+    ("net/tun", 10, 200),
+    ("loop-control", 10, 237),
+];
+
+/// Links that the OCI runtime specification asks for.
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// The file systems that still have to be restricted once everything is mounted.
+pub(super) struct Fixed {
+    proc: OwnedFd,
+    sys: OwnedFd,
+    dev: OwnedFd,
+}
+
+/// Mounts them all below `root`.
+pub(super) fn mount(plan: &Plan, root: BorrowedFd<'_>, cgroups: &CgroupView) -> Result<Fixed, Failure> {
+    let proc = mounts::new("proc", &[], mounts::LOCKED)?;
+    mounts::attach(proc.as_fd(), real_directory(root, "proc")?.as_fd()).step(|| "mount on /proc")?;
+    let dev = devices(plan)?;
+    mounts::attach(dev.as_fd(), real_directory(root, "dev")?.as_fd()).step(|| "mount on /dev")?;
+    in_dev(plan, dev.as_fd())?;
+    let writable = plan.security == SecurityMode::Insecure;
+    let read_only = if writable { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_RDONLY };
+    let sys = mounts::new("sysfs", &[], mounts::LOCKED | read_only)?;
+    mounts::attach(sys.as_fd(), real_directory(root, "sys")?.as_fd()).step(|| "mount on /sys")?;
+    cgroups.mount(sys.as_fd(), read_only)?;
+    Ok(Fixed { proc, sys, dev })
+}
+
+/// `/dev` itself, with device nodes and links.
+fn devices(plan: &Plan) -> Result<OwnedFd, Failure> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    let dev = mounts::new("tmpfs", &[("mode", "0755"), ("size", "65536k")], attributes)?;
+    let fill = || -> rustix::io::Result<()> {
+        let node = |name: &str, kind, major, minor| -> rustix::io::Result<()> {
+            rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), makedev(major, minor))
+        };
+        for (name, major, minor) in DEVICES {
+            node(name, FileType::CharacterDevice, major, minor)?;
+        }
+        if plan.security == SecurityMode::Insecure {
+            rustix::fs::mkdirat(&dev, "net", Mode::from_raw_mode(0o755))?;
+            for (name, major, minor) in INSECURE_DEVICES {
+                node(name, FileType::CharacterDevice, major, minor)?;
+            }
+            for minor in 0..8 {
+                node(&format!("loop{minor}"), FileType::BlockDevice, 7, minor)?;
+            }
+        }
+        for (name, target) in LINKS {
+            rustix::fs::symlinkat(target, &dev, name)?;
+        }
+        for directory in ["pts", "shm", "mqueue"] {
+            rustix::fs::mkdirat(&dev, directory, Mode::from_raw_mode(0o755))?;
+        }
+        Ok(())
+    };
+    fill().step(|| "make device nodes")?;
+    Ok(dev)
+}
+
+/// The file systems inside `/dev`.
+fn in_dev(plan: &Plan, dev: BorrowedFd<'_>) -> Result<(), Failure> {
+    let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let size = plan.shm_size.to_string();
+    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let all = [
+        ("pts", mounts::new("devpts", &pts, no_exec)?),
+        ("shm", mounts::new("tmpfs", &[("source", "shm"), ("mode", "1777"), ("size", &size)], mounts::LOCKED)?),
+        ("mqueue", mounts::new("mqueue", &[], mounts::LOCKED)?),
+    ];
+    for (name, mount) in all {
+        at(dev, name)
+            .and_then(|target| mounts::attach(mount.as_fd(), target.as_fd()))
+            .step(|| format!("mount on /dev/{name}"))?;
+    }
+    Ok(())
+}
+
+/// Opens (`O_PATH`) a path in a file system of the kernel's or our own making: no links, no way out.
+fn at(base: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    rustix::fs::openat2(base, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+impl Fixed {
+    /// Masks and write-protects the plan's paths. Works on the file systems that were mounted here, not on names in the
+    /// container's tree, and with the null device made here: whatever the image holds cannot redirect a mask (CVE-2025-31133).
+    pub(super) fn restrict(&self, plan: &Plan) -> Result<(), Failure> {
+        let null = at(self.dev.as_fd(), "null").step(|| "open /dev/null")?;
+        for path in &plan.read_only {
+            self.cover(path, |target| {
+                let copy = mounts::copy(target, true)?;
+                mounts::restrict(copy.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, true)?;
+                Ok(copy)
+            })
+            .step(|| format!("make {path} read-only"))?;
+        }
+        // One empty file system serves for all masked directories.
+        let mut empty: Option<OwnedFd> = None;
+        for path in &plan.masked {
+            self.cover(path, |target| {
+                if !mounts::is_directory(target)? {
+                    return Ok(mounts::copy(null.as_fd(), false)?);
+                }
+                if let Some(empty) = &empty {
+                    return Ok(mounts::copy(empty.as_fd(), false)?);
+                }
+                let fs = new_empty()?;
+                let kept = rustix::io::dup(&fs)?;
+                empty = Some(kept);
+                Ok(fs)
+            })
+            .step(|| format!("mask {path}"))?;
+        }
+        Ok(())
+    }
+
+    /// Mounts what `make` makes over `path`, if there is such a path.
+    fn cover(
+        &self,
+        path: &str,
+        make: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<OwnedFd>,
+    ) -> std::io::Result<()> {
+        let (base, relative) = match (path.strip_prefix("/proc/"), path.strip_prefix("/sys/")) {
+            (Some(relative), _) => (&self.proc, relative),
+            (_, Some(relative)) => (&self.sys, relative),
+            _ => return Err(Errno::INVAL.into()),
+        };
+        let target = match at(base.as_fd(), relative) {
+            Ok(target) => target,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mount = make(target.as_fd())?;
+        mounts::attach(mount.as_fd(), target.as_fd())?;
+        Ok(())
+    }
+}
+
+fn new_empty() -> std::io::Result<OwnedFd> {
+    mounts::new("tmpfs", &[("nr_inodes", "1"), ("mode", "0755")], mounts::LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .map_err(|failure| match failure {
+            Failure::Setup { errno, .. } => std::io::Error::from_raw_os_error(errno),
+            _ => Errno::IO.into(),
+        })
+}
+
+/// Gives an inode to the user, so that `/dev/stdout` can be opened again.
+pub(super) fn give(fd: BorrowedFd<'_>, uid: u32) -> rustix::io::Result<()> {
+    rustix::fs::chownat(fd, "", Some(Uid::from_raw(uid)), None::<Gid>, AtFlags::EMPTY_PATH)
+}

@@ -1,0 +1,406 @@
+//! The helper process: single-threaded, so that it may fork; started early, so that it is small.
+//!
+//! It takes [`Request`]s from the daemon, clones a container per run, waits for it, removes what it leaves, and answers.
+//! Its end of the socket is its life: when the daemon is gone, however it went, the helper kills every container, cleans up
+//! and exits. When the helper itself is killed, the kernel kills the containers (`PR_SET_PDEATHSIG`), and their mounts go with
+//! their namespaces; nothing was ever mounted in the host's view.
+
+mod cgroup;
+mod container;
+mod devices;
+mod fixed;
+mod inroot;
+mod mounts;
+mod rootfs;
+
+use std::{
+    collections::HashMap,
+    io::{self, Read},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::{Signal, WaitId, WaitIdOptions},
+};
+
+use self::{
+    cgroup::{Hierarchies, RunCgroups},
+    container::Streams,
+    devices::DeviceGate,
+};
+use crate::{
+    SecurityMode, caps,
+    plan::{Network, Plan},
+    sys::{self, Cloned},
+    wire::{self, Failure, Outcome, Reply, Report, Request, Socket, Step},
+};
+
+/// `argv[0]` of a helper.
+pub(crate) const HELPER_NAME: &str = "lapstrake-exec-helper";
+
+/// Runs the helper on its socket until the daemon is gone.
+pub(crate) fn serve(socket: Socket) -> ! {
+    let code = match Helper::new(socket) {
+        Ok(mut helper) => {
+            helper.serve();
+            helper.finish();
+            0
+        }
+        Err((socket, failure)) => {
+            let _ = socket.send(&Reply::Refused { failure }, &[], true);
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+struct Helper {
+    socket: Socket,
+    hierarchies: Hierarchies,
+    gate: DeviceGate,
+    runs: HashMap<String, Run>,
+    /// Cgroups that could not be removed yet.
+    remains: Vec<RunCgroups>,
+    orphaned: bool,
+}
+
+/// A container.
+struct Run {
+    pidfd: OwnedFd,
+    /// Until the other end is closed: the container's program has been started, or its first process is gone.
+    report: Option<Socket>,
+    plan: Plan,
+    cgroups: RunCgroups,
+    root: Option<OwnedFd>,
+    stubs: Vec<String>,
+    failure: Option<Failure>,
+    /// Told by a supervisor.
+    status: Option<(i32, Option<i32>)>,
+}
+
+impl Helper {
+    fn new(socket: Socket) -> Result<Self, (Socket, Failure)> {
+        match Self::isolate() {
+            Ok((hierarchies, gate)) => {
+                let without_devices = match &gate {
+                    DeviceGate::NoDevices { reason } => Some(reason.clone()),
+                    DeviceGate::Cgroup { .. } => None,
+                };
+                let ready = Reply::Ready { without_devices };
+                match socket.send(&ready, &[], true) {
+                    Ok(()) => Ok(Self {
+                        socket,
+                        hierarchies,
+                        gate,
+                        runs: HashMap::new(),
+                        remains: Vec::new(),
+                        orphaned: false,
+                    }),
+                    Err(_) => Err((socket, Failure::Died)),
+                }
+            }
+            Err(failure) => Err((socket, failure)),
+        }
+    }
+
+    /// Cuts the process off from the daemon's terminal, descriptors and (for what it mounts) file system.
+    fn isolate() -> Result<(Hierarchies, DeviceGate), Failure> {
+        sys::close_on_exec_from(3).step(|| "close descriptors")?;
+        rustix::process::setsid().step(|| "make session")?;
+        // Exact modes for what is made in images.
+        rustix::process::umask(rustix::fs::Mode::empty());
+        rustix::process::chdir("/").step(|| "change to /")?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).step(|| "unshare mounts (root is needed)")?;
+        // New mounts of the host appear here, none of ours there.
+        let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", slave).step(|| "make mounts slave")?;
+        let hierarchies = Hierarchies::find().step(|| "find cgroups")?;
+        let gate = DeviceGate::close(&hierarchies);
+        Ok((hierarchies, gate))
+    }
+
+    fn serve(&mut self) {
+        while !self.orphaned || !self.runs.is_empty() {
+            if let Err(error) = self.turn() {
+                // Nothing can be waited for any more; the death signal ends the containers.
+                eprintln!("{HELPER_NAME}: {error}");
+                return;
+            }
+        }
+    }
+
+    /// Waits for events and handles them.
+    fn turn(&mut self) -> io::Result<()> {
+        self.remains.retain_mut(|cgroups| !cgroups.remove());
+        let ids: Vec<String> = self.runs.keys().cloned().collect();
+        let mut polls = Vec::with_capacity(1 + 2 * ids.len());
+        if !self.orphaned {
+            polls.push(PollFd::new(&self.socket, PollFlags::IN));
+        }
+        for id in &ids {
+            let run = &self.runs[id];
+            polls.push(PollFd::new(&run.pidfd, PollFlags::IN));
+            if let Some(report) = &run.report {
+                polls.push(PollFd::new(report, PollFlags::IN));
+            }
+        }
+        let again = Duration::from_millis(20).try_into().expect("20 ms fit a timespec");
+        let timeout = if self.remains.is_empty() { None } else { Some(&again) };
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polls, timeout))?;
+        let ready: Vec<bool> = polls.iter().map(|poll| !poll.revents().is_empty()).collect();
+        drop(polls);
+        let mut ready = ready.into_iter();
+        let requested = !self.orphaned && ready.next().unwrap_or(false);
+        for id in ids {
+            let ended = ready.next().unwrap_or(false);
+            let reported = self.runs[&id].report.is_some() && ready.next().unwrap_or(false);
+            if reported || ended {
+                self.run_mut(&id).take_reports();
+            }
+            if ended {
+                self.end(&id);
+            }
+        }
+        if requested { self.request() } else { Ok(()) }
+    }
+
+    fn run_mut(&mut self, id: &str) -> &mut Run {
+        self.runs.get_mut(id).expect("the id was just listed")
+    }
+
+    /// Takes one request.
+    fn request(&mut self) -> io::Result<()> {
+        match self.socket.receive::<Request>(false) {
+            Ok(Some((Request::Run { id }, fds))) => {
+                if let Err(failure) = self.start(&id, fds) {
+                    self.answer(id, Outcome::Failed(failure));
+                }
+            }
+            Ok(Some((Request::Terminate { id }, _))) => {
+                let noticed = self.runs.get(&id).is_some_and(Run::terminate);
+                let _ = self.socket.send(&Reply::Terminated { id, noticed }, &[], true);
+            }
+            Ok(Some((Request::Kill { id }, _))) => {
+                if let Some(run) = self.runs.get(&id) {
+                    run.kill();
+                }
+            }
+            Ok(None) => self.orphan(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.orphan(),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The daemon is gone.
+    fn orphan(&mut self) {
+        self.orphaned = true;
+        self.runs.values().for_each(Run::kill);
+    }
+
+    fn answer(&mut self, id: String, outcome: Outcome) {
+        // A daemon that does not listen is one that has gone; the next receive says so.
+        let _ = self.socket.send_ended(id, outcome);
+    }
+
+    /// Makes a container.
+    fn start(&mut self, id: &str, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        if self.runs.contains_key(id) {
+            return Err(Failure::Exists);
+        }
+        let Ok([plan, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
+            return Err(Failure::Setup { step: "receive plan".to_owned(), errno: libc::EBADMSG });
+        };
+        let mut plan = read_plan(plan)?;
+        if let DeviceGate::NoDevices { .. } = self.gate
+            && plan.security == SecurityMode::Sandbox
+        {
+            plan.caps = plan.caps.and(!caps::MKNOD.bits());
+            plan.no_devices = true;
+        }
+        let streams = Streams { stdout, stderr };
+        let cgroups = RunCgroups::create(&plan, &self.hierarchies)?;
+        let (pidfd, report) = match self.clone_container(&plan, &streams, &cgroups) {
+            Ok(started) => started,
+            Err(failure) => {
+                self.discard(cgroups);
+                return Err(failure);
+            }
+        };
+        let run = Run {
+            pidfd,
+            report: Some(report),
+            plan,
+            cgroups,
+            root: None,
+            stubs: Vec::new(),
+            failure: None,
+            status: None,
+        };
+        self.runs.insert(id.to_owned(), run);
+        Ok(())
+    }
+
+    fn clone_container(
+        &self,
+        plan: &Plan,
+        streams: &Streams,
+        cgroups: &RunCgroups,
+    ) -> Result<(OwnedFd, Socket), Failure> {
+        let (ours, theirs) = Socket::pair().step(|| "make socket")?;
+        let into = cgroups.v2_directory(&self.hierarchies);
+        let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        if plan.network == Network::Empty {
+            namespaces |= libc::CLONE_NEWNET;
+        }
+        // With version 1 hierarchies beside it a cgroup namespace cannot show them (moby/buildkit#4108).
+        if into.is_some() && self.hierarchies.is_pure_v2() {
+            namespaces |= libc::CLONE_NEWCGROUP;
+        }
+        match sys::clone_process(namespaces, into.as_ref().map(AsFd::as_fd)).step(|| "clone")? {
+            Cloned::Parent(pidfd) => Ok((pidfd, ours)),
+            Cloned::Child => {
+                drop(ours);
+                let prepared = if plan.security == SecurityMode::Insecure { self.gate.leave() } else { Ok(()) };
+                match prepared.and_then(|()| if into.is_some() { Ok(()) } else { cgroups.join() }) {
+                    Ok(()) => {
+                        let view = cgroups.view(&self.hierarchies);
+                        container::main(plan, streams, theirs, &view)
+                    }
+                    Err(failure) => {
+                        let _ = theirs.send_failure(failure);
+                        sys::exit_now(1)
+                    }
+                }
+            }
+        }
+    }
+
+    /// The container's first process has ended, and with it its pid namespace.
+    fn end(&mut self, id: &str) {
+        let Some(mut run) = self.runs.remove(id) else { return };
+        let outcome = run.reap();
+        run.clean();
+        let oom_killed = run.cgroups.oom_killed();
+        self.discard(run.cgroups);
+        let outcome = match (run.failure, run.status, outcome) {
+            (Some(failure), ..) => Outcome::Failed(failure),
+            (None, Some((code, signal)), _) | (None, None, Ok((code, signal))) => {
+                Outcome::Exited { code, signal, oom_killed }
+            }
+            (None, None, Err(failure)) => Outcome::Failed(failure),
+        };
+        self.answer(id.to_owned(), outcome);
+    }
+
+    fn discard(&mut self, mut cgroups: RunCgroups) {
+        for _ in 0..20 {
+            if cgroups.remove() {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        self.remains.push(cgroups);
+    }
+
+    fn finish(mut self) {
+        for _ in 0..100 {
+            self.remains.retain_mut(|cgroups| !cgroups.remove());
+            if self.remains.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.gate.open();
+        for hierarchy in &self.hierarchies.0 {
+            // Stays while another helper has something in it.
+            let _ = std::fs::remove_dir(hierarchy.mount.join("lapstrake"));
+        }
+    }
+}
+
+impl Run {
+    /// Takes what the container's first process has reported so far.
+    fn take_reports(&mut self) {
+        while let Some(report) = &self.report {
+            match report.receive::<Report>(false) {
+                Ok(Some((Report::Root, fds))) => self.root = fds.into_iter().next(),
+                Ok(Some((Report::Stub(path), _))) => self.stubs.push(path),
+                Ok(Some((Report::Failed(failure), _))) => self.failure = Some(failure),
+                Ok(Some((Report::Status { code, signal }, _))) => self.status = Some((code, signal)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(None) | Err(_) => self.report = None,
+            }
+        }
+    }
+
+    /// Collects the exit status.
+    fn reap(&self) -> Result<(i32, Option<i32>), Failure> {
+        let status =
+            rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED))
+                .step(|| "wait for the container")?;
+        let signal = status.as_ref().and_then(|status| status.terminating_signal());
+        let code = status.as_ref().and_then(|status| status.exit_status());
+        match (code, signal) {
+            (Some(code), _) => Ok((code, None)),
+            (None, Some(signal)) => Ok((128 + signal, Some(signal))),
+            (None, None) => Err(Failure::Died),
+        }
+    }
+
+    /// Asks the program to end. False when it cannot notice: as pid 1 it gets no signal that it has no handler for (and is not
+    /// waiting for, which needs it blocked).
+    fn terminate(&self) -> bool {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM);
+        if self.report.is_some() {
+            // Not started yet, or a supervisor, which handles it.
+            return self.plan.runtime.is_some();
+        }
+        notices_sigterm(self.pidfd.as_fd()).unwrap_or(true)
+    }
+
+    fn kill(&self) {
+        // Fails when it is dead already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Removes what the run has left in its root file system, and unmounts that.
+    fn clean(&mut self) {
+        if let Some(root) = self.root.take() {
+            for stub in self.stubs.iter().rev() {
+                // The step has changed it; then it is the step's.
+                let _ = inroot::remove_stub(root.as_fd(), stub);
+            }
+        }
+        mounts::forget_volatile(&self.plan.root);
+    }
+}
+
+fn read_plan(fd: OwnedFd) -> Result<Plan, Failure> {
+    let mut file = std::fs::File::from(fd);
+    let mut bytes = Vec::new();
+    let read = || -> io::Result<Plan> {
+        io::Seek::rewind(&mut file)?;
+        file.take(wire::MAX_PLAN).read_to_end(&mut bytes)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    read().step(|| "read plan")
+}
+
+/// Whether the process catches SIGTERM or holds it blocked, from `/proc/PID/status`.
+fn notices_sigterm(pidfd: BorrowedFd<'_>) -> Option<bool> {
+    use std::os::fd::AsRawFd;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid: u32 = field(&info, "Pid:")?.parse().ok()?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let bit = 1u64 << (Signal::TERM.as_raw() - 1);
+    let mask = |name| u64::from_str_radix(field(&status, name)?, 16).ok();
+    Some((mask("SigCgt:")? | mask("SigBlk:")?) & bit != 0)
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}

@@ -1,0 +1,161 @@
+//! Mounts as descriptors: made detached, configured, then attached to a descriptor, so that no path is walked twice and
+//! a rootfs full of symbolic links has no say.
+
+use std::{
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags},
+    io::Errno,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+};
+
+use crate::{
+    plan::Tree,
+    sys,
+    wire::{Failure, Step},
+};
+
+/// nosuid, nodev, noexec.
+pub(super) const LOCKED: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+/// A new file system of `kind`, attached nowhere.
+pub(super) fn new(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Failure> {
+    let make = || -> rustix::io::Result<OwnedFd> {
+        let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, value) in options {
+            if value.is_empty() {
+                rustix::mount::fsconfig_set_flag(fs.as_fd(), *key)?;
+            } else {
+                rustix::mount::fsconfig_set_string(fs.as_fd(), *key, *value)?;
+            }
+        }
+        rustix::mount::fsconfig_create(fs.as_fd())?;
+        rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    make().step(|| format!("mount {kind}"))
+}
+
+/// Attaches the detached mount `mount` on what `target` names.
+pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::mount::move_mount(
+        mount,
+        "",
+        target,
+        "",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )
+}
+
+/// A detached copy of the mount at what `source` names, with the mounts below it when `recursive`.
+pub(super) fn copy(source: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(source, "", flags)
+}
+
+/// Sets attributes of a mount (and of those below it).
+pub(super) fn restrict(
+    mount: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+    recursive: bool,
+) -> std::io::Result<()> {
+    sys::mount_setattr(mount, u64::from(attributes.bits()), recursive)
+}
+
+/// A snapshot's tree as a detached mount.
+///
+/// A `volatile` overlay skips flushing the whole upper file system when it is unmounted, which may take seconds and is of
+/// no use: who publishes a snapshot flushes first (`Snapshotter::sync`). [`forget_volatile`] must be called afterwards.
+pub(super) fn tree(tree: &Tree, volatile: bool) -> Result<OwnedFd, Failure> {
+    match tree {
+        Tree::Bind { source, read_only } => {
+            let mount = host(source)?;
+            if *read_only {
+                restrict(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, true)
+                    .step(|| format!("mount {} read-only", source.display()))?;
+            }
+            Ok(mount)
+        }
+        Tree::Overlay { lower, upper } => {
+            overlay(lower, upper.as_ref(), volatile).step(|| match upper {
+                Some((upper, _)) => format!("mount overlay on {}", upper.display()),
+                None => format!("mount overlay of {}", lower[0].display()),
+            })
+        }
+    }
+}
+
+fn overlay(
+    lower: &[std::path::PathBuf],
+    upper: Option<&(std::path::PathBuf, std::path::PathBuf)>,
+    volatile: bool,
+) -> rustix::io::Result<OwnedFd> {
+    // Overlayfs wants two layers when none is writable.
+    if let ([only], None) = (lower, upper) {
+        let directory =
+            rustix::fs::openat(CWD, only, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mount = copy(directory.as_fd(), false)?;
+        restrict(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, false)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        return Ok(mount);
+    }
+    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // One key per directory: no limit of one page for the whole list (kernel 6.5 and later).
+    for directory in lower {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", directory)?;
+    }
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    if let Some((upper, work)) = upper {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), "upperdir", upper)?;
+        rustix::mount::fsconfig_set_string(fs.as_fd(), "workdir", work)?;
+        if volatile {
+            rustix::mount::fsconfig_set_flag(fs.as_fd(), "volatile")?;
+        }
+        attributes = MountAttrFlags::empty();
+    }
+    rustix::mount::fsconfig_create(fs.as_fd())?;
+    rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Removes the mark by which overlayfs refuses to mount a once volatile upper directory again. Only right when the mount has
+/// ended without a crash of the machine: its files are then all in the page cache, like anyone's.
+pub(super) fn forget_volatile(tree: &Tree) {
+    if let Tree::Overlay { upper: Some((_, work)), .. } = tree {
+        let mark = work.join("work/incompat/volatile");
+        // Neither is there when the mount was never made.
+        let _ = std::fs::remove_dir(&mark);
+        if let Some(parent) = mark.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+}
+
+/// A host's file or directory (with what is mounted below it) as a detached mount.
+pub(super) fn host(source: &Path) -> Result<OwnedFd, Failure> {
+    let open = || -> rustix::io::Result<OwnedFd> {
+        let fd = rustix::fs::openat(CWD, source.as_os_str().as_bytes(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        copy(fd.as_fd(), true)
+    };
+    open().step(|| format!("mount {}", source.display()))
+}
+
+/// Whether a descriptor names a directory.
+pub(super) fn is_directory(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
+}

@@ -1,0 +1,436 @@
+//! From what the user wrote to what is done: everything is checked and decided here, in the daemon, before the first
+//! system call. The result is plain data that crosses to the helper.
+
+use std::path::{Component, Path, PathBuf};
+
+use lapstrake_layerstore_store::SnapshotMount;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ExecError, MountKind, NetworkMode, ProcessSpec, Resources, SecurityMode, StubPolicy,
+    caps::{self, CapSet},
+    files,
+};
+
+/// BuildKit's name for a container that nobody has named.
+pub(crate) const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
+/// Docker's size of `/dev/shm`.
+const DEFAULT_SHM_SIZE: u64 = 64 << 20;
+/// Cgroup under which runs get theirs when the caller names no parent.
+const DEFAULT_CGROUP_PARENT: &str = "lapstrake";
+/// More than execve takes (a quarter of the stack limit, 2 MiB by default, but administrators raise it).
+const MAX_ARGUMENT_BYTES: usize = 32 << 20;
+/// Docker refuses secrets above 500 KiB; leave room for other callers.
+const MAX_SECRET_BYTES: usize = 4 << 20;
+
+/// Everything the helper needs for one run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) id: String,
+    pub(crate) root: Tree,
+    pub(crate) read_only_root: bool,
+    pub(crate) args: Vec<String>,
+    /// Without duplicates.
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: String,
+    pub(crate) user: String,
+    pub(crate) hostname: String,
+    pub(crate) network: Network,
+    pub(crate) security: SecurityMode,
+    pub(crate) caps: CapSet,
+    /// Classic BPF, one instruction per number (code, jt, jf, k from the top); empty means no filter.
+    pub(crate) seccomp: Vec<u64>,
+    /// Generated files, bound read-only over the image's.
+    pub(crate) files: Vec<GeneratedFile>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) masked: Vec<String>,
+    pub(crate) read_only: Vec<String>,
+    pub(crate) resources: Resources,
+    /// Relative path in each hierarchy.
+    pub(crate) cgroup: PathBuf,
+    pub(crate) shm_size: u64,
+    pub(crate) rlimits: Vec<Rlimit>,
+    pub(crate) stubs: StubPolicy,
+    /// Device nodes on the container's file systems are to be dead, because no list of allowed devices can be had.
+    pub(crate) no_devices: bool,
+    /// `Some` when an OCI runtime is to run the container.
+    pub(crate) runtime: Option<Runtime>,
+}
+
+/// An external runtime and what it needs beyond the plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Runtime {
+    pub(crate) path: PathBuf,
+    /// The profile with its conditions resolved, as `linux.seccomp` of the bundle.
+    pub(crate) seccomp: Option<serde_json::Value>,
+}
+
+/// What network the container gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Network {
+    Host,
+    Empty,
+}
+
+/// [`SnapshotMount`] as it crosses to the helper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Tree {
+    Bind { source: PathBuf, read_only: bool },
+    Overlay { lower: Vec<PathBuf>, upper: Option<(PathBuf, PathBuf)> },
+}
+
+/// A file whose content the daemon makes up.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct GeneratedFile {
+    pub(crate) target: String,
+    #[serde(with = "hex::serde")]
+    pub(crate) data: Vec<u8>,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
+}
+
+impl std::fmt::Debug for GeneratedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GeneratedFile({}, {} bytes)", self.target, self.data.len())
+    }
+}
+
+/// One further mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    pub(crate) target: String,
+    pub(crate) source: MountSource,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum MountSource {
+    Tree { tree: Tree, selector: String, read_only: bool },
+    Host { source: PathBuf, read_only: bool },
+    Tmpfs { size: Option<u64> },
+    File(GeneratedFile),
+    Socket { source: PathBuf, uid: u32, gid: u32, mode: u32 },
+}
+
+/// One resource limit, by its kernel number and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rlimit {
+    pub(crate) name: String,
+    pub(crate) resource: u32,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// Linux's resource limits by the names of `docker build --ulimit`, with their numbers (asm-generic/resource.h).
+const RLIMITS: [(&str, u32); 16] = [
+    ("cpu", 0),
+    ("fsize", 1),
+    ("data", 2),
+    ("stack", 3),
+    ("core", 4),
+    ("rss", 5),
+    ("nproc", 6),
+    ("nofile", 7),
+    ("memlock", 8),
+    ("as", 9),
+    ("locks", 10),
+    ("sigpending", 11),
+    ("msgqueue", 12),
+    ("nice", 13),
+    ("rtprio", 14),
+    ("rttime", 15),
+];
+
+/// Docker's and containerd's masked paths together.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Docker's read-only paths.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+impl Plan {
+    /// Checks `spec` and decides what to do. Reads the host's `resolv.conf`; seccomp is filled in by the caller.
+    pub(crate) fn new(spec: &ProcessSpec) -> Result<Self, ExecError> {
+        check_args(spec)?;
+        let network = match spec.network {
+            NetworkMode::None => Network::Empty,
+            NetworkMode::Host => Network::Host,
+            NetworkMode::Default => {
+                warn_no_sandbox_network();
+                Network::Host
+            }
+        };
+        let hostname = if spec.hostname.is_empty() { DEFAULT_HOSTNAME } else { &spec.hostname };
+        check_hostname(hostname)?;
+        let insecure = spec.security == SecurityMode::Insecure;
+        let etc = |name: &str, text: String| GeneratedFile {
+            target: format!("/etc/{name}"),
+            data: text.into_bytes(),
+            uid: 0,
+            gid: 0,
+            mode: 0o644,
+        };
+        let files = vec![
+            etc("resolv.conf", files::resolv_conf(&spec.dns, network)?),
+            etc("hosts", files::hosts(hostname, &spec.extra_hosts)?),
+        ];
+        Ok(Self {
+            id: spec.id.as_str().to_owned(),
+            root: tree("root", &spec.root)?,
+            read_only_root: spec.read_only_root,
+            args: spec.args.clone(),
+            env: environment(&spec.env)?,
+            cwd: absolute("cwd", if spec.cwd.is_empty() { "/" } else { &spec.cwd })?,
+            user: no_nul("user", &spec.user)?,
+            hostname: hostname.to_owned(),
+            network,
+            security: spec.security,
+            caps: if insecure { CapSet::all() } else { caps::DOCKER_DEFAULT },
+            seccomp: Vec::new(),
+            files,
+            mounts: mounts(spec)?,
+            masked: if insecure { Vec::new() } else { MASKED.map(String::from).to_vec() },
+            read_only: if insecure { Vec::new() } else { READ_ONLY.map(String::from).to_vec() },
+            resources: resources(&spec.resources)?,
+            cgroup: cgroup(spec)?,
+            shm_size: spec.shm_size.filter(|&size| size != 0).unwrap_or(DEFAULT_SHM_SIZE),
+            rlimits: spec.ulimits.iter().map(rlimit).collect::<Result<_, _>>()?,
+            stubs: spec.stubs,
+            no_devices: false,
+            runtime: None,
+        })
+    }
+}
+
+fn warn_no_sandbox_network() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        tracing::warn!("no sandbox network on this machine: RUN steps use the host's network namespace");
+    });
+}
+
+fn invalid(field: &'static str, value: impl Into<String>, reason: &'static str) -> ExecError {
+    ExecError::Invalid { field, value: value.into(), reason }
+}
+
+fn no_nul(field: &'static str, value: &str) -> Result<String, ExecError> {
+    if value.contains('\0') {
+        return Err(invalid(field, value, "contains a NUL byte"));
+    }
+    Ok(value.to_owned())
+}
+
+fn absolute(field: &'static str, value: &str) -> Result<String, ExecError> {
+    if !value.starts_with('/') {
+        return Err(invalid(field, value, "is not an absolute path"));
+    }
+    no_nul(field, value)
+}
+
+fn host_path(field: &'static str, path: &Path) -> Result<PathBuf, ExecError> {
+    if !path.is_absolute() {
+        return Err(invalid(field, path.to_string_lossy(), "is not an absolute path"));
+    }
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(invalid(field, path.to_string_lossy(), "contains a NUL byte"));
+    }
+    Ok(path.to_owned())
+}
+
+fn check_args(spec: &ProcessSpec) -> Result<(), ExecError> {
+    if spec.args.first().is_none_or(String::is_empty) {
+        return Err(invalid("args", "", "names no program"));
+    }
+    let mut bytes = 0usize;
+    for arg in &spec.args {
+        no_nul("args", arg)?;
+        bytes = bytes.saturating_add(arg.len());
+    }
+    bytes = spec.env.iter().fold(bytes, |bytes, entry| bytes.saturating_add(entry.len()));
+    if bytes > MAX_ARGUMENT_BYTES {
+        return Err(invalid("args", format!("{bytes} bytes"), "arguments and environment are too long"));
+    }
+    Ok(())
+}
+
+/// Checks each entry; of several with one key the last stays, in the first one's place (as runc has it).
+fn environment(entries: &[String]) -> Result<Vec<String>, ExecError> {
+    let mut places = std::collections::HashMap::new();
+    let mut env: Vec<String> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let entry = no_nul("env", entry)?;
+        let Some((key, _)) = entry.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            return Err(invalid("env", entry, "is not KEY=value"));
+        };
+        match places.entry(key.to_owned()) {
+            std::collections::hash_map::Entry::Occupied(place) => env[*place.get()] = entry,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(env.len());
+                env.push(entry);
+            }
+        }
+    }
+    Ok(env)
+}
+
+/// Linux takes up to 64 bytes. White space would add lines or names to `/etc/hosts`.
+fn check_hostname(name: &str) -> Result<(), ExecError> {
+    if name.len() > 64 {
+        return Err(invalid("hostname", name, "is longer than 64 bytes"));
+    }
+    if name.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'#') {
+        return Err(invalid("hostname", name, "contains white space or a control character"));
+    }
+    Ok(())
+}
+
+fn tree(field: &'static str, mount: &SnapshotMount) -> Result<Tree, ExecError> {
+    Ok(match mount {
+        SnapshotMount::Bind { source, read_only } => {
+            Tree::Bind { source: host_path(field, source)?, read_only: *read_only }
+        }
+        SnapshotMount::Overlay { lower, upper } => {
+            if lower.is_empty() {
+                return Err(invalid(field, "", "is an overlay without lower directories"));
+            }
+            Tree::Overlay {
+                lower: lower.iter().map(|path| host_path(field, path)).collect::<Result<_, _>>()?,
+                upper: match upper {
+                    Some(upper) => Some((host_path(field, &upper.upper)?, host_path(field, &upper.work)?)),
+                    None => None,
+                },
+            }
+        }
+    })
+}
+
+/// Of several mounts on one target the last stays, in the first one's place, as BuildKit has it.
+fn mounts(spec: &ProcessSpec) -> Result<Vec<Mount>, ExecError> {
+    let mut mounts: Vec<Mount> = Vec::with_capacity(spec.mounts.len());
+    for mount in &spec.mounts {
+        let target = absolute("mount target", &mount.target)?;
+        let target = clean(&target);
+        if target == "/" {
+            return Err(invalid("mount target", &mount.target, "is the root directory"));
+        }
+        let source = match &mount.kind {
+            MountKind::Snapshot { mount, selector, read_only } => MountSource::Tree {
+                tree: tree("mount source", mount)?,
+                selector: no_nul("mount selector", selector)?,
+                read_only: *read_only,
+            },
+            MountKind::Bind { source, read_only } => {
+                MountSource::Host { source: host_path("mount source", source)?, read_only: *read_only }
+            }
+            MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size },
+            MountKind::Secret { data, uid, gid, mode } => {
+                if data.len() > MAX_SECRET_BYTES {
+                    return Err(invalid("secret for", &target, "is larger than 4 MiB"));
+                }
+                MountSource::File(GeneratedFile {
+                    target: target.clone(),
+                    data: data.clone(),
+                    uid: *uid,
+                    gid: *gid,
+                    mode: mode & 0o7777,
+                })
+            }
+            MountKind::SshAgent { socket, uid, gid, mode } => MountSource::Socket {
+                source: host_path("ssh socket", socket)?,
+                uid: *uid,
+                gid: *gid,
+                mode: mode & 0o7777,
+            },
+        };
+        let mount = Mount { target, source };
+        match mounts.iter_mut().find(|earlier| earlier.target == mount.target) {
+            Some(earlier) => *earlier = mount,
+            None => mounts.push(mount),
+        }
+    }
+    Ok(mounts)
+}
+
+/// The path without `.`, doubled slashes and a slash at the end. `..` stays: it means what the image's symbolic links make of it.
+fn clean(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    format!("/{}", parts.join("/"))
+}
+
+fn resources(resources: &Resources) -> Result<Resources, ExecError> {
+    let list = |field, value: &Option<String>| match value {
+        Some(text)
+            if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-')) =>
+        {
+            Err(invalid(field, text, "is not a list like 0-2,7"))
+        }
+        _ => Ok(()),
+    };
+    list("cpuset-cpus", &resources.cpuset_cpus)?;
+    list("cpuset-mems", &resources.cpuset_mems)?;
+    if let Some(swap) = resources.memory_swap {
+        match resources.memory {
+            None => return Err(invalid("memory-swap", swap.to_string(), "needs a memory limit")),
+            Some(memory) if swap >= 0 && (swap as u64) < memory => {
+                return Err(invalid("memory-swap", swap.to_string(), "is less than the memory limit"));
+            }
+            Some(_) if swap < -1 => return Err(invalid("memory-swap", swap.to_string(), "is negative")),
+            Some(_) => {}
+        }
+    }
+    if let Some(period) = resources.cpu_period.filter(|period| !(1000..=1_000_000).contains(period)) {
+        return Err(invalid("cpu-period", period.to_string(), "is not between 1000 and 1000000"));
+    }
+    if let Some(shares) = resources.cpu_shares.filter(|shares| !(2..=262_144).contains(shares)) {
+        return Err(invalid("cpu-shares", shares.to_string(), "is not between 2 and 262144"));
+    }
+    Ok(resources.clone())
+}
+
+fn cgroup(spec: &ProcessSpec) -> Result<PathBuf, ExecError> {
+    let parent = spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()).unwrap_or(DEFAULT_CGROUP_PARENT);
+    let mut path = PathBuf::new();
+    for component in Path::new(no_nul("cgroup-parent", parent)?.as_str()).components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => path.push(name),
+            _ => return Err(invalid("cgroup-parent", parent, "has a .. in it")),
+        }
+    }
+    path.push(spec.id.as_str());
+    Ok(path)
+}
+
+fn rlimit(limit: &crate::Ulimit) -> Result<Rlimit, ExecError> {
+    let name = limit.name.to_ascii_lowercase();
+    let Some(&(_, resource)) = RLIMITS.iter().find(|(known, _)| *known == name) else {
+        return Err(invalid("ulimit", &limit.name, "is not a known limit"));
+    };
+    let value = |value: i64| match value {
+        -1 => Ok(u64::MAX),
+        0.. => Ok(value as u64),
+        _ => Err(invalid("ulimit", format!("{name}={value}"), "is negative")),
+    };
+    let (soft, hard) = (value(limit.soft)?, value(limit.hard)?);
+    if soft > hard {
+        return Err(invalid(
+            "ulimit",
+            format!("{name}={}:{}", limit.soft, limit.hard),
+            "has a soft limit above the hard one",
+        ));
+    }
+    Ok(Rlimit { name, resource, soft, hard })
+}
