@@ -284,7 +284,7 @@ pub(crate) fn record_mount(
 }
 
 /// Nanoseconds since 1970; times outside of what an i64 holds are cut off (years 1970 to 2262).
-fn nanos(time: SystemTime) -> i64 {
+pub(crate) fn nanos(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 

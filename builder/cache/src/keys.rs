@@ -84,8 +84,11 @@ fn save(metadata: &Metadata, key: &KeyId, links: &[(KeyId, Link)], value: &Tree)
         let failed = "save a cached result";
         let snapshot = value.snapshot().map(SnapshotName::as_str);
         txn.prepare_cached(
+            // A tree without an entry is not kept: nothing would hold it.
             "INSERT INTO cache_result (key, snapshot) SELECT ?1, ?2
-              WHERE ?2 IS NOT NULL OR NOT EXISTS (SELECT 1 FROM cache_result WHERE key = ?1 AND snapshot IS NULL)
+              WHERE CASE WHEN ?2 IS NULL
+                    THEN NOT EXISTS (SELECT 1 FROM cache_result WHERE key = ?1 AND snapshot IS NULL)
+                    ELSE EXISTS (SELECT 1 FROM cache_entry WHERE snapshot = ?2) END
              ON CONFLICT DO NOTHING",
         )
         .and_then(|mut statement| statement.execute((key.as_str(), snapshot)))

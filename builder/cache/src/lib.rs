@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod contexts;
 mod entries;
 mod error;
 mod keys;
@@ -20,6 +21,7 @@ mod mounts;
 mod prune;
 mod schema;
 
+pub use contexts::PreviousContext;
 pub use entries::{CacheEntry, RecordKind};
 pub use error::CacheError;
 pub use mounts::{CacheMount, Sharing};

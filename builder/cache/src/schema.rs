@@ -18,6 +18,11 @@
 //!   └ source, input, output, digest, selector ('' for none), target
 //! ```
 //!
+//!  cache_context                               what a client's directory was when it was last sent
+//!   ├ shared_key                which directory
+//!   ├ snapshot ► cache_entry    its files
+//!   └ listing                   an encoded listing, by which the next transfer knows what changed
+//!
 //! Links are kept as long as a result can be reached through them; see `prune`.
 
 /// Only ever appended to.
@@ -54,4 +59,11 @@ pub(crate) const STEPS: &[&str] = &["
         PRIMARY KEY (source, digest, input, output, selector, target)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX cache_link_target ON cache_link (target);
+
+    CREATE TABLE cache_context (
+        shared_key TEXT PRIMARY KEY,
+        snapshot   TEXT NOT NULL REFERENCES cache_entry (snapshot) ON DELETE CASCADE,
+        listing    BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX cache_context_snapshot ON cache_context (snapshot);
 "];

@@ -22,7 +22,7 @@ type Shared<T, X> = Arc<Flight<T, SolveError<<X as Types>::Error>>>;
 type ByOutput<T, X> = Mutex<BTreeMap<u32, Shared<T, X>>>;
 
 /// What an op made, each output with the key it is saved under.
-type Outputs<X> = Arc<Vec<(<X as Types>::Value, KeyId)>>;
+type Outputs<X> = Arc<Vec<(<X as Types>::Value, Option<KeyId>)>>;
 
 /// Keys by which a result may be found, best first.
 type Keys = Arc<Vec<KeyId>>;
@@ -179,6 +179,9 @@ impl<X: Types> Node<X> {
                 let node = Arc::clone(&node);
                 droppable::<_, X>(cancel, async move {
                     let map = node.cache_map().await?;
+                    if map.ephemeral {
+                        return Ok(Keys::default());
+                    }
                     if node.inputs.is_empty() {
                         return Ok(Arc::new(vec![KeyId::root(&map.digest, output)]));
                     }
@@ -326,7 +329,11 @@ impl<X: Types> Node<X> {
         })
     }
 
-    async fn save(&self, map: &CacheMap, output: u32, ready: &Ready<X>, value: &X::Value) -> KeyId {
+    /// Saves one output; `None` when it has no key.
+    async fn save(&self, map: &CacheMap, output: u32, ready: &Ready<X>, value: &X::Value) -> Option<KeyId> {
+        if map.ephemeral {
+            return None;
+        }
         let key = if self.inputs.is_empty() {
             KeyId::root(&map.digest, output)
         } else {
@@ -340,7 +347,7 @@ impl<X: Types> Node<X> {
         if let Err(error) = self.cache.save(&key, links.collect(), value).await {
             tracing::warn!(%error, vertex = %self.name, "the result is not kept in the cache");
         }
-        key
+        Some(key)
     }
 
     /// A result: the best cached one, or one that is made now.
@@ -382,7 +389,7 @@ impl<X: Types> Node<X> {
             name: self.name.clone(),
             output,
         })?;
-        Ok(Resolved { value, keys: Arc::new(vec![key]) })
+        Ok(Resolved { value, keys: Arc::new(key.into_iter().collect()) })
     }
 
     async fn load_any(&self, keys: &[KeyId]) -> Option<Resolved<X::Value>> {

@@ -51,6 +51,9 @@ pub struct CacheMap {
     pub digest: Digest,
     /// How each input counts.
     pub deps: Vec<Dep>,
+    /// Whether the digest means nothing to another build, because the op depends on what only this one has (a client's directory). Then
+    /// no key is made of it: the result is found by its content only, and not saved.
+    pub ephemeral: bool,
 }
 
 /// How one input counts.
