@@ -1,1 +1,48 @@
-//! One listener, one door per protocol: routes, hijacks, rendering of progress and errors.
+//! The doors: one listener, one door per protocol, nothing else.
+//!
+//! **For:** HTTP. A request is parsed into types once, handed to whoever does the work, and its answer rendered in the
+//! layout of the client's API version.
+//!
+//! **Not for:** doing the work. Images are read from the stores; builds, transfers and cache are behind two narrow
+//! contracts ([`Builds`], [`ImageTransfer`]) that the daemon connects.
+//!
+//! ```text
+//!   Accept (unix, tcp, tls) ──► serve ──► one connection ──► service: version, route, common headers
+//!                                             │                  │
+//!                                  (HTTP/2: raw gRPC,            ├─ system   /_ping /version /info /events /auth /system/df
+//!                                   not here yet)                ├─ images   list, inspect, history, tag, delete, prune
+//!                                                                ├─ transfer pull, push, load, save, import   → ImageTransfer
+//!                                                                ├─ session  101, hijacked stream             → Sessions
+//!                                                                ├─ build    transcript or trace              → Builds
+//!                                                                └─ elsewhere: empty lists, 404, 501
+//! ```
+//!
+//! A client that goes away drops its request's future or body, and with it the token that its work watches.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod blocking;
+mod body;
+mod build;
+mod elsewhere;
+mod error;
+mod events;
+mod images;
+mod request;
+mod route;
+mod serve;
+mod service;
+mod session;
+mod state;
+mod system;
+mod transfer;
+
+pub use backend::{
+    BodyStream, BuildCache, BuildContext, BuildOrder, Builds, Built, ImageTransfer, ImportOrder, Imported,
+    LoadOrder, Loaded, PullOrder, Pulled, PushOrder, Pushed, ReceivedContext, SaveOrder, SaveSink,
+    TransferNews, TransferSink,
+};
+pub use error::{ApiError, ApiErrorKind};
+pub use events::EventBus;
+pub use serve::{Accept, ServeLimits, serve};
+pub use state::{AppState, Parts, RequestLimits, SystemFacts};

@@ -58,7 +58,9 @@ impl Emit for Fan {
         shared.replay_bytes += size;
         shared.replay.push_back(event.clone());
         while shared.replay_bytes > REPLAY_BYTES {
-            let Some(at) = shared.replay.iter().position(|event| matches!(event, Event::Log(_))) else { break };
+            let Some(at) = shared.replay.iter().position(|event| matches!(event, Event::Log(_))) else {
+                break;
+            };
             if let Some(Event::Log(log)) = shared.replay.remove(at) {
                 shared.replay_bytes -= log.data.len();
             }

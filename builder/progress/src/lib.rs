@@ -12,12 +12,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod classic;
 mod event;
 mod fan;
 mod spool;
 mod vertex;
 
-pub use event::{Event, Log, ProgressGroup, Status, Stream, VertexState, Warning, from_response, to_response};
+pub use event::{
+    Event, Log, ProgressGroup, Status, Stream, VertexState, Warning, from_response, to_response,
+};
 pub use fan::Fan;
 pub use spool::{Limits, Progress, ProgressError, Subscription};
 pub use vertex::{StatusHandle, VertexHandle};

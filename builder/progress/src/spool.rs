@@ -111,7 +111,8 @@ impl Emit for Progress {
                 let size = log.data.len() as u64;
                 if written.log_bytes + size > self.0.limits.log_bytes {
                     written.clipped = true;
-                    let notice = format!("\n[output clipped: limit of {} bytes reached]\n", self.0.limits.log_bytes);
+                    let notice =
+                        format!("\n[output clipped: limit of {} bytes reached]\n", self.0.limits.log_bytes);
                     clipped = Event::Log(event::Log { data: notice.into_bytes(), ..log.clone() });
                     &clipped
                 } else {
@@ -153,6 +154,16 @@ pub struct Subscription {
 const BATCH_BYTES: u64 = 64 * 1024;
 
 impl Subscription {
+    /// Where in the spool [`Self::next`] reads next.
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// Reads again from `position`, which must be one that [`Self::position`] returned.
+    pub fn rewind(&mut self, position: u64) {
+        self.at = position;
+    }
+
     /// The next events, or `None` when the build has said its last word. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<StatusResponse>, ProgressError> {
         loop {

@@ -1,0 +1,120 @@
+//! A build's progress as the lines that a client asked for.
+
+use base64::Engine as _;
+use lapstrake_api_types::{ApiVersion, BuildQuery, ProgressForm, StreamMessage};
+use lapstrake_builder_progress::{
+    ProgressError, Subscription,
+    classic::{ClassicLine, ClassicStep, Transcript},
+};
+use prost::Message;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use crate::{ApiError, Built};
+
+/// Reads a build's progress and says it.
+pub(super) enum Rendering {
+    /// Until the steps are planned there is nothing to say; a build that fails before says nothing.
+    Planning(Option<Subscription>, oneshot::Receiver<Vec<ClassicStep>>),
+    Classic(Transcript),
+    Trace(Subscription),
+}
+
+impl Rendering {
+    pub(super) fn classic(events: Subscription, steps: oneshot::Receiver<Vec<ClassicStep>>) -> Self {
+        Self::Planning(Some(events), steps)
+    }
+
+    pub(super) fn trace(events: Subscription) -> Self {
+        Self::Trace(events)
+    }
+
+    /// What is to be said next; `None` when the build has said its last word.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<StreamMessage>>, ApiError> {
+        loop {
+            match self {
+                Self::Planning(events, steps) => {
+                    let Ok(steps) = (&mut *steps).await else { return Ok(None) };
+                    let Some(events) = events.take() else { return Ok(None) };
+                    *self = Self::Classic(Transcript::new(steps, events));
+                }
+                Self::Classic(transcript) => {
+                    let lines = transcript.next().await.map_err(|error| unreadable(&error))?;
+                    let Some(lines) = lines else { return Ok(None) };
+                    if !lines.is_empty() {
+                        return Ok(Some(lines.into_iter().map(message).collect()));
+                    }
+                }
+                Self::Trace(events) => {
+                    let response = events.next().await.map_err(|error| unreadable(&error))?;
+                    return Ok(response.map(|response| {
+                        let encoded =
+                            base64::engine::general_purpose::STANDARD.encode(response.encode_to_vec());
+                        vec![StreamMessage::aux(Some("moby.buildkit.trace"), json!(encoded))]
+                    }));
+                }
+            }
+        }
+    }
+
+    /// What the progress leaves to say once the outcome is known.
+    pub(super) fn success(&mut self, built: &Built) -> Vec<StreamMessage> {
+        match self {
+            Self::Classic(transcript) => {
+                transcript.finish(built.image.as_ref()).into_iter().map(message).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn unreadable(error: &ProgressError) -> ApiError {
+    ApiError::internal(error)
+}
+
+fn message(line: ClassicLine) -> StreamMessage {
+    match line {
+        ClassicLine::Stdout(text) => StreamMessage::stream(text),
+        // Moby paints it red.
+        ClassicLine::Stderr(text) => StreamMessage::stream(format!("\u{1b}[91m{text}\u{1b}[0m")),
+        ClassicLine::Part { id, action, current, total } => {
+            StreamMessage::progress(id, action, current, total)
+        }
+    }
+}
+
+/// How a build's stream ends.
+pub(super) struct Ending {
+    form: ProgressForm,
+    api: ApiVersion,
+}
+
+impl Ending {
+    pub(super) fn new(query: &BuildQuery, api: ApiVersion) -> Self {
+        Self { form: query.progress_form(), api }
+    }
+
+    pub(super) fn success(&self, built: &Built) -> Vec<StreamMessage> {
+        let Some(id) = &built.image else { return Vec::new() };
+        match self.form {
+            ProgressForm::Trace => vec![StreamMessage::image_id(Some("moby.image.id"), id.as_str())],
+            ProgressForm::Classic => {
+                let mut ending = Vec::new();
+                if self.api.at_least(30) {
+                    ending.push(StreamMessage::image_id(None, id.as_str()));
+                }
+                ending.push(StreamMessage::stream(format!("Successfully built {}\n", id.short())));
+                for name in &built.names {
+                    ending.push(StreamMessage::stream(format!("Successfully tagged {}\n", name.familiar())));
+                }
+                ending
+            }
+        }
+    }
+
+    /// `q`: the id and nothing else.
+    pub(super) fn quiet_success(&self, built: &Built) -> Vec<StreamMessage> {
+        let id = built.image.as_ref().map(ToString::to_string).unwrap_or_default();
+        vec![StreamMessage::stream(format!("{id}\n"))]
+    }
+}

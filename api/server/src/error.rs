@@ -1,0 +1,122 @@
+//! The one error type of the doors: a status and a message that a client is shown.
+
+use std::{error::Error, fmt::Write as _};
+
+use http::StatusCode;
+use lapstrake_api_types::ApiTypeError;
+use lapstrake_layerstore_store::{ErrorKind, StoreError};
+
+/// What kind of error, and so which HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApiErrorKind {
+    /// 400: the request can never be right.
+    Invalid,
+    /// 401: credentials are wrong or missing.
+    Unauthorized,
+    /// 403: refused.
+    Forbidden,
+    /// 404: it is not there.
+    NotFound,
+    /// 409: it is in use, or there already.
+    Conflict,
+    /// 413: more than the daemon is configured to take.
+    TooLarge,
+    /// 500: the daemon or the machine failed, or Moby answers so.
+    Internal,
+    /// 501: not here.
+    NotImplemented,
+    /// 503: somebody else (a registry) failed.
+    Unavailable,
+}
+
+/// Why a request failed, as its client is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Decides the status.
+    pub kind: ApiErrorKind,
+    /// The whole message.
+    pub message: String,
+    /// A build's failed process: its exit code, for `errorDetail.code`; else 0.
+    pub exit_code: i64,
+}
+
+impl ApiError {
+    /// An error of this kind.
+    pub fn new(kind: ApiErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), exit_code: 0 }
+    }
+
+    /// The request can never be right.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ApiErrorKind::Invalid, message)
+    }
+
+    /// It is not there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ApiErrorKind::NotFound, message)
+    }
+
+    /// It is in use, or there already.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(ApiErrorKind::Conflict, message)
+    }
+
+    /// Not here.
+    pub fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(ApiErrorKind::NotImplemented, message)
+    }
+
+    /// The daemon failed: the error with all its causes.
+    pub fn internal(error: &(dyn Error + 'static)) -> Self {
+        Self::new(ApiErrorKind::Internal, chain(error))
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self.kind {
+            ApiErrorKind::Invalid => StatusCode::BAD_REQUEST,
+            ApiErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+            ApiErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            ApiErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ApiErrorKind::Conflict => StatusCode::CONFLICT,
+            ApiErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ApiErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            ApiErrorKind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            ApiErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// An error and its causes as one line; causes whose text the line has already are left out.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            let _ = write!(text, ": {cause}"); // a String takes everything
+        }
+        next = source.source();
+    }
+    text
+}
+
+impl From<ApiTypeError> for ApiError {
+    fn from(error: ApiTypeError) -> Self {
+        let kind = if error.is_internal() { ApiErrorKind::Internal } else { ApiErrorKind::Invalid };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::NotFound => ApiErrorKind::NotFound,
+            ErrorKind::Conflict => ApiErrorKind::Conflict,
+            ErrorKind::Invalid => ApiErrorKind::Invalid,
+            ErrorKind::Corrupt | ErrorKind::Internal => ApiErrorKind::Internal,
+        };
+        Self::new(kind, chain(&error))
+    }
+}
