@@ -53,7 +53,7 @@ impl Selector {
 }
 
 fn digest_of(value: &Value) -> Digest {
-    Digest::sha256_of(&gojson::to_vec(value).expect("a value serialises"))
+    Digest::sha256_of(gojson::to_vec(value).expect("a value serialises"))
 }
 
 /// The key of an exec op. `platform` is the op's; the machine's own counts where it has none.
@@ -145,7 +145,10 @@ fn exec_deps(op: &pb::ExecOp, inputs: usize) -> Result<Vec<DepKey>, String> {
             if paths.iter().any(|path| path == "/") {
                 return Vec::new();
             }
-            paths.into_iter().map(|path| Selector { path, follow_links: true, ..Selector::default() }).collect()
+            paths
+                .into_iter()
+                .map(|path| Selector { path, follow_links: true, ..Selector::default() })
+                .collect()
         }),
     });
     Ok(deps.collect())
@@ -329,9 +332,7 @@ fn is_default_indexes(indexes: &[[i64; 3]]) -> bool {
     !indexes.is_empty()
         && indexes.iter().zip(0..).all(|([input, secondary, output], i)| {
             let chained = if i == 0 { 0 } else { count + i - 1 };
-            *input == chained
-                && matches!(secondary, -1 | 1)
-                && *output == if i == count - 1 { 0 } else { -1 }
+            *input == chained && matches!(secondary, -1 | 1) && *output == if i == count - 1 { 0 } else { -1 }
         })
 }
 
@@ -352,7 +353,8 @@ mod tests {
             mounts: vec![pb::Mount { dest: "/".into(), ..Default::default() }],
             ..Default::default()
         };
-        let platform = pb::Platform { os: "linux".into(), architecture: "amd64".into(), ..Default::default() };
+        let platform =
+            pb::Platform { os: "linux".into(), architecture: "amd64".into(), ..Default::default() };
         let json = r#"{"Type":"buildkit.exec.v0","Exec":{"meta":{"args":["/bin/sh","-c","echo a \u0026\u0026 echo b"],"env":["PATH=/bin"],"cwd":"/"}},"OS":"linux","Arch":"amd64"}"#;
         let key = exec(&op, Some(&platform), 1).unwrap();
         assert_eq!(key.digest, Digest::sha256_of(json.as_bytes()));
@@ -362,7 +364,12 @@ mod tests {
 
     #[test]
     fn a_copy_counts_by_the_content_of_its_source() {
-        let copy = pb::FileActionCopy { src: "/src/*.c".into(), dest: "/".into(), allow_wildcard: true, ..Default::default() };
+        let copy = pb::FileActionCopy {
+            src: "/src/*.c".into(),
+            dest: "/".into(),
+            allow_wildcard: true,
+            ..Default::default()
+        };
         let op = pb::FileOp {
             actions: vec![pb::FileAction {
                 input: 0,

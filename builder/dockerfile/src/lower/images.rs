@@ -145,7 +145,9 @@ impl Lowering<'_> {
             .description
             .insert("com.docker.dockerfile.v1.command".to_owned(), self.stages[index].code.clone());
         options.platform = Some(platform.clone());
-        options.locations.push(self.location(self.stages[index].lines));
+        if self.stages[index].located {
+            options.locations.push(self.location(self.stages[index].lines));
+        }
         let source = ImageSource {
             reference,
             resolve_mode: self.options.resolve_mode,

@@ -33,6 +33,7 @@ use lapstrake_layerstore_oci::{Platform, Timestamp};
 
 pub use context::{dockerfile_definition, dockerignore_definition};
 pub use problem::LowerError;
+pub(crate) use stages::platform_problem;
 
 use crate::Error;
 use crate::facts::{Facts, Need};
@@ -183,8 +184,6 @@ impl<'a> Lowering<'a> {
 
     /// The plan, or `None` if something is needed first.
     fn run(&mut self) -> Lowered<Option<PlatformPlan>> {
-        self.reporter.check_stage_names(&self.dockerfile.stages);
-        self.reporter.check_keyword_casing(&self.dockerfile.stages);
         self.define_global_args()?;
         if !self.resolve_epoch()? {
             return Ok(None);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lapstrake_builder_llb::State;
-use lapstrake_layerstore_oci::{ImageConfig, ImageId, Platform};
+use lapstrake_layerstore_oci::{ImageConfig, ImageId, OciError, Platform};
 
 use super::named::NamedContext;
 use super::{LowerError, Lowered, Lowering};
@@ -11,7 +11,7 @@ use crate::Error;
 use crate::instructions::{Command, Instruction, Stage};
 use crate::location::LineRange;
 use crate::shell::NoVariables;
-use crate::text::suggestion;
+use crate::text::{go_quote, suggestion};
 
 pub(super) const SCRATCH: &str = "scratch";
 
@@ -28,6 +28,8 @@ pub(super) struct StageState {
     /// The same as the author meant it, for messages.
     pub(super) code: String,
     pub(super) lines: LineRange,
+    /// Whether its base's vertex is said to stand at `lines`; BuildKit does not say it of images that are mounted.
+    pub(super) located: bool,
     pub(super) comments: Vec<String>,
     pub(super) commands: Vec<StageCommand>,
     /// The stage that it starts from.
@@ -81,6 +83,7 @@ impl StageState {
             base_name,
             code: String::new(),
             lines,
+            located: true,
             comments: Vec::new(),
             commands: Vec::new(),
             base: None,
@@ -185,7 +188,7 @@ impl Lowering<'_> {
             Ok(platform) => Ok(Some(platform)),
             Err(problem) => Err(LowerError::Platform {
                 expression: expression.clone(),
-                problem: problem.to_string(),
+                problem: platform_problem(&problem),
                 suggestion: suggestion(),
             }
             .at(lines)),
@@ -248,7 +251,7 @@ impl Lowering<'_> {
             Instruction::Run(run) => {
                 let froms = run.mounts.iter().map(|mount| mount.from().unwrap_or(SCRATCH).to_owned());
                 let froms: Vec<String> = froms.collect();
-                froms.into_iter().map(|from| self.source_named(&from, lines)).collect()
+                froms.into_iter().map(|from| self.source_named(&from, lines, false)).collect()
             }
             _ => Vec::new(),
         };
@@ -265,7 +268,7 @@ impl Lowering<'_> {
         if expansion.value != from {
             return Err(LowerError::VariableInFrom.at(lines));
         }
-        let Ok(number) = from.parse::<i64>() else { return Ok(self.source_named(from, lines)) };
+        let Ok(number) = from.parse::<i64>() else { return Ok(self.source_named(from, lines, true)) };
         match usize::try_from(number) {
             Ok(index) if index < self.stages.len() => Ok(index),
             _ => Err(LowerError::StageIndex(number).at(lines)),
@@ -274,12 +277,12 @@ impl Lowering<'_> {
 
     /// The stage of that name, or an image that nobody has named yet. BuildKit counts each such use as a stage, and that shows in the
     /// names of vertices; so do we.
-    fn source_named(&mut self, from: &str, lines: LineRange) -> usize {
+    fn source_named(&mut self, from: &str, lines: LineRange, located: bool) -> usize {
         if let Some(stage) = self.find_stage(from) {
             return stage;
         }
         let paths = self.new_path_set();
-        self.push_stage(StageState::new(from.to_owned(), lines, paths))
+        self.push_stage(StageState { located, ..StageState::new(from.to_owned(), lines, paths) })
     }
 
     fn refuse_cycles(&self) -> Lowered<()> {
@@ -401,6 +404,16 @@ impl Lowering<'_> {
         commands.append(&mut stage.commands);
         stage.commands = commands;
         Ok(more)
+    }
+}
+
+/// Why a platform is none, in containerd's words.
+pub(crate) fn platform_problem(error: &OciError) -> String {
+    match error {
+        OciError::Platform { specifier, reason } => {
+            format!("{}: {reason}: invalid argument", go_quote(specifier))
+        }
+        other => other.to_string(),
     }
 }
 

@@ -222,7 +222,10 @@ fn platforms(value: &str) -> Result<Vec<Platform>, Error> {
     }
     let parse = |text: &str| match Platform::parse(text) {
         Ok(platform) => Ok(platform.normalized()),
-        Err(e) => Err(refuse(format!("failed to parse target platform {text}: {e}"))),
+        Err(e) => {
+            let problem = crate::lower::platform_problem(&e);
+            Err(refuse(format!("failed to parse target platform {text}: {problem}")))
+        }
     };
     value.split(',').map(parse).collect()
 }

@@ -167,7 +167,7 @@ impl GraphBuilder {
                 if !source.is_platform_specific() {
                     op.platform = None;
                 }
-                source.encode(op)
+                source.encode(&op)
             }
             NodeOp::Exec(exec) => {
                 if node.options.platform.is_none()
@@ -176,13 +176,13 @@ impl GraphBuilder {
                     op.platform = Some(platform_to_proto(platform));
                 }
                 wire.exec(exec, &mut op, &mut metadata)?;
-                op.encode_to_vec()
+                encode_op(op)
             }
             NodeOp::File(file) => {
                 op.platform = None;
                 metadata.add_cap(caps::FILE_BASE);
                 wire.file(file, &mut op)?;
-                op.encode_to_vec()
+                encode_op(op)
             }
             NodeOp::Merge(inputs) => {
                 op.platform = None;
@@ -191,7 +191,7 @@ impl GraphBuilder {
                 op.inputs = inputs.iter().map(|i| input_of(*i, digests)).collect();
                 let inputs = (0i64..).zip(&inputs).map(|(input, _)| pb::MergeInput { input }).collect();
                 op.op = Some(pb::op::Op::Merge(pb::MergeOp { inputs }));
-                op.encode_to_vec()
+                encode_op(op)
             }
             NodeOp::Diff { lower, upper } => {
                 op.platform = None;
@@ -204,7 +204,7 @@ impl GraphBuilder {
                 let lower = Some(pb::LowerDiffInput { input: side(lower)? });
                 let upper = Some(pb::UpperDiffInput { input: side(upper)? });
                 op.op = Some(pb::op::Op::Diff(pb::DiffOp { lower, upper }));
-                op.encode_to_vec()
+                encode_op(op)
             }
             NodeOp::Deferred(_) => unreachable!("`actual` never yields a deferred node"),
         };
@@ -224,7 +224,7 @@ impl SourceNode {
     }
 
     /// Go writes map entries whole, prost leaves empty values out of them: the map is written by hand.
-    fn encode(&self, mut op: pb::Op) -> Vec<u8> {
+    fn encode(&self, op: &pb::Op) -> Vec<u8> {
         use prost::encoding::{WireType, encode_key, encode_varint, string};
         let source = pb::SourceOp { identifier: self.identifier.clone(), attrs: BTreeMap::new() };
         let mut body = source.encode_to_vec();
@@ -236,15 +236,21 @@ impl SourceNode {
             encode_varint(entry.len() as u64, &mut body);
             body.extend(entry);
         }
-        let tail =
-            pb::Op { platform: op.platform.take(), constraints: op.constraints.take(), ..pb::Op::default() };
         let mut raw = op.encode_to_vec();
         encode_key(3, WireType::LengthDelimited, &mut raw);
         encode_varint(body.len() as u64, &mut raw);
         raw.extend(body);
-        raw.extend(tail.encode_to_vec());
         raw
     }
+}
+
+/// An op as Go's protobuf library writes it: the oneof comes last, whatever its field's number. prost would put it where its first field
+/// belongs, and the digest would be another.
+fn encode_op(mut op: pb::Op) -> Vec<u8> {
+    let oneof = pb::Op { op: op.op.take(), ..pb::Op::default() };
+    let mut raw = op.encode_to_vec();
+    raw.extend(oneof.encode_to_vec());
+    raw
 }
 
 struct Wire<'a> {
