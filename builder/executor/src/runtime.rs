@@ -15,8 +15,8 @@ pub struct OciRuntime {
 
 impl OciRuntime {
     /// An executor that has `helper` call the runtime at `path` (absolute, or a name to be searched in `PATH`).
-    pub fn new(path: impl Into<PathBuf>, helper: Helper) -> Self {
-        Self { path: path.into(), helper }
+    pub fn new(path: impl Into<PathBuf>, helper: Helper) -> Result<Self, ExecError> {
+        Ok(Self { path: path.into(), helper })
     }
 
     /// The runtime's path.

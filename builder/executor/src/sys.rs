@@ -121,16 +121,33 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 
 /// Sets all signals to their default action and unblocks them.
 pub(crate) fn reset_signals() {
+    // Large enough for every architecture's kernel sigaction; zero means the default action and no flags.
+    let default = [0u64; 8];
+    // By the kernel's own call: libc keeps some signals to itself, which may have been inherited as ignored.
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no code. Failure for the signals that cannot be changed is expected.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads a sigaction from `default`; SIG_DFL installs no code. Failure for SIGKILL and SIGSTOP
+        // is expected.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
-    // SAFETY: an all-zero sigset_t made valid by sigemptyset; only this thread's mask is set.
+    let none = 0u64;
+    // SAFETY: the kernel reads a set of 64 signals; only this thread's mask is set.
     unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-    }
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null::<u64>(),
+            size_of::<u64>(),
+        )
+    };
 }
 
 /// Ends the process without running destructors or exit handlers (which belong to the parent's copy).

@@ -8,7 +8,7 @@ use std::{
 
 use nix::errno::Errno;
 use rustix::{
-    fs::{CWD, Mode, OFlags},
+    fs::Mode,
     process::Signal,
     thread::{CapabilitySet, CapabilitySets},
 };
@@ -111,13 +111,10 @@ pub(super) fn die_with_helper(report: &Socket) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A session of its own, its streams, and no other descriptors after exec.
+/// A session of its own, its output streams, and no other descriptors after exec.
 pub(super) fn isolate(streams: &Streams) -> Result<(), Failure> {
     rustix::process::setsid().step(|| "make session")?;
-    let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .step(|| "open /dev/null")?;
     let set = || -> nix::Result<()> {
-        nix::unistd::dup2_stdin(&null)?;
         nix::unistd::dup2_stdout(&streams.stdout)?;
         nix::unistd::dup2_stderr(&streams.stderr)
     };

@@ -53,6 +53,11 @@ pub(super) fn mount(plan: &Plan, root: BorrowedFd<'_>, cgroups: &CgroupView) -> 
     let dev = devices(plan)?;
     mounts::attach(dev.as_fd(), real_directory(root, "dev")?.as_fd()).step(|| "mount on /dev")?;
     in_dev(plan, dev.as_fd())?;
+    // The container's own, so that nothing of the host's /dev stays open in it.
+    rustix::fs::openat(&dev, "null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(std::io::Error::from)
+        .and_then(|null| Ok(nix::unistd::dup2_stdin(null)?))
+        .step(|| "set standard input")?;
     let writable = plan.security == SecurityMode::Insecure;
     let read_only = if writable { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_RDONLY };
     let sys = mounts::new("sysfs", &[], mounts::LOCKED | read_only)?;

@@ -138,7 +138,8 @@ fn overlay(
 pub(super) fn forget_volatile(tree: &Tree) {
     if let Tree::Overlay { upper: Some((_, work)), .. } = tree {
         let mark = work.join("work/incompat/volatile");
-        // Neither is there when the mount was never made.
+        // None of this is there when the mount was never made.
+        let _ = std::fs::remove_file(mark.join("dirty"));
         let _ = std::fs::remove_dir(&mark);
         if let Some(parent) = mark.parent() {
             let _ = std::fs::remove_dir(parent);

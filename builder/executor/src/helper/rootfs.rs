@@ -294,10 +294,12 @@ pub(super) fn enter(
     pivot(root.as_fd()).step(|| "pivot_root")
 }
 
-/// pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and is detached from there.
+/// pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and the scratch file system on top of
+/// that. Both are detached from there.
 fn pivot(root: BorrowedFd<'_>) -> rustix::io::Result<()> {
     rustix::process::fchdir(root)?;
     rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")
 }

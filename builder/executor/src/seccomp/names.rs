@@ -54,8 +54,9 @@ const X32_OWN: [(&str, u32); 36] = [
     ("pwritev2", 547),
 ];
 
-/// ARM's private calls (arch/arm/include/uapi/asm/unistd.h).
-const ARM_PRIVATE: [(&str, u32); 3] = [("breakpoint", 0x000f_0001), ("cacheflush", 0x000f_0002), ("set_tls", 0x000f_0005)];
+/// ARM's private calls, and a second name of arm_sync_file_range (arch/arm/include/uapi/asm/unistd.h).
+const ARM_PRIVATE: [(&str, u32); 4] =
+    [("breakpoint", 0x000f_0001), ("cacheflush", 0x000f_0002), ("set_tls", 0x000f_0005), ("sync_file_range2", 341)];
 
 impl Arch {
     /// The architecture that this program runs on.
