@@ -109,7 +109,7 @@ pub(crate) fn entry_path(at: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 /// All extended attributes, by name. A file system without any has none.
 pub(crate) fn xattrs(path: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     // Most files have none: ask for the length first.
-    let length = match rustix::fs::llistxattr(path, &mut [0u8; 0][..]) {
+    let length = match rustix::fs::llistxattr_query(path) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         length => length?,
     };
@@ -128,7 +128,7 @@ pub(crate) fn xattrs(path: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>>
 
 /// One extended attribute; `None` when it is not there.
 pub(crate) fn xattr(path: &[u8], name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
-    let length = match rustix::fs::lgetxattr(path, name, &mut [0u8; 0][..]) {
+    let length = match rustix::fs::lgetxattr_query(path, name) {
         Ok(length) => length,
         Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
         Err(errno) => return Err(errno),
