@@ -113,6 +113,7 @@ pub struct ImageFact {
 /// Something that must be found out before the plan can go on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "there are as many as images in a Dockerfile")]
 pub enum Need {
     /// An image's config and digest; goes to [`Facts::images`].
     ImageConfig {

@@ -17,7 +17,7 @@ const HTTP_FILE: &str = "context";
 const DOCKERIGNORE: &str = ".dockerignore";
 
 /// The Dockerfile's path in the file system of [`dockerfile_definition`].
-pub(super) fn dockerfile_name<'a>(options: &'a DockerfileOptions, facts: &Facts) -> &'a str {
+pub fn dockerfile_name<'a>(options: &'a DockerfileOptions, facts: &Facts) -> &'a str {
     match (&options.context, &options.dockerfile_source) {
         // An URL that is no archive is the Dockerfile.
         (ContextSource::Http { .. }, DockerfileSource::MainContext)

@@ -48,7 +48,7 @@ impl Lowering<'_> {
     fn dispatch_stage(&mut self, index: usize) -> Lowered<()> {
         self.inherit(index);
         self.begin_stage(index)?;
-        self.from_step(index);
+        self.stage_step(index);
         for position in 0..self.stages[index].commands.len() {
             let before = self.stages[index].state.output();
             let command = self.stages[index].commands[position].clone();

@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lapstrake_builder_llb::{Defaults, EnvList, GraphBuilder, SourceMap, SourceMapId, State, pb};
 use lapstrake_layerstore_oci::{Platform, Timestamp};
 
-pub use context::{dockerfile_definition, dockerignore_definition};
+pub use context::{dockerfile_definition, dockerfile_name, dockerignore_definition};
 pub use problem::LowerError;
 pub(crate) use stages::platform_problem;
 

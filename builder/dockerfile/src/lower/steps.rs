@@ -40,7 +40,7 @@ impl Lowering<'_> {
     }
 
     /// A stage of the Dockerfile begins.
-    pub(super) fn from_step(&mut self, index: usize) {
+    pub(super) fn stage_step(&mut self, index: usize) {
         let stage = &self.stages[index];
         if stage.number.is_none() {
             return;

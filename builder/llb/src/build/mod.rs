@@ -8,6 +8,7 @@ mod exec;
 mod file;
 mod marshal;
 mod source;
+mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
