@@ -51,13 +51,26 @@ fn a_directory_over_a_whiteout_shows_nothing_from_below() {
 
 #[test]
 fn an_opaque_mark_hides_the_lower_directory_in_any_order() {
-    let base = Tar::new().dir("d", 0o755).file("d/a", "1").dir("d/s", 0o755).file("d/s/b", "1").file("e", "1").end();
+    let base =
+        Tar::new().dir("d", 0o755).file("d/a", "1").dir("d/s", 0o755).file("d/s/b", "1").file("e", "1").end();
     let orders = [
         Tar::new().dir("d", 0o755).file("d/.wh..wh..opq", "").file("d/s/c", "2").file("d/n", "2").end(),
         Tar::new().file("d/s/c", "2").file("d/n", "2").file("d/.wh..wh..opq", "").dir("d", 0o755).end(),
-        Tar::new().file("d/.wh.a", "").file("d/s/.wh.b", "").file("d/s/c", "2").file("d/.wh..wh..opq", "")
-            .dir("d", 0o755).file("d/n", "2").end(),
-        Tar::new().file("d/.wh..wh..opq", "").file("d/.wh.a", "").file("d/n", "2").file("d/s/c", "2").dir("d", 0o755).end(),
+        Tar::new()
+            .file("d/.wh.a", "")
+            .file("d/s/.wh.b", "")
+            .file("d/s/c", "2")
+            .file("d/.wh..wh..opq", "")
+            .dir("d", 0o755)
+            .file("d/n", "2")
+            .end(),
+        Tar::new()
+            .file("d/.wh..wh..opq", "")
+            .file("d/.wh.a", "")
+            .file("d/n", "2")
+            .file("d/s/c", "2")
+            .dir("d", 0o755)
+            .end(),
     ];
     let trees: Vec<_> = orders.iter().map(|layer| both(&[&base, layer])).collect();
     for tree in &trees {
@@ -80,7 +93,13 @@ fn an_opaque_mark_on_the_root_hides_everything_below() {
 #[test]
 fn files_and_directories_replace_each_other() {
     let base = Tar::new().dir("d", 0o755).file("d/a", "1").file("f", "1").symlink("s", "d").end();
-    let layer = Tar::new().file("d", "now a file").dir("f", 0o755).file("f/x", "2").dir("s", 0o750).file("s/y", "2").end();
+    let layer = Tar::new()
+        .file("d", "now a file")
+        .dir("f", 0o755)
+        .file("f/x", "2")
+        .dir("s", 0o750)
+        .file("s/y", "2")
+        .end();
     let tree = both(&[&base, &layer]);
     assert_eq!(names(&tree), ["d", "f", "f/x", "s", "s/y"]);
     assert_eq!(content(&tree, "d"), "now a file");
@@ -197,19 +216,40 @@ fn every_attribute_arrives() {
             ],
             ..Item::default()
         })
-        .item(Item { name: b"long", content: b"L", pax: vec![("path".into(), long.clone().into_bytes())], ..Item::default() })
-        .item(Item { name: b"big-ids", pax: vec![("uid".into(), b"4000000000".to_vec()), ("gid".into(), b"3000000000".to_vec())], ..Item::default() })
+        .item(Item {
+            name: b"long",
+            content: b"L",
+            pax: vec![("path".into(), long.clone().into_bytes())],
+            ..Item::default()
+        })
+        .item(Item {
+            name: b"big-ids",
+            pax: vec![("uid".into(), b"4000000000".to_vec()), ("gid".into(), b"3000000000".to_vec())],
+            ..Item::default()
+        })
         .item(Item { name: b"null", flag: b'3', device: (1, 3), mode: 0o666, ..Item::default() })
         .item(Item { name: b"disk", flag: b'4', device: (8, 1), mode: 0o660, gid: 6, ..Item::default() })
         .item(Item { name: b"pipe", flag: b'6', mode: 0o600, ..Item::default() })
-        .item(Item { name: b"link", flag: b'2', link: b"/no/where/../at all", uid: 5, gid: 6, mtime: 11, pax: vec![("SCHILY.xattr.user.on-link".into(), b"x".to_vec())], ..Item::default() })
+        .item(Item {
+            name: b"link",
+            flag: b'2',
+            link: b"/no/where/../at all",
+            uid: 5,
+            gid: 6,
+            mtime: 11,
+            pax: vec![("SCHILY.xattr.user.on-link".into(), b"x".to_vec())],
+            ..Item::default()
+        })
         .item(Item { name: b"g", flag: b'g', content: b"20 path=everywhere!\n", ..Item::default() })
         .dir("dir-with-time", 0o755)
         .file("dir-with-time/later", "changes its time")
         .end();
     let tree = both(&[&layer]);
     let setuid = &tree[Path::new("setuid")];
-    assert_eq!((setuid.mode, setuid.owner, setuid.mtime), (0o6755, (1000, 2000), (1_600_000_000, 123_456_789)));
+    assert_eq!(
+        (setuid.mode, setuid.owner, setuid.mtime),
+        (0o6755, (1000, 2000), (1_600_000_000, 123_456_789))
+    );
     let expected: BTreeMap<Vec<u8>, Vec<u8>> = [
         (b"security.capability".to_vec(), capability.to_vec()),
         (b"user.bin".to_vec(), vec![0, 1, 2, 255, b'\n']),
@@ -223,7 +263,10 @@ fn every_attribute_arrives() {
     assert_eq!(tree[Path::new("disk")].owner, (0, 6));
     assert_eq!((&tree[Path::new("pipe")].what, tree[Path::new("pipe")].mode), (&What::Fifo, 0o600));
     let link = &tree[Path::new("link")];
-    assert_eq!((&link.what, link.owner, link.mtime), (&What::Symlink("/no/where/../at all".into()), (5, 6), (11, 0)));
+    assert_eq!(
+        (&link.what, link.owner, link.mtime),
+        (&What::Symlink("/no/where/../at all".into()), (5, 6), (11, 0))
+    );
     assert_eq!(tree[Path::new("dir-with-time")].mtime, (1_700_000_000, 0));
 }
 
@@ -261,7 +304,12 @@ fn aufs_files_are_ignored_and_bad_whiteouts_refused() {
 
 #[test]
 fn links_of_the_layer_are_followed_inside_the_root_and_lower_links_are_replaced() {
-    let layer = Tar::new().symlink("abs", "/real").symlink("up", "../../../real").file("abs/a", "1").file("up/b", "2").end();
+    let layer = Tar::new()
+        .symlink("abs", "/real")
+        .symlink("up", "../../../real")
+        .file("abs/a", "1")
+        .file("up/b", "2")
+        .end();
     assert_eq!(names(&both(&[&layer])), ["abs", "real", "real/a", "real/b", "up"]);
     let base = Tar::new().dir("usr", 0o755).dir("usr/lib", 0o755).symlink("lib", "usr/lib").end();
     let tree = both(&[&base, &Tar::new().file("lib/x", "1").end()]);
@@ -280,13 +328,19 @@ fn sparse_files_keep_their_holes() {
             ("GNU.sparse.name".to_owned(), b"sparse".to_vec()),
         ]
     };
-    let good = Tar::new().item(Item { name: b"x", content: b"headtail", pax: map("0,4,10485756,4"), ..Item::default() }).end();
+    let good = Tar::new()
+        .item(Item { name: b"x", content: b"headtail", pax: map("0,4,10485756,4"), ..Item::default() })
+        .end();
     let tree = both(&[&good]);
     let What::File(bytes) = &tree[Path::new("sparse")].what else { panic!() };
     assert_eq!(bytes.len(), size);
     assert_eq!((&bytes[..4], &bytes[size - 4..]), (b"head".as_slice(), b"tail".as_slice()));
-    for bad in ["0,4,2,4", "0,8,10485756,4", "4,4,0,4", "0,4", "0,4,18446744073709551615,4", "a", "10485760,8"] {
-        let tar = Tar::new().item(Item { name: b"x", content: b"headtail", pax: map(bad), ..Item::default() }).end();
+    for bad in
+        ["0,4,2,4", "0,8,10485756,4", "4,4,0,4", "0,4", "0,4,18446744073709551615,4", "a", "10485760,8"]
+    {
+        let tar = Tar::new()
+            .item(Item { name: b"x", content: b"headtail", pax: map(bad), ..Item::default() })
+            .end();
         assert!(matches!(Layers::new().apply(&tar), Err(DiffError::BadEntry { .. })), "{bad}");
     }
 }
@@ -310,6 +364,7 @@ fn applying_leaves_the_roots_time_and_nothing_beside_the_tree() {
     let after = std::fs::metadata(&root).unwrap();
     assert_eq!((before.mtime(), before.mtime_nsec()), (after.mtime(), after.mtime_nsec()));
     assert!(apply(Tar::new().file("../a", "").end().as_slice(), &trees.push(), &Limits::default()).is_err());
-    let beside: Vec<_> = std::fs::read_dir(trees.base.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let beside: Vec<_> =
+        std::fs::read_dir(trees.base.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(beside.len(), 2, "{beside:?}");
 }

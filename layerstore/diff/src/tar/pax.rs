@@ -133,9 +133,7 @@ mod tests {
 
     #[test]
     fn malformed_records_are_refused() {
-        for bad in
-            ["6 =b\n\n", "99 a=b\n", "6 a=bX", "x a=b\n", "3 a", "0000000000000000000000006 a=b\n"]
-        {
+        for bad in ["6 =b\n\n", "99 a=b\n", "6 a=bX", "x a=b\n", "3 a", "0000000000000000000000006 a=b\n"] {
             assert!(Records::parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert!(Records::parse(b"11 path=a\0\n").is_err());

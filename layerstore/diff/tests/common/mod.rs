@@ -68,7 +68,8 @@ impl Tar {
                 records.extend_from_slice(value);
                 records.push(b'\n');
             }
-            self = self.item(Item { name: b"PaxHeaders/x", flag: b'x', content: &records, ..Item::default() });
+            self =
+                self.item(Item { name: b"PaxHeaders/x", flag: b'x', content: &records, ..Item::default() });
         }
         let mut block = [0u8; 512];
         let name = &item.name[..item.name.len().min(100)];
@@ -106,7 +107,13 @@ impl Tar {
     }
 
     pub fn symlink(self, name: &str, target: &str) -> Self {
-        self.item(Item { name: name.as_bytes(), flag: b'2', link: target.as_bytes(), mode: 0o777, ..Item::default() })
+        self.item(Item {
+            name: name.as_bytes(),
+            flag: b'2',
+            link: target.as_bytes(),
+            mode: 0o777,
+            ..Item::default()
+        })
     }
 
     pub fn hard_link(self, name: &str, target: &str) -> Self {
@@ -146,12 +153,16 @@ pub enum What {
 pub fn tree(root: &Path) -> BTreeMap<PathBuf, Node> {
     let mut nodes = BTreeMap::new();
     collect(root, Path::new(""), &mut nodes);
-    let mut first: HashMap<(u64, u64), PathBuf> = HashMap::new();
-    for (path, node) in &mut nodes {
+    let mut inodes: HashMap<(u64, u64), Vec<PathBuf>> = HashMap::new();
+    for path in nodes.keys() {
         let metadata = fs::symlink_metadata(root.join(path)).unwrap();
         if metadata.nlink() > 1 && !metadata.is_dir() {
-            let same = first.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.clone());
-            node.same_as = Some(same.clone());
+            inodes.entry((metadata.dev(), metadata.ino())).or_default().push(path.clone());
+        }
+    }
+    for names in inodes.values().filter(|names| names.len() > 1) {
+        for name in names {
+            nodes.get_mut(name).unwrap().same_as = Some(names[0].clone());
         }
     }
     nodes
