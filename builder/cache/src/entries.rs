@@ -119,9 +119,7 @@ impl BuildCache {
         let mut entries = Vec::with_capacity(rows.len());
         for row in rows {
             let (resource, usage) = match &row.place {
-                Place::Built(name) => {
-                    (Resource::Snapshot(name.clone()), self.stores.snapshots.usage(name))
-                }
+                Place::Built(name) => (Resource::Snapshot(name.clone()), self.stores.snapshots.usage(name)),
                 Place::Mount(key) => (Resource::Key(key.clone()), self.stores.snapshots.usage_key(key)),
             };
             let size = match usage {
@@ -247,10 +245,11 @@ pub(crate) fn mount_keys(metadata: &Metadata, id: &str) -> Result<Vec<SnapshotKe
         let mut statement = db
             .prepare_cached("SELECT key FROM cache_entry WHERE mount = ?1 ORDER BY used DESC, seq")
             .map_err(StoreError::metadata(failed))?;
-        let rows = statement
-            .query_map([id], |row| row.get::<_, String>(0))
-            .map_err(StoreError::metadata(failed))?;
-        rows.map(|row| row.map(SnapshotKey::new)).collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+        let rows =
+            statement.query_map([id], |row| row.get::<_, String>(0)).map_err(StoreError::metadata(failed))?;
+        rows.map(|row| row.map(SnapshotKey::new))
+            .collect::<Result<_, _>>()
+            .map_err(StoreError::metadata(failed))
     })
 }
 

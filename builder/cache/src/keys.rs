@@ -29,7 +29,9 @@ impl CacheStore<Tree> for BuildCache {
             let rows = statement
                 .query_map(values, |row| row.get::<_, String>(0))
                 .map_err(StoreError::metadata(failed))?;
-            rows.map(|row| row.map(KeyId::new)).collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+            rows.map(|row| row.map(KeyId::new))
+                .collect::<Result<_, _>>()
+                .map_err(StoreError::metadata(failed))
         });
         found.map_err(Into::into)
     }
@@ -102,7 +104,14 @@ fn save(metadata: &Metadata, key: &KeyId, links: &[(KeyId, Link)], value: &Tree)
         for (from, link) in links {
             let selector = link.selector.as_ref().map_or("", Digest::as_str);
             insert
-                .execute((from.as_str(), link.input, link.output, link.digest.as_str(), selector, key.as_str()))
+                .execute((
+                    from.as_str(),
+                    link.input,
+                    link.output,
+                    link.digest.as_str(),
+                    selector,
+                    key.as_str(),
+                ))
                 .map_err(StoreError::metadata(failed))?;
         }
         Ok(())

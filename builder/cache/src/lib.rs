@@ -25,7 +25,7 @@ pub use contexts::PreviousContext;
 pub use entries::{CacheEntry, RecordKind};
 pub use error::CacheError;
 pub use mounts::{CacheMount, Sharing};
-pub use prune::{PruneFilter, PruneRequest, Pruned, PruneBound};
+pub use prune::{PruneBound, PruneFilter, PruneRequest, Pruned};
 
 use std::{collections::HashMap, sync::Arc};
 

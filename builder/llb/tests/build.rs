@@ -1,5 +1,6 @@
 //! Graphs made here: their shape, and that they read back as they were made. That their bytes are BuildKit's is shown where Dockerfiles
 //! are planned (`builder/dockerfile/tests/cases`).
+#![allow(clippy::unwrap_used)]
 
 use lapstrake_builder_llb::pb::{self, op::Op};
 use lapstrake_builder_llb::{

@@ -1,4 +1,5 @@
 //! Definitions from the wire: what is read, and what is refused.
+#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use lapstrake_builder_llb::pb::{self, op::Op};

@@ -79,7 +79,10 @@ fn by<K: Ord, T: Default>(map: &Mutex<BTreeMap<K, Arc<T>>>, key: K) -> Arc<T> {
 }
 
 /// Ends early with "canceled" when nobody waits any more. For work that may be dropped at any point.
-async fn droppable<T, X: Types>(cancel: CancellationToken, work: impl Future<Output = Answer<T, X>>) -> Answer<T, X> {
+async fn droppable<T, X: Types>(
+    cancel: CancellationToken,
+    work: impl Future<Output = Answer<T, X>>,
+) -> Answer<T, X> {
     tokio::select! {
         () = cancel.cancelled() => Err(SolveError::Canceled),
         answer = work => answer,
@@ -154,7 +157,9 @@ impl<X: Types> Node<X> {
             let link = link(map, output, input, selector.clone());
             match self.cache.linked(from, &link) {
                 Ok(keys) => reached.extend(keys.into_iter().filter(|key| seen.insert(key.clone()))),
-                Err(error) => tracing::warn!(%error, vertex = %self.name, "cache lookup failed; taken as a miss"),
+                Err(error) => {
+                    tracing::warn!(%error, vertex = %self.name, "cache lookup failed; taken as a miss")
+                }
             }
         }
         reached
@@ -189,7 +194,8 @@ impl<X: Types> Node<X> {
                         return Ok(Keys::default());
                     }
                     let inputs =
-                        try_join_all(node.inputs.iter().map(|(input, output)| input.fast_keys(*output))).await?;
+                        try_join_all(node.inputs.iter().map(|(input, output)| input.fast_keys(*output)))
+                            .await?;
                     let inputs: Vec<InputKeys> =
                         inputs.iter().zip(&map.deps).map(|(keys, dep)| with_selector(keys, dep)).collect();
                     Ok(Arc::new(node.follow(&map, output, &inputs)))
@@ -222,7 +228,8 @@ impl<X: Types> Node<X> {
         let map = self.cache_map().await?;
         // Inputs that count by definition only must lead somewhere, or nothing will: look at them before anything is resolved.
         let by_definition = self.inputs.iter().zip(&map.deps).map(|((input, output), dep)| async move {
-            let keys = if dep.content { input.fast_keys(*output).await? } else { input.full_keys(*output).await? };
+            let keys =
+                if dep.content { input.fast_keys(*output).await? } else { input.full_keys(*output).await? };
             Ok(with_selector(&keys, dep))
         });
         let mut keys: Vec<InputKeys> = try_join_all(by_definition).await?;
@@ -235,12 +242,13 @@ impl<X: Types> Node<X> {
                 return Ok(Vec::new());
             }
         }
-        let by_content = (0..self.inputs.len()).filter(|input| map.deps[*input].content).map(|input| async move {
-            let (node, output) = &self.inputs[input];
-            let resolved = node.resolve(*output).await?;
-            let content = self.content(input, resolved.value).await?;
-            Ok((input, resolved.keys, content))
-        });
+        let by_content =
+            (0..self.inputs.len()).filter(|input| map.deps[*input].content).map(|input| async move {
+                let (node, output) = &self.inputs[input];
+                let resolved = node.resolve(*output).await?;
+                let content = self.content(input, resolved.value).await?;
+                Ok((input, resolved.keys, content))
+            });
         for (input, known, content) in try_join_all(by_content).await? {
             keys[input] = with_selector(&known, &map.deps[input]);
             keys[input].push((KeyId::content(&content), None));
@@ -338,11 +346,16 @@ impl<X: Types> Node<X> {
             KeyId::root(&map.digest, output)
         } else {
             // A result made in spite of the cache must not be found by what was made of an older one, so it gets a key of its own.
-            let known = if self.ignore_cache { None } else { self.follow(map, output, &ready.keys).into_iter().next() };
+            let known = if self.ignore_cache {
+                None
+            } else {
+                self.follow(map, output, &ready.keys).into_iter().next()
+            };
             known.unwrap_or_else(|| self.cache.fresh_key())
         };
         let links = ready.keys.iter().enumerate().flat_map(|(input, keys)| {
-            keys.iter().map(move |(from, selector)| (from.clone(), link(map, output, input, selector.clone())))
+            keys.iter()
+                .map(move |(from, selector)| (from.clone(), link(map, output, input, selector.clone())))
         });
         if let Err(error) = self.cache.save(&key, links.collect(), value).await {
             tracing::warn!(%error, vertex = %self.name, "the result is not kept in the cache");
@@ -351,7 +364,10 @@ impl<X: Types> Node<X> {
     }
 
     /// A result: the best cached one, or one that is made now.
-    pub(crate) fn resolve(self: &Arc<Self>, output: u32) -> BoxFuture<'static, Answer<Resolved<X::Value>, X>> {
+    pub(crate) fn resolve(
+        self: &Arc<Self>,
+        output: u32,
+    ) -> BoxFuture<'static, Answer<Resolved<X::Value>, X>> {
         let node = Arc::clone(self);
         Box::pin(async move {
             let flight = by(&node.stages.resolved, output);

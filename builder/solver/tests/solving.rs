@@ -1,0 +1,241 @@
+//! What the solver promises: right results, each op at most once, cached work not done again, nobody harmed by others.
+
+mod support;
+
+use std::sync::Arc;
+
+use lapstrake_builder_solver::SolveError;
+use proptest::prelude::*;
+use support::{Behaviour, Bench, Node, expected, node};
+use tokio::sync::Semaphore;
+
+#[tokio::test]
+async fn a_second_build_executes_nothing() {
+    let bench = Bench::new();
+    let nodes = [node("base", &[]), node("step", &[0]), node("other", &[0]), node("join", &[1, 2])];
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.executions(), 4);
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.executions(), 4);
+}
+
+#[tokio::test]
+async fn a_cached_target_needs_no_results_of_its_inputs() {
+    let bench = Bench::new();
+    let nodes = [node("base", &[]), node("step", &[0]), node("target", &[1])];
+    bench.solve(&nodes).await.unwrap();
+    bench.cache.retain(|value| value.starts_with("target"));
+    bench.solve(&nodes).await.unwrap();
+    assert_eq!(bench.world.executions(), 3, "pruned inputs are not made again for a cached target");
+}
+
+#[tokio::test]
+async fn a_pruned_result_is_made_again() {
+    let bench = Bench::new();
+    let nodes = [node("base", &[]), node("target", &[0])];
+    bench.solve(&nodes).await.unwrap();
+    bench.cache.retain(|_| false);
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.count("target"), 2);
+}
+
+#[tokio::test]
+async fn equal_content_hits_although_the_definition_differs() {
+    let bench = Bench::new();
+    let same = Behaviour { yields: Some("same files".into()), ..Behaviour::default() };
+    bench.world.set("context-1", Behaviour { ephemeral: true, ..same.clone() });
+    bench.world.set("context-2", Behaviour { ephemeral: true, ..same });
+    bench.world.set("copy", Behaviour { content: vec![1], ..Behaviour::default() });
+    let build =
+        |context: &str| [node("base", &[]), node(context, &[]), node("copy", &[0, 1]), node("run", &[2])];
+    bench.solve(&build("context-1")).await.unwrap();
+    bench.solve(&build("context-2")).await.unwrap();
+    assert_eq!(bench.world.count("context-2"), 1, "only a look tells its content");
+    assert_eq!(bench.world.count("copy"), 1);
+    assert_eq!(bench.world.count("run"), 1);
+}
+
+#[tokio::test]
+async fn other_content_misses_from_there_on() {
+    let bench = Bench::new();
+    for (name, content) in [("context-1", "old"), ("context-2", "new")] {
+        let behaviour = Behaviour { yields: Some(content.into()), ephemeral: true, ..Behaviour::default() };
+        bench.world.set(name, behaviour);
+    }
+    bench.world.set("copy", Behaviour { content: vec![1], ..Behaviour::default() });
+    let build =
+        |context: &str| [node("base", &[]), node(context, &[]), node("copy", &[0, 1]), node("run", &[2])];
+    bench.solve(&build("context-1")).await.unwrap();
+    let second = build("context-2");
+    assert_eq!(bench.solve(&second).await.unwrap(), expected(&second));
+    assert_eq!((bench.world.count("base"), bench.world.count("copy"), bench.world.count("run")), (1, 2, 2));
+    // And the first is still there.
+    bench.solve(&build("context-1")).await.unwrap();
+    assert_eq!(bench.world.count("run"), 2);
+}
+
+#[tokio::test]
+async fn a_rebuilt_input_with_equal_content_still_hits_downstream() {
+    let bench = Bench::new();
+    for name in ["compile-1", "compile-2"] {
+        bench.world.set(name, Behaviour { yields: Some("binary".into()), ..Behaviour::default() });
+    }
+    bench.world.set("copy", Behaviour { content: vec![0], ..Behaviour::default() });
+    bench.solve(&[node("compile-1", &[]), node("copy", &[0]), node("run", &[1])]).await.unwrap();
+    bench.solve(&[node("compile-2", &[]), node("copy", &[0]), node("run", &[1])]).await.unwrap();
+    assert_eq!((bench.world.count("copy"), bench.world.count("run")), (1, 1));
+}
+
+#[tokio::test]
+async fn ignoring_the_cache_executes_again_and_what_depends_on_it_too() {
+    let bench = Bench::new();
+    let mut nodes = vec![node("base", &[]), node("step", &[0]), node("after", &[1])];
+    bench.solve(&nodes).await.unwrap();
+    nodes[1].ignore_cache = true;
+    bench.solve(&nodes).await.unwrap();
+    assert_eq!((bench.world.count("base"), bench.world.count("step"), bench.world.count("after")), (1, 2, 2));
+    nodes[1].ignore_cache = false;
+    bench.solve(&nodes).await.unwrap();
+    assert_eq!(bench.world.executions(), 5, "what was made in spite of the cache is cached");
+}
+
+#[tokio::test]
+async fn concurrent_builds_share_what_runs() {
+    let bench = Bench::new();
+    let gate = Arc::new(Semaphore::new(0));
+    bench.world.set("slow", Behaviour { gate: Some(gate.clone()), ..Behaviour::default() });
+    let first = [node("slow", &[]), node("first", &[0])];
+    let second = [node("slow", &[]), node("second", &[0])];
+    let solves = async { tokio::join!(bench.solve(&first), bench.solve(&second)) };
+    let open = async {
+        while bench.world.count("slow") == 0 {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(1);
+    };
+    let ((a, b), ()) = tokio::join!(solves, open);
+    assert_eq!((a.unwrap(), b.unwrap()), (expected(&first), expected(&second)));
+    assert_eq!(bench.world.count("slow"), 1);
+}
+
+#[tokio::test]
+async fn one_builds_cancel_does_not_harm_another() {
+    let bench = Bench::new();
+    let gate = Arc::new(Semaphore::new(0));
+    bench.world.set("slow", Behaviour { gate: Some(gate.clone()), ..Behaviour::default() });
+    let nodes = [node("slow", &[]), node("target", &[0])];
+    let (leaving, staying) = (bench.load(&nodes), bench.load(&nodes));
+    {
+        let leave = leaving.resolve();
+        let stay = staying.resolve();
+        tokio::pin!(leave, stay);
+        while bench.world.count("slow") == 0 {
+            assert!(futures::poll!(leave.as_mut()).is_pending());
+            assert!(futures::poll!(stay.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    let stay = staying.resolve();
+    tokio::pin!(stay);
+    assert!(futures::poll!(stay.as_mut()).is_pending());
+    drop(leaving);
+    gate.add_permits(2);
+    assert_eq!(stay.await.unwrap().value, expected(&nodes));
+}
+
+#[tokio::test]
+async fn the_last_build_to_leave_cancels_the_op() {
+    let bench = Bench::new();
+    let gate = Arc::new(Semaphore::new(0));
+    bench.world.set("slow", Behaviour { gate: Some(gate), ..Behaviour::default() });
+    let build = bench.load(&[node("slow", &[]), node("target", &[0])]);
+    {
+        let solve = build.resolve();
+        tokio::pin!(solve);
+        while bench.world.count("slow") == 0 {
+            assert!(futures::poll!(solve.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(build);
+    while bench.world.cancelled.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*bench.world.cancelled.lock(), ["slow"]);
+}
+
+#[tokio::test]
+async fn a_failure_names_its_vertex_and_is_not_kept() {
+    let bench = Bench::new();
+    bench.world.set("bad", Behaviour { fails: true, ..Behaviour::default() });
+    let nodes = [node("base", &[]), node("bad", &[0]), node("after", &[1])];
+    let error = bench.solve(&nodes).await.unwrap_err();
+    assert!(matches!(&error, SolveError::Op { name, .. } if name.contains("bad")), "{error}");
+    assert_eq!(bench.world.count("after"), 0);
+    bench.world.set("bad", Behaviour::default());
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.count("base"), 1);
+}
+
+#[tokio::test]
+async fn a_deep_chain_costs_no_stack() {
+    let bench = Bench::new();
+    let nodes: Vec<Node> = (0..3_000usize)
+        .map(|i| node(&format!("n{i}"), &i.checked_sub(1).into_iter().collect::<Vec<_>>()))
+        .collect();
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.executions(), 3_000);
+}
+
+/// Graphs of up to 24 vertices, each with up to three earlier ones as inputs; some count inputs by content.
+fn graphs() -> impl Strategy<Value = Vec<(Node, Vec<usize>)>> {
+    prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..4), any::<u8>()), 1..24)
+        .prop_map(|specs| {
+            let mut nodes: Vec<(Node, Vec<usize>)> = Vec::new();
+            for (i, (inputs, content)) in specs.into_iter().enumerate() {
+                // The target stands on the one before, so that most of the graph is needed.
+                let mut inputs: Vec<usize> =
+                    if i == 0 { Vec::new() } else { inputs.iter().map(|input| input.index(i)).collect() };
+                inputs.extend(i.checked_sub(1));
+                inputs.dedup();
+                let by_content = (0..inputs.len()).filter(|bit| content >> bit & 1 == 1).collect();
+                nodes.push((node(&format!("n{i}"), &inputs), by_content));
+            }
+            nodes
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_graph_is_right_runs_each_op_once_and_is_cached_whole(
+        specs in graphs(),
+        pruned in any::<u32>(),
+        builds in 1usize..6,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new();
+            for (node, content) in &specs {
+                bench.world.set(&node.name, Behaviour { content: content.clone(), ..Behaviour::default() });
+            }
+            let nodes: Vec<Node> = specs.iter().map(|(node, _)| node.clone()).collect();
+            let wanted = expected(&nodes);
+            let loaded: Vec<_> = (0..builds).map(|_| bench.load(&nodes)).collect();
+            let solved = futures::future::join_all(loaded.iter().map(|build| build.resolve())).await;
+            for result in solved {
+                assert_eq!(result.unwrap().value, wanted);
+            }
+            assert!(bench.world.executed.lock().values().all(|count| *count == 1));
+            drop(loaded);
+            let before = bench.world.executions();
+            assert_eq!(bench.solve(&nodes).await.unwrap(), wanted);
+            assert_eq!(bench.world.executions(), before);
+            // Whatever is pruned, the result stays right.
+            let mut kept = pruned;
+            bench.cache.retain(|_| { kept = kept.rotate_left(1); kept & 1 == 1 });
+            assert_eq!(bench.solve(&nodes).await.unwrap(), wanted);
+        });
+    }
+}

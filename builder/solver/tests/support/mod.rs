@@ -1,0 +1,220 @@
+//! A toy world for the solver: values are texts, and every execution is counted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use futures::future::BoxFuture;
+use lapstrake_builder_llb::{Definition, Graph, Limits, Metadata, Vertex, pb};
+use lapstrake_builder_progress::Progress;
+use lapstrake_builder_solver::{
+    Build, CacheMap, CacheStore, Dep, MemoryCache, Op, OpContext, SolveError, Solver, Types,
+};
+use lapstrake_layerstore_oci::Digest;
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::sync::Semaphore;
+
+/// Values are what was done, as text: `join(leaf:a,leaf:b)`.
+pub(crate) struct Toy;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} failed")]
+pub(crate) struct ToyError(pub String);
+
+impl Types for Toy {
+    type Value = String;
+    type Scope = u32;
+    type Error = ToyError;
+}
+
+/// What an op does, by its name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Behaviour {
+    /// Inputs that count by content.
+    pub(crate) content: Vec<usize>,
+    /// The content of its result, where that is not the value itself.
+    pub(crate) yields: Option<String>,
+    /// Fails when executed.
+    pub(crate) fails: bool,
+    /// Waits for a permit before it ends.
+    pub(crate) gate: Option<Arc<Semaphore>>,
+    /// Told when cancelled.
+    pub(crate) ephemeral: bool,
+}
+
+/// Everything that ops share.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) behaviours: Mutex<HashMap<String, Behaviour>>,
+    pub(crate) executed: Mutex<BTreeMap<String, usize>>,
+    pub(crate) cancelled: Mutex<Vec<String>>,
+    contents: Mutex<HashMap<String, String>>,
+}
+
+impl World {
+    pub(crate) fn count(&self, name: &str) -> usize {
+        self.executed.lock().get(name).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn executions(&self) -> usize {
+        self.executed.lock().values().sum()
+    }
+
+    pub(crate) fn set(&self, name: &str, behaviour: Behaviour) {
+        self.behaviours.lock().insert(name.to_owned(), behaviour);
+    }
+}
+
+struct ToyOp {
+    world: Arc<World>,
+    name: String,
+    inputs: usize,
+}
+
+impl ToyOp {
+    fn behaviour(&self) -> Behaviour {
+        self.world.behaviours.lock().get(&self.name).cloned().unwrap_or_default()
+    }
+}
+
+impl Op<Toy> for ToyOp {
+    fn cache_map<'a>(&'a self, _: &'a OpContext<Toy>) -> BoxFuture<'a, Result<CacheMap, ToyError>> {
+        let behaviour = self.behaviour();
+        let deps = (0..self.inputs).map(|i| Dep { selector: None, content: behaviour.content.contains(&i) });
+        let map = CacheMap {
+            digest: Digest::sha256_of(self.name.as_bytes()),
+            deps: deps.collect(),
+            ephemeral: behaviour.ephemeral,
+        };
+        Box::pin(async move { Ok(map) })
+    }
+
+    fn content<'a>(
+        &'a self,
+        _: &'a OpContext<Toy>,
+        _: usize,
+        value: String,
+    ) -> BoxFuture<'a, Result<Digest, ToyError>> {
+        let content = self.world.contents.lock().get(&value).cloned().unwrap_or(value);
+        Box::pin(async move { Ok(Digest::sha256_of(content.as_bytes())) })
+    }
+
+    fn exec<'a>(
+        &'a self,
+        cx: &'a OpContext<Toy>,
+        inputs: Vec<String>,
+    ) -> BoxFuture<'a, Result<Vec<String>, ToyError>> {
+        Box::pin(async move {
+            *self.world.executed.lock().entry(self.name.clone()).or_insert(0) += 1;
+            let behaviour = self.behaviour();
+            if let Some(gate) = &behaviour.gate {
+                tokio::select! {
+                    permit = gate.acquire() => permit.expect("open").forget(),
+                    () = cx.cancel.cancelled() => {
+                        self.world.cancelled.lock().push(self.name.clone());
+                        return Err(ToyError(self.name.clone()));
+                    }
+                }
+            }
+            tokio::task::yield_now().await;
+            if behaviour.fails {
+                return Err(ToyError(self.name.clone()));
+            }
+            let value = format!("{}({})", self.name, inputs.join(","));
+            if let Some(content) = behaviour.yields {
+                self.world.contents.lock().insert(value.clone(), content);
+            }
+            Ok(vec![value])
+        })
+    }
+}
+
+/// One vertex of a test graph.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) inputs: Vec<usize>,
+    pub(crate) ignore_cache: bool,
+}
+
+pub(crate) fn node(name: &str, inputs: &[usize]) -> Node {
+    Node { name: name.to_owned(), inputs: inputs.to_vec(), ignore_cache: false }
+}
+
+/// A graph of exec ops whose arguments are their names; the last node is the target.
+pub(crate) fn graph(nodes: &[Node]) -> Graph {
+    let mut definition = Definition::default();
+    let mut digests: Vec<String> = Vec::new();
+    for node in nodes {
+        let inputs: Vec<_> =
+            node.inputs.iter().map(|i| pb::Input { digest: digests[*i].clone(), index: 0 }).collect();
+        let mounts = (0..inputs.len()).map(|i| pb::Mount {
+            input: i as i64,
+            dest: format!("/{i}"),
+            output: -1,
+            ..Default::default()
+        });
+        let root = pb::Mount { input: -1, dest: "/".to_owned(), ..Default::default() };
+        let exec = pb::ExecOp {
+            meta: Some(pb::Meta { args: vec![node.name.clone()], cwd: "/".to_owned(), ..Default::default() }),
+            mounts: std::iter::once(root).chain(mounts).collect(),
+            ..Default::default()
+        };
+        let op = pb::Op { inputs, op: Some(pb::op::Op::Exec(exec)), ..Default::default() };
+        let raw = op.encode_to_vec();
+        let digest = Digest::sha256_of(&raw);
+        if node.ignore_cache {
+            definition
+                .metadata
+                .insert(digest.clone(), Metadata { ignore_cache: true, ..Metadata::default() });
+        }
+        digests.push(digest.to_string());
+        definition.ops.push(raw.into());
+    }
+    let target = pb::Input { digest: digests.last().expect("not empty").clone(), index: 0 };
+    definition.ops.push(pb::Op { inputs: vec![target], ..Default::default() }.encode_to_vec().into());
+    Graph::parse(&definition, Limits::default()).expect("the test graph is sound")
+}
+
+/// A solver over a world.
+pub(crate) struct Bench {
+    pub(crate) world: Arc<World>,
+    pub(crate) cache: Arc<MemoryCache<String>>,
+    pub(crate) solver: Solver<Toy>,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let cache = Arc::new(MemoryCache::default());
+        let store: Arc<dyn CacheStore<String>> = cache.clone();
+        Self { world: Arc::default(), cache, solver: Solver::new(store) }
+    }
+
+    pub(crate) fn load(&self, nodes: &[Node]) -> Build<Toy> {
+        let progress = Progress::anonymous(Default::default()).expect("a temporary file");
+        let make = |vertex: &Vertex| {
+            let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { unreachable!("only exec ops") };
+            let name = exec.meta.as_ref().expect("has meta").args[0].clone();
+            let op: Arc<dyn Op<Toy>> =
+                Arc::new(ToyOp { world: Arc::clone(&self.world), name, inputs: vertex.inputs.len() });
+            Ok(op)
+        };
+        self.solver.load(&graph(nodes), make, 0, &progress).expect("ops are made")
+    }
+
+    pub(crate) async fn solve(&self, nodes: &[Node]) -> Result<String, SolveError<ToyError>> {
+        Ok(self.load(nodes).resolve().await?.value)
+    }
+}
+
+/// What a graph comes to without any cache.
+pub(crate) fn expected(nodes: &[Node]) -> String {
+    let mut values: Vec<String> = Vec::new();
+    for node in nodes {
+        let inputs: Vec<&str> = node.inputs.iter().map(|i| values[*i].as_str()).collect();
+        values.push(format!("{}({})", node.name, inputs.join(",")));
+    }
+    values.pop().expect("not empty")
+}
