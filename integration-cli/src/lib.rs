@@ -1,1 +1,25 @@
-//! Real clients against the real lapstrake program.
+//! Real clients against the real `lapstrake` program.
+//!
+//! Each test starts a daemon of its own on a private socket and directory ([`Daemon`]), gives it a base image made from Debian's
+//! `busybox-static`, and drives it with clients that know nothing of Lapstrake. The program under test is
+//! `$LAPSTRAKE_BIN`, or else the one that cargo built beside the tests.
+
+#![forbid(unsafe_code)]
+
+mod base;
+mod client;
+mod daemon;
+mod process;
+
+pub use base::{BASE_IMAGE, busybox_rootfs};
+pub use client::{Docker, Output};
+pub use daemon::Daemon;
+pub use process::{Process, wait_for_socket};
+
+/// Whether a program is on this machine. Tests that need one that is not there fail, saying which package has it.
+pub fn require(program: &str, package: &str) {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+        || std::path::Path::new(program).is_file();
+    assert!(found, "{program} is not installed; apt-get install {package}");
+}
