@@ -3,6 +3,7 @@
 //! A case is a `Dockerfile`, perhaps a `dockerignore` and `options.json` (frontend options; image configs by name), and `buildkit.json`:
 //! what BuildKit's own frontend (`frontend/dockerfile/builder`, master of August 2026) answered to the same input. That was recorded with
 //! a gateway client that answers as [`Case::facts`] does; see `tests/cases/README.md`.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

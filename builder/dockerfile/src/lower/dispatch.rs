@@ -1,13 +1,13 @@
 //! Instruction by instruction, through every stage that is needed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use lapstrake_builder_llb::State;
 
 use super::images::DEFAULT_PATH;
 use super::stages::StageCommand;
-use super::{LowerError, Lowered, Lowering, path};
+use super::{LowerError, Lowered, Lowering, MAX_PLAN_BYTES, path};
 use crate::instructions::{Expanders, Instruction};
 use crate::lint::Config;
 use crate::location::LineRange;
@@ -53,6 +53,10 @@ impl Lowering<'_> {
             let before = self.stages[index].state.output();
             let command = self.stages[index].commands[position].clone();
             self.dispatch(index, &command)?;
+            if self.spent > MAX_PLAN_BYTES {
+                let lines = command.command.source.lines;
+                return Err(LowerError::TooLarge { limit: MAX_PLAN_BYTES }.at(lines));
+            }
             let state = &self.stages[index].state;
             let made = (state.output() != before).then(|| state.clone());
             self.instruction_step(index, position, made);
@@ -145,18 +149,21 @@ impl Lowering<'_> {
     fn expand(&mut self, instruction: &Instruction, at: &At) -> Lowered<Instruction> {
         let env = self.stages[at.stage].state.meta().env.clone();
         let missing = RefCell::new(BTreeSet::new());
+        let spent = Cell::new(0);
         let (lexer, heredoc_lexer) = (self.lexer, Lexer::for_heredoc());
         let expanded = {
             let with = |lexer: Lexer| {
-                let (env, missing) = (&env, &missing);
+                let (env, missing, spent) = (&env, &missing, &spent);
                 move |word: &str| {
                     let expansion = lexer.expand(word, env)?;
                     missing.borrow_mut().extend(expansion.missing);
+                    spent.set(spent.get() + expansion.value.len());
                     Ok(expansion.value)
                 }
             };
             instruction.expand(&mut Expanders { word: &mut with(lexer), heredoc: &mut with(heredoc_lexer) })
         };
+        self.spent += spent.get();
         self.check_undefined(at, missing.into_inner(), &env);
         expanded.map_err(|e| LowerError::Word(e).at(at.lines))
     }

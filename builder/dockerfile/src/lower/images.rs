@@ -1,5 +1,7 @@
 //! What stages start from.
 
+use std::sync::Arc;
+
 use lapstrake_builder_llb::{ImageSource, OpOptions, State};
 use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
 
@@ -67,7 +69,7 @@ impl Lowering<'_> {
             if !image.architecture.is_empty() && !image.os.is_empty() {
                 stage.platform = Some(image.platform());
             }
-            stage.image = image;
+            self.start_from(index, image);
         }
         Ok(true)
     }
@@ -89,11 +91,11 @@ impl Lowering<'_> {
             };
             let mut image = image.unwrap_or_else(|| empty_image(&platform));
             let stage = &mut self.stages[index];
-            stage.base_image = Some(image.clone());
+            stage.base_image = Some(Arc::new(image.clone()));
             image.created = None;
-            stage.image = image;
             stage.state = state.with_platform(&platform);
             stage.platform = Some(platform);
+            self.start_from(index, image);
             return Ok(true);
         }
         let query = ImageQuery {
@@ -109,7 +111,7 @@ impl Lowering<'_> {
         let progress_name = format!("{prefix}internal] load metadata for {reference}");
         let Some(fact) = self.image(query, progress_name, original) else { return Ok(false) };
         let mut image = parse_config(&fact, original, lines)?;
-        self.stages[index].base_image = Some(image.clone());
+        self.stages[index].base_image = Some(Arc::new(image.clone()));
         self.stages[index].base_id = fact.image_id.clone();
         image.created = None;
         let platform = match explicit {
@@ -131,8 +133,8 @@ impl Lowering<'_> {
         };
         let stage = &mut self.stages[index];
         stage.state = state;
-        stage.image = image;
         stage.platform = Some(platform);
+        self.start_from(index, image);
         Ok(true)
     }
 

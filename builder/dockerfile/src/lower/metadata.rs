@@ -27,7 +27,9 @@ impl Lowering<'_> {
             empty_layer: !makes_layer,
             ..History::default()
         };
-        self.stages[stage].image.history.push(entry);
+        self.spent += 128 + entry.created_by.len();
+        let before = self.stages[stage].history.replace(self.history.len());
+        self.history.push((entry, before));
     }
 
     /// All that need nothing but the config.
@@ -112,6 +114,7 @@ impl Lowering<'_> {
             created_by.push_str(&format!(" {}={}", pair.key, pair.value));
             let stage = &mut self.stages[at.stage];
             stage.state = stage.state.clone().with_env(&pair.key, &pair.value);
+            self.spent += 32 * stage.state.meta().env.len();
             let variable = format!("{}={}", pair.key, pair.value);
             let env = &mut stage.image.config.env;
             match env.iter_mut().find(|known| known.split('=').next() == Some(&pair.key)) {
@@ -187,6 +190,7 @@ impl Lowering<'_> {
                 && !is_scan_arg(key)
             {
                 stage.state = stage.state.clone().with_env(key, value);
+                self.spent += value.len() + 32 * stage.state.meta().env.len();
             }
             texts.push(match &value {
                 Some(value) => format!("{key}={value}"),

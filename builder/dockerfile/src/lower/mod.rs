@@ -29,7 +29,7 @@ mod steps;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lapstrake_builder_llb::{Defaults, EnvList, GraphBuilder, SourceMap, SourceMapId, State, pb};
-use lapstrake_layerstore_oci::{Platform, Timestamp};
+use lapstrake_layerstore_oci::{History, Platform, Timestamp};
 
 pub use context::{dockerfile_definition, dockerfile_name, dockerignore_definition};
 pub use problem::LowerError;
@@ -45,6 +45,9 @@ use crate::plan::{Answer, Plan, PlatformPlan};
 use crate::shell::{Lexer, Variables};
 
 use self::stages::StageState;
+
+/// A Dockerfile of a few kilobytes can describe a plan of any size, by doubling variables and repeating them in every instruction.
+const MAX_PLAN_BYTES: usize = 256 << 20;
 
 /// What a step of lowering comes to: an error always says where it is.
 type Lowered<T> = Result<T, Error>;
@@ -135,6 +138,10 @@ struct Lowering<'a> {
     steps: Vec<steps::DraftStep>,
     /// The words of the `RUN` that was dispatched last.
     last_run: Vec<String>,
+    /// Of all stages: an entry, and the one before it in its image. Stages that build on each other share what they have in common.
+    history: Vec<(History, Option<usize>)>,
+    /// Bytes of the plan so far, by a rough estimate.
+    spent: usize,
     /// Makes the ids of progress groups differ; BuildKit takes random ones.
     next_group: u32,
 }
@@ -178,6 +185,8 @@ impl<'a> Lowering<'a> {
             needs: Vec::new(),
             steps: Vec::new(),
             last_run: Vec::new(),
+            history: Vec::new(),
+            spent: 0,
             next_group: 0,
         })
     }
@@ -227,16 +236,30 @@ impl<'a> Lowering<'a> {
                 ignore_cache |= other_stage.ignore_cache;
             }
         }
+        let mut config = stage.image.clone();
+        config.history = self.history_of(target);
         Ok(PlatformPlan {
             platform: self.export_platform(&stage.image.platform()),
-            config: stage.image.clone(),
-            base_config: stage.base_image.clone(),
+            config,
+            base_config: stage.base_image.as_deref().cloned(),
             epoch: self.epoch,
             ignore_cache,
             steps: steps::finish(&self.steps, &built),
             definition: built.definition,
             scans,
         })
+    }
+
+    fn history_of(&self, stage: usize) -> Vec<History> {
+        let mut history = Vec::new();
+        let mut next = self.stages[stage].history;
+        while let Some(index) = next {
+            let (entry, before) = &self.history[index];
+            history.push(entry.clone());
+            next = *before;
+        }
+        history.reverse();
+        history
     }
 
     /// The image says what it runs on: what was asked for, or what its base said if nothing was.

@@ -179,6 +179,12 @@ pub enum LowerError {
         /// What is wrong.
         problem: crate::ignore::PatternError,
     },
+    /// What the Dockerfile describes is larger than any use.
+    #[error("the Dockerfile describes more than {limit} bytes of build steps")]
+    TooLarge {
+        /// How many are allowed.
+        limit: usize,
+    },
     /// The graph cannot be made.
     #[error(transparent)]
     Graph(#[from] lapstrake_builder_llb::Error),

@@ -1,6 +1,7 @@
 //! Stages: what they are, who needs whom, and which are needed at all.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use lapstrake_builder_llb::State;
 use lapstrake_layerstore_oci::{ImageConfig, ImageId, OciError, Platform};
@@ -38,8 +39,11 @@ pub(super) struct StageState {
     pub(super) needs: Vec<(usize, LineRange)>,
     pub(super) platform: Option<Platform>,
     pub(super) state: State,
+    /// Without its history.
     pub(super) image: ImageConfig,
-    pub(super) base_image: Option<ImageConfig>,
+    /// The last entry of its history, in [`Lowering::history`].
+    pub(super) history: Option<usize>,
+    pub(super) base_image: Option<Arc<ImageConfig>>,
     pub(super) base_id: Option<ImageId>,
     pub(super) named_context: Option<NamedContext>,
     /// Whether `state` is what it will be.
@@ -91,6 +95,7 @@ impl StageState {
             platform: None,
             state: State::scratch(),
             image: ImageConfig::default(),
+            history: None,
             base_image: None,
             base_id: None,
             named_context: None,
@@ -362,6 +367,7 @@ impl Lowering<'_> {
         stage.state = base.state.clone();
         stage.platform = base.platform.clone();
         stage.image = base.image.clone();
+        stage.history = base.history;
         // Triggers are for who starts from the image, not for who starts from who starts from it.
         stage.image.config.on_build.clear();
         stage.base_image = base.base_image.clone();
@@ -370,6 +376,26 @@ impl Lowering<'_> {
         if base.dispatched && !stage.dispatched {
             stage.args = base.args.clone();
         }
+        let config = &stage.image.config;
+        let entries = [
+            config.env.len(),
+            config.labels.len(),
+            config.exposed_ports.len(),
+            config.volumes.len(),
+            stage.args.len(),
+        ];
+        self.spent += 64 * entries.iter().sum::<usize>();
+    }
+
+    /// Makes an image what a stage starts from.
+    pub(super) fn start_from(&mut self, index: usize, mut image: ImageConfig) {
+        let mut last = None;
+        for entry in std::mem::take(&mut image.history) {
+            self.history.push((entry, last));
+            last = Some(self.history.len() - 1);
+        }
+        self.stages[index].image = image;
+        self.stages[index].history = last;
     }
 
     fn take_triggers(&mut self, index: usize) -> Vec<String> {

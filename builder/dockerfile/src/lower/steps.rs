@@ -75,7 +75,7 @@ impl Lowering<'_> {
         }
         let said = match &command.instruction {
             Instruction::Onbuild(onbuild) => onbuild.expression.clone(),
-            _ => stage.image.history.last().map(|h| h.created_by.clone()).unwrap_or_default(),
+            _ => stage.history.map(|last| self.history[last].0.created_by.clone()).unwrap_or_default(),
         };
         let kind = match &command.instruction {
             Instruction::Run(_) => StepKind::Run { args: std::mem::take(&mut self.last_run) },

@@ -11,7 +11,7 @@ use super::file::{FileAction, FileNode};
 use super::source::SourceNode;
 use super::wire::{action_to_proto, exec_caps, secrets};
 use super::{Digests, GraphBuilder, Node, NodeOp, Output, State, platform_to_proto};
-use crate::{Definition, Error, Metadata, caps, pb};
+use crate::{Definition, Error, Limits, Metadata, caps, pb};
 
 /// What ops get that say nothing themselves.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +53,9 @@ impl GraphBuilder {
         let Some(target) = target else { return Ok(built) };
         let mut source = SourceCollector::default();
         let mut seen = HashSet::new();
+        // What the reading side refuses must not be written either.
+        let limits = Limits::default();
+        let mut bytes = 0;
         for node in self.order(target.node)? {
             let m = self.marshal_node(node, &built.digests, defaults)?;
             source.add(&m.digest, &self.nodes[node as usize]);
@@ -60,7 +63,15 @@ impl GraphBuilder {
             definition.metadata.entry(m.digest.clone()).or_default().merge(&m.metadata);
             built.digests.insert(node, m.digest.clone());
             if seen.insert(m.digest) {
+                bytes += m.raw.len();
                 definition.ops.push(m.raw);
+                if bytes > limits.bytes {
+                    return Err(Error::TooLarge { limit: limits.bytes });
+                }
+                // One more comes: the terminal op.
+                if definition.ops.len() >= limits.ops {
+                    return Err(Error::TooManyOps { count: definition.ops.len() + 1, limit: limits.ops });
+                }
             }
         }
         self.finish(&mut built, target, source);
