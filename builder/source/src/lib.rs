@@ -1,1 +1,25 @@
 //! Where a build's input comes from: images, client directories, git, http, uploads.
+//!
+//! ```text
+//!   pb::SourceOp ── Sources::open ──► dyn Source ── pin ──► cache key
+//!                                        └───────── fetch ──► Tree
+//!
+//!   docker-image://  image   local image store │ registry ─► documents ─► layers unpacked onto each other
+//!   local://         local   session │ directory │ tree ─► fresh draft, unchanged files hard-linked
+//!   http(s)://       http    server │ session's upload ─► one file
+//!   git://           git     the git program ─► bare repository ─► checkout
+//! ```
+//!
+//! This crate is not for: deciding what is needed (`builder/dockerfile`), or when (`builder/solver`).
+
+#![forbid(unsafe_code)]
+
+mod attrs;
+mod context;
+mod error;
+mod image;
+mod sources;
+
+pub use context::{LocalProvider, Source, SourceContext, SourceKind};
+pub use error::{ErrorKind, SourceError};
+pub use sources::{SourceLimits, Sources, SourcesOptions};

@@ -1,0 +1,78 @@
+//! What an op says besides its identifier.
+
+use std::{fmt::Display, str::FromStr};
+
+use lapstrake_builder_llb::pb;
+
+use crate::SourceError;
+
+/// An op's attributes, read one by one. Ones that nobody read are refused: each asks for something, such as a signature to be verified.
+pub(crate) struct Attrs<'a> {
+    op: &'a pb::SourceOp,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Attrs<'a> {
+    pub(crate) fn of(op: &'a pb::SourceOp) -> Self {
+        Self { op, known: Vec::new() }
+    }
+
+    /// The attribute's text; `None` when it is not there or empty.
+    pub(crate) fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        self.known.push(key);
+        self.op.attrs.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The attribute, parsed.
+    pub(crate) fn parse<T: FromStr<Err: Display>>(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Option<T>, SourceError> {
+        let Some(value) = self.text(key) else { return Ok(None) };
+        value.parse().map(Some).map_err(|error: T::Err| self.invalid(key, value, error))
+    }
+
+    /// The attribute as Go's `strconv.ParseBool` has it; false when it is not there.
+    pub(crate) fn flag(&mut self, key: &'static str) -> Result<bool, SourceError> {
+        match self.text(key) {
+            None | Some("0" | "f" | "F" | "false" | "False" | "FALSE") => Ok(false),
+            Some("1" | "t" | "T" | "true" | "True" | "TRUE") => Ok(true),
+            Some(value) => Err(self.invalid(key, value, "neither true nor false")),
+        }
+    }
+
+    /// The attribute as a JSON list of texts; `None` when it is not there.
+    pub(crate) fn list(&mut self, key: &'static str) -> Result<Option<Vec<String>>, SourceError> {
+        let Some(value) = self.text(key) else { return Ok(None) };
+        serde_json::from_str(value).map_err(|error| self.invalid(key, value, error))
+    }
+
+    /// The error for an attribute's value.
+    pub(crate) fn invalid(&self, key: &str, value: &str, why: impl Display) -> SourceError {
+        SourceError::Attribute {
+            origin: self.op.identifier.clone(),
+            attribute: key.to_owned(),
+            value: value.to_owned(),
+            why: why.to_string(),
+        }
+    }
+
+    /// Refuses what nobody read.
+    pub(crate) fn finish(self) -> Result<(), SourceError> {
+        let mut unread: Vec<&String> = self
+            .op
+            .attrs
+            .iter()
+            .filter(|(key, value)| !value.is_empty() && !self.known.contains(&key.as_str()))
+            .map(|(key, _)| key)
+            .collect();
+        unread.sort();
+        match unread.first() {
+            None => Ok(()),
+            Some(key) => Err(SourceError::Unsupported {
+                origin: self.op.identifier.clone(),
+                what: format!("attribute {key}"),
+            }),
+        }
+    }
+}

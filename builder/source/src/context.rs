@@ -1,0 +1,69 @@
+//! The contract of sources.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use futures::future::BoxFuture;
+use lapstrake_builder_progress::VertexHandle;
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_registry::CredentialSource;
+use lapstrake_layerstore_store::Tree;
+use lapstrake_session::SessionId;
+use tokio_util::sync::CancellationToken;
+
+use crate::SourceError;
+
+/// What a source may use of the builds that wait for it.
+#[derive(Clone)]
+pub struct SourceContext {
+    /// Sessions to ask, one after the other.
+    pub sessions: Vec<SessionId>,
+    /// Credentials for registries, one after the other.
+    pub credentials: Vec<Arc<dyn CredentialSource>>,
+    /// Directories that are not with a session, by the id that the op carries as `local.unique` or `local.session`.
+    pub locals: HashMap<String, LocalProvider>,
+    /// Where progress is reported.
+    pub vertex: VertexHandle,
+    /// Cancelled when nobody waits any more.
+    pub cancel: CancellationToken,
+}
+
+/// A directory that is here already.
+#[derive(Debug, Clone)]
+pub enum LocalProvider {
+    /// A tree in the store: it came with the request. It is used as it is, without copying; patterns are applied by the key and by what
+    /// copies from it.
+    Tree(Tree),
+    /// A directory of this machine, which others may write to.
+    Directory(PathBuf),
+}
+
+/// Which source it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// An image.
+    Image,
+    /// A directory.
+    Local,
+    /// A git repository.
+    Git,
+    /// An URL.
+    Http,
+}
+
+/// One source, as an op names it.
+///
+/// `pin` finds out which state of the source it is, and `fetch` gets that very state: what `pin` found is kept in between.
+/// Futures are cancelled by dropping; `fetch` additionally by the context's token, and then leaves nothing behind.
+pub trait Source: Send + Sync {
+    /// Which it is.
+    fn kind(&self) -> SourceKind;
+
+    /// For the cache's records, such as `pulled from docker.io/library/busybox:latest`.
+    fn description(&self) -> String;
+
+    /// The digest that stands for the state of the source; BuildKit's cache key for it.
+    fn pin<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>>;
+
+    /// Gets it. Called after `pin`.
+    fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>>;
+}

@@ -1,0 +1,283 @@
+//! What an image's name means.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
+use lapstrake_builder_llb::ResolveMode;
+use lapstrake_layerstore_oci::{Descriptor, DiffId, Digest, ImageConfig, MediaType, Platform, PlatformMatcher, Reference};
+use lapstrake_layerstore_registry::{
+    ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage,
+};
+use lapstrake_layerstore_store::{ImageRecord, Lease, Resource, StoreError, Stores, Tree};
+use lapstrake_session::Sessions;
+use parking_lot::Mutex;
+
+use super::Logins;
+use crate::{SourceContext, SourceError};
+
+/// Longest manifest or index read from the store; the registry client stores none that is longer.
+const MAX_MANIFEST: u64 = 4 << 20;
+
+/// An image that a name means.
+#[derive(Clone)]
+pub(super) enum Found {
+    /// It is in the local image store.
+    Local { record: Arc<ImageRecord>, tree: Tree },
+    /// A registry has it; its documents are here.
+    Remote { image: Arc<ResolvedImage>, _lease: Arc<Lease> },
+}
+
+impl Found {
+    /// Its layers, bottom first.
+    pub(super) fn diff_ids(&self) -> &[DiffId] {
+        match self {
+            Self::Local { record, .. } => &record.diff_ids,
+            Self::Remote { image, .. } => &image.config.rootfs.diff_ids,
+        }
+    }
+
+    /// Its config's bytes.
+    pub(super) fn config(&self) -> &[u8] {
+        match self {
+            Self::Local { record, .. } => &record.config,
+            Self::Remote { image, .. } => &image.config_bytes,
+        }
+    }
+}
+
+/// Documents of an image that was resolved a while ago.
+struct Resolution {
+    name: String,
+    platform: Platform,
+    image: Arc<ResolvedImage>,
+    lease: Arc<Lease>,
+}
+
+/// Finds images.
+pub(crate) struct Images {
+    stores: Stores,
+    sessions: Sessions,
+    registry: RegistryClient,
+    /// Newest last.
+    recent: Mutex<VecDeque<Resolution>>,
+    limit: usize,
+}
+
+impl Images {
+    pub(crate) fn new(
+        stores: Stores,
+        sessions: Sessions,
+        registry: RegistryClient,
+        limit: usize,
+    ) -> Self {
+        Self { stores, sessions, registry, recent: Mutex::default(), limit }
+    }
+
+    /// The registry client with the logins of those who wait.
+    pub(super) fn client(&self, cx: &SourceContext) -> RegistryClient {
+        self.registry.with_credentials(Arc::new(Logins::new(self.sessions.clone(), cx)))
+    }
+
+    /// What the Dockerfile frontend wants to know of an image.
+    pub(crate) async fn fact(
+        &self,
+        cx: &SourceContext,
+        query: &ImageQuery,
+    ) -> Result<ImageFact, SourceError> {
+        let mode = match &query.origin {
+            ImageOrigin::Registry { .. } => query.origin.resolve_mode(),
+            ImageOrigin::OciLayout { .. } => {
+                return Err(SourceError::Unsupported {
+                    origin: query.reference.to_string(),
+                    what: "oci-layout://".to_owned(),
+                });
+            }
+        };
+        let found = self.find(cx, &query.reference, &query.platform, mode).await?;
+        let (digest, image_id) = match &found {
+            Found::Local { record, .. } => (None, Some(record.id.clone())),
+            Found::Remote { image, .. } => (Some(image.root.digest.clone()), None),
+        };
+        Ok(ImageFact {
+            reference: query.reference.clone(),
+            digest,
+            config: found.config().into(),
+            image_id,
+        })
+    }
+
+    /// The image, in the local store or a registry.
+    pub(super) async fn find(
+        &self,
+        cx: &SourceContext,
+        reference: &Reference,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<Found, SourceError> {
+        let work = async {
+            if mode != ResolveMode::ForcePull
+                && let Some(found) = self.local(reference, platform).await?
+            {
+                return Ok(found);
+            }
+            self.remote(cx, reference, platform).await
+        };
+        tokio::select! {
+            found = work => found,
+            () = cx.cancel.cancelled() => Err(SourceError::Canceled),
+        }
+    }
+
+    async fn local(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<Found>, SourceError> {
+        let (stores, reference, platform) = (self.stores.clone(), reference.clone(), platform.clone());
+        SourceError::blocking(move || {
+            let record = match stores.images.find(&reference.to_string()) {
+                Ok(record) => record,
+                Err(StoreError::NotFound { .. } | StoreError::Ambiguous { .. }) => return Ok(None),
+                Err(error) => return Err(SourceError::Store(error)),
+            };
+            let config = ImageConfig::from_json(&record.config).map_err(|source| StoreError::Malformed {
+                kind: "image",
+                id: record.id.to_string(),
+                source,
+            })?;
+            if !is_for(&config.platform(), &platform) {
+                tracing::debug!(
+                    image = %reference,
+                    wanted = %platform.to_full_string(),
+                    local = %config.platform().to_full_string(),
+                    "the local image is for another platform, asking its registry"
+                );
+                return Ok(None);
+            }
+            let tree = match &record.top {
+                None => Tree::empty(),
+                // Deleted and collected since it was found: then it is not there.
+                Some(top) => match stores.hold(top)? {
+                    Some(tree) => tree,
+                    None => return Ok(None),
+                },
+            };
+            Ok(Some(Found::Local { record: Arc::new(record), tree }))
+        })
+        .await
+    }
+
+    async fn remote(
+        &self,
+        cx: &SourceContext,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Found, SourceError> {
+        if let Some(digest) = reference.digest()
+            && let Some(found) = self.recalled(&reference.name(), digest, platform)
+        {
+            return Ok(found);
+        }
+        let failed = |source| SourceError::Registry { origin: reference.to_string(), source };
+        let client = self.client(cx);
+        let lease = Arc::new(self.stores.leases.create());
+        let resolved = match reference.digest() {
+            Some(digest) => self.stored(reference, digest, &lease).await?,
+            None => None,
+        };
+        let resolved = match resolved {
+            Some(resolved) => resolved,
+            None => client.resolve(reference).await.map_err(failed)?,
+        };
+        let target = PullTarget { content: Arc::clone(&self.stores.content), lease: Arc::clone(&lease) };
+        let silent: ProgressFn = Arc::new(|_| ());
+        let image = match client.resolved_image(&resolved, platform, &target, &silent).await {
+            Ok(image) => Arc::new(image),
+            Err(source) => return Err(failed(source)),
+        };
+        self.remember(reference.name(), platform.clone(), Arc::clone(&image), Arc::clone(&lease));
+        Ok(Found::Remote { image, _lease: lease })
+    }
+
+    /// An image that was resolved a while ago and whose documents are therefore still here. Only by digest: a tag may have moved.
+    fn recalled(&self, name: &str, digest: &Digest, platform: &Platform) -> Option<Found> {
+        let recent = self.recent.lock();
+        let found = recent.iter().rev().find(|resolution| {
+            resolution.name == name
+                && resolution.image.root.digest == *digest
+                && resolution.platform == *platform
+        })?;
+        Some(Found::Remote { image: Arc::clone(&found.image), _lease: Arc::clone(&found.lease) })
+    }
+
+    fn remember(&self, name: String, platform: Platform, image: Arc<ResolvedImage>, lease: Arc<Lease>) {
+        let mut recent = self.recent.lock();
+        recent.retain(|resolution| {
+            resolution.name != name
+                || resolution.image.root.digest != image.root.digest
+                || resolution.platform != platform
+        });
+        recent.push_back(Resolution { name, platform, image, lease });
+        while recent.len() > self.limit.max(1) {
+            recent.pop_front();
+        }
+    }
+
+    /// What a digest means, from the document itself if that is in the store.
+    async fn stored(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        lease: &Arc<Lease>,
+    ) -> Result<Option<Resolved>, SourceError> {
+        let (stores, lease, digest) = (self.stores.clone(), Arc::clone(lease), digest.clone());
+        let reference = reference.clone();
+        SourceError::blocking(move || {
+            let info = {
+                let _guard = stores.leases.guard();
+                lease.hold(Resource::Blob(digest.clone()));
+                stores.content.info(&digest)?
+            };
+            let Some(info) = info.filter(|info| info.size <= MAX_MANIFEST) else { return Ok(None) };
+            let bytes = stores.content.read_small(&digest, MAX_MANIFEST)?;
+            // Something that is no manifest is for the registry to explain.
+            let Some(media_type) = document_type(&bytes) else { return Ok(None) };
+            let descriptor = Descriptor::new(media_type, digest, info.size);
+            Ok::<_, StoreError>(Some(Resolved { reference, descriptor }))
+        })
+        .await
+    }
+}
+
+/// What a stored manifest or index is. Contradictory documents (CVE-2021-41190) are not taken for either.
+fn document_type(bytes: &[u8]) -> Option<MediaType> {
+    #[derive(serde::Deserialize)]
+    struct Probe {
+        #[serde(rename = "mediaType", default)]
+        media_type: Option<MediaType>,
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        layers: Option<serde::de::IgnoredAny>,
+    }
+    let probe: Probe = serde_json::from_slice(bytes).ok()?;
+    let (index, manifest) = (probe.manifests.is_some(), probe.layers.is_some());
+    match probe.media_type {
+        Some(own) if own.is_index() && !manifest => Some(own),
+        Some(own) if own.is_manifest() && !index => Some(own),
+        Some(_) => None,
+        None if index && !manifest => Some(MediaType::OCI_INDEX),
+        None if manifest && !index => Some(MediaType::OCI_MANIFEST),
+        None => None,
+    }
+}
+
+/// Whether an image for `image` is one for `wanted`, as Moby compares them: an image that names no variant is for every variant.
+fn is_for(image: &Platform, wanted: &Platform) -> bool {
+    if PlatformMatcher::only(wanted).matches(image) {
+        return true;
+    }
+    let (image_n, wanted) = (image.normalized(), wanted.normalized());
+    image.variant.is_empty() && image_n.os == wanted.os && image_n.architecture == wanted.architecture
+}
+

@@ -1,0 +1,139 @@
+//! All kinds of source, as one value to pass along.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_dockerfile::{ImageFact, ImageQuery};
+use lapstrake_builder_llb::pb;
+use lapstrake_layerstore_registry::RegistryClient;
+use lapstrake_layerstore_store::Stores;
+use lapstrake_session::{Sessions, fsutil};
+
+use crate::{Source, SourceContext, SourceError, image::Images};
+
+/// What sources are made of.
+pub struct SourcesOptions {
+    /// Where trees and blobs go.
+    pub stores: Stores,
+    /// Remembers clients' directories and files from servers between builds.
+    pub cache: Arc<BuildCache>,
+    /// Live client sessions.
+    pub sessions: Sessions,
+    /// Asks registries as a stranger; each build adds its credentials.
+    pub registry: RegistryClient,
+    /// A directory for git's bare repositories, private to the daemon. Made when it is needed; its content may go at any time between
+    /// runs.
+    pub root: PathBuf,
+    /// How much, and how long.
+    pub limits: SourceLimits,
+}
+
+/// How much a source may give, and how long it may take to give it.
+#[derive(Debug, Clone)]
+pub struct SourceLimits {
+    /// Longest file from an URL, in bytes.
+    pub http_bytes: u64,
+    /// Longest time without a byte from a server.
+    pub http_stall: Duration,
+    /// Time to make a connection to a server.
+    pub http_connect: Duration,
+    /// Longest time that the git program may take for one command.
+    pub git_command: Duration,
+    /// How large a client's directory may be.
+    pub directory: fsutil::Limits,
+    /// How many images' documents are kept between being resolved and being fetched.
+    pub resolutions: usize,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self {
+            http_bytes: 64 << 30,
+            http_stall: Duration::from_secs(60),
+            http_connect: Duration::from_secs(30),
+            git_command: Duration::from_secs(60 * 60),
+            directory: fsutil::Limits::default(),
+            resolutions: 256,
+        }
+    }
+}
+
+/// What all sources share.
+pub(crate) struct Shared {
+    pub(crate) stores: Stores,
+    pub(crate) cache: Arc<BuildCache>,
+    pub(crate) sessions: Sessions,
+    pub(crate) limits: SourceLimits,
+    pub(crate) images: Images,
+    pub(crate) root: PathBuf,
+}
+
+/// Opens sources. Cheap to clone.
+#[derive(Clone)]
+pub struct Sources {
+    shared: Arc<Shared>,
+}
+
+impl Sources {
+    /// Sources over these stores. One per daemon: it serialises what must not happen twice at once.
+    pub fn new(options: SourcesOptions) -> Self {
+        let SourcesOptions { stores, cache, sessions, registry, root, limits } = options;
+        let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
+        Self { shared: Arc::new(Shared { stores, cache, sessions, limits, images, root }) }
+    }
+
+    /// The source that an op names. Nothing is asked of anybody yet.
+    ///
+    /// # Errors
+    /// [`SourceError::Identifier`], [`SourceError::Attribute`], [`SourceError::Unsupported`].
+    pub fn open(
+        &self,
+        op: &pb::SourceOp,
+        platform: Option<&pb::Platform>,
+    ) -> Result<Arc<dyn Source>, SourceError> {
+        let unsupported = |scheme: &str| SourceError::Unsupported {
+            origin: op.identifier.clone(),
+            what: format!("{scheme}://"),
+        };
+        let Some((scheme, rest)) = op.identifier.split_once("://") else {
+            return Err(SourceError::Identifier {
+                origin: op.identifier.clone(),
+                why: "no scheme".to_owned(),
+            });
+        };
+        match scheme {
+            "docker-image" => crate::image::open(&self.shared, rest, op, platform),
+            scheme => Err(unsupported(scheme)),
+        }
+    }
+
+    /// Finds out what an image is: in the local store or a registry, as the query says.
+    ///
+    /// Documents from a registry are kept for a while, so that fetching the image asks for nothing again. Cancelled by the context's token
+    /// or by dropping the future.
+    ///
+    /// # Errors
+    /// [`SourceError::Registry`], [`SourceError::Store`], [`SourceError::Unsupported`] for an OCI layout.
+    pub async fn resolve_image(
+        &self,
+        cx: &SourceContext,
+        query: &ImageQuery,
+    ) -> Result<ImageFact, SourceError> {
+        self.shared.images.fact(cx, query).await
+    }
+
+    /// Whether what an URL gives is an archive of a build context; else it is a Dockerfile.
+    ///
+    /// # Errors
+    /// As fetching it.
+    pub async fn is_archive(&self, cx: &SourceContext, url: &str) -> Result<bool, SourceError> {
+        let _ = cx;
+        Err(SourceError::Unsupported { origin: url.to_owned(), what: "http://".to_owned() })
+    }
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("root", &self.shared.root).finish_non_exhaustive()
+    }
+}
