@@ -1,1 +1,23 @@
 //! What a build leaves behind: images in the store, archives, directories.
+//!
+//! ```text
+//!   PlatformResult (Tree, ImageConfig) ──► finish (diff ids, history, times) ──► image store, names      Output::Image
+//!                  │                                   └──────────────────────► docker │ oci archive ─┐
+//!                  └──► tar of the tree ──────────────────────────────────────────────────────────────┴─► Destination
+//!                  └──► directory ─────────────────────────────────────────────────► the client's, or one of this machine
+//! ```
+//!
+//! **Not for:** how layers and archives are written (`layerstore/transfer`, `layerstore/diff`), or registries.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod directory;
+mod error;
+mod exporter;
+mod request;
+mod stream;
+
+pub use error::ExportError;
+pub use exporter::Exporter;
+pub use request::{Destination, ExportRequest, Exported, Output, PlatformResult};

@@ -1,0 +1,87 @@
+//! Why a result could not be left behind.
+
+use std::path::PathBuf;
+
+use lapstrake_layerstore_diff::DiffError;
+use lapstrake_layerstore_oci::OciError;
+use lapstrake_layerstore_store::StoreError;
+use lapstrake_layerstore_transfer::TransferError;
+
+/// Why a result could not be left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A layer or an archive could not be made.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// A tree could not be read, or written to a directory.
+    #[error("write the files of the result")]
+    Tree(#[from] DiffError),
+    /// The client's session failed, or refused.
+    #[error(transparent)]
+    Session(#[from] lapstrake_session::Error),
+    /// The output goes to the client, and the build has no session.
+    #[error("{output}: the output goes to the client, and this build came without a session")]
+    NoSession {
+        /// What was being exported.
+        output: &'static str,
+    },
+    /// The image's config is not one that can be stored.
+    #[error("invalid image config for export")]
+    Config(#[from] OciError),
+    /// The image's config lacks what every image says.
+    #[error("invalid image config for export: missing {field}")]
+    Incomplete {
+        /// Which field.
+        field: &'static str,
+    },
+    /// This output does not exist for this result.
+    #[error("{output}: {why}")]
+    Unsupported {
+        /// What was being exported.
+        output: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+    /// There is nothing to export.
+    #[error("nothing was built that could be exported")]
+    NoResults,
+    /// Writing to a path of this machine, or to standard output, failed.
+    #[error("{doing} {path}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nobody waits for it any more.
+    #[error("context canceled")]
+    Canceled,
+}
+
+impl ExportError {
+    /// An I/O error with what was being done, and where. Use as `.map_err(ExportError::io("create", path))`.
+    pub(crate) fn io<E: Into<std::io::Error>>(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |source| Self::Io { doing, path, source: source.into() }
+    }
+
+    /// Runs blocking work on a thread that may block.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        work: impl FnOnce() -> Result<T, Self> + Send + 'static,
+    ) -> Result<T, Self> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}

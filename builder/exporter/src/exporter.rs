@@ -1,0 +1,282 @@
+//! The exporter: one request to one output.
+
+use std::{collections::BTreeMap, io::Write, path::Path};
+
+use lapstrake_builder_progress::{Event, VertexHandle, Warning};
+use lapstrake_layerstore_diff::{WriteOptions, write_tree};
+use lapstrake_layerstore_oci::{Digest, ImageId, Reference};
+use lapstrake_layerstore_store::{ImageName, Layer, NewImage, Stores, Tree};
+use lapstrake_layerstore_transfer::layers;
+use lapstrake_session::{Coverage, ExporterId, SessionCaller, SessionId, Sessions, Wait};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Destination, ExportError, ExportRequest, Exported, Output, PlatformResult,
+    config::{self, MadeLayer},
+    directory, stream,
+};
+
+/// Leaves behind what builds have built. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Exporter {
+    stores: Stores,
+}
+
+impl Output {
+    /// What a display calls the export; `None` when there is none.
+    pub fn progress_name(&self) -> Option<String> {
+        self.name().map(str::to_owned)
+    }
+
+    fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::CacheOnly => None,
+            Self::Image { .. } => Some("exporting to image"),
+            Self::Local(_) => Some("exporting to client directory"),
+            Self::Tar(_) => Some("exporting to client tarball"),
+            Self::Oci { .. } => Some("exporting to oci image format"),
+            Self::Docker { .. } => Some("exporting to docker image format"),
+        }
+    }
+}
+
+/// The client's session, found when it is needed.
+pub(crate) struct Client<'a> {
+    sessions: &'a Sessions,
+    session: Option<SessionId>,
+    output: &'static str,
+}
+
+impl Client<'_> {
+    pub(crate) async fn caller(&self) -> Result<SessionCaller, ExportError> {
+        let id = self.session.as_ref().ok_or(ExportError::NoSession { output: self.output })?;
+        Ok(self.sessions.get(id.as_str(), Wait::default()).await?)
+    }
+}
+
+/// A result with its layers computed and its config filled in.
+struct Finished {
+    id: ImageId,
+    config: Vec<u8>,
+    layers: Vec<Layer>,
+    tree: Tree,
+}
+
+impl Exporter {
+    /// An exporter of what is in these stores.
+    pub fn new(stores: Stores) -> Self {
+        Self { stores }
+    }
+
+    /// Leaves a build's results behind.
+    ///
+    /// Cancelled by `cancel` or by dropping the future: an image is stored whole with all its names or not at all, a file appears only
+    /// when it is whole, and a directory holds a part.
+    pub async fn export(
+        &self,
+        request: ExportRequest,
+        sessions: &Sessions,
+        vertex: &VertexHandle,
+        cancel: &CancellationToken,
+    ) -> Result<Exported, ExportError> {
+        let Some(name) = request.output.name() else { return Ok(Exported::default()) };
+        let client = Client { sessions, session: request.session, output: name };
+        let images =
+            matches!(request.output, Output::Image { .. } | Output::Oci { .. } | Output::Docker { .. });
+        if request.inline_cache && images {
+            warn_of_inline_cache(vertex);
+        }
+        let work = async {
+            match request.output {
+                Output::CacheOnly => Ok(Exported::default()),
+                Output::Image { names } => {
+                    let result = only(request.results, name)?;
+                    self.image(result, names, vertex).await
+                }
+                Output::Local(to) => self.local(request.results, to, &client, vertex, cancel).await,
+                Output::Tar(to) => self.tar(only(request.results, name)?, to, &client, vertex, cancel).await,
+                Output::Docker { .. } | Output::Oci { .. } => {
+                    Err(ExportError::Unsupported { output: name, why: "not written yet" })
+                }
+            }
+        };
+        tokio::select! {
+            result = work => result,
+            () = cancel.cancelled() => Err(ExportError::Canceled),
+        }
+    }
+
+    /// Computes the layers of a result and fills in its config.
+    async fn finish(&self, result: PlatformResult, vertex: &VertexHandle) -> Result<Finished, ExportError> {
+        let exporting = vertex.part("exporting layers", "", 0);
+        let stores = self.stores.clone();
+        let finished = ExportError::blocking(move || {
+            let layers = layers(&stores, &result.tree)?;
+            let mut made = Vec::with_capacity(layers.len());
+            for layer in &layers {
+                let created = OffsetDateTime::from(stores.snapshots.stat(&layer.snapshot)?.created);
+                made.push(MadeLayer { diff_id: layer.diff_id.clone(), created });
+            }
+            let config = config::finish(result.config, &made, result.epoch)?.to_json()?;
+            let id = ImageId(Digest::sha256_of(&config));
+            Ok(Finished { id, config, layers, tree: result.tree })
+        })
+        .await?;
+        exporting.done();
+        Ok(finished)
+    }
+
+    async fn image(
+        &self,
+        result: PlatformResult,
+        names: Vec<Reference>,
+        vertex: &VertexHandle,
+    ) -> Result<Exported, ExportError> {
+        let finished = self.finish(result, vertex).await?;
+        let id = finished.id.clone();
+        let writing = vertex.part(format!("writing image {id}"), "", 0);
+        let stores = self.stores.clone();
+        let image_names: Vec<ImageName> =
+            names.iter().map(|reference| ImageName { reference: reference.clone(), target: None }).collect();
+        ExportError::blocking(move || {
+            // The files are durable before the record that names them is. An image that is there was flushed when it was stored.
+            if stores.images.get(&finished.id)?.is_none() {
+                stores.snapshots.sync()?;
+            }
+            stores.images.put(NewImage {
+                top: finished.tree.snapshot().cloned(),
+                diff_ids: finished.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+                config: finished.config,
+                parent: None,
+                manifest: None,
+                names: image_names,
+            })?;
+            Ok(())
+        })
+        .await?;
+        writing.done();
+        for name in &names {
+            // Done by the same transaction as the image.
+            vertex.part(format!("naming to {name}"), "", 0).done();
+        }
+        Ok(Exported { image: Some(id), names, manifest: None })
+    }
+
+    async fn tar(
+        &self,
+        result: PlatformResult,
+        to: Destination,
+        client: &Client<'_>,
+        vertex: &VertexHandle,
+        cancel: &CancellationToken,
+    ) -> Result<Exported, ExportError> {
+        let sending = vertex.part("sending tarball", "", 0);
+        let stores = self.stores.clone();
+        stream::write_to(to, client, &BTreeMap::new(), cancel, move |out| {
+            write_tar(&stores, &result.tree, out)
+        })
+        .await?;
+        sending.done();
+        Ok(Exported::default())
+    }
+
+    async fn local(
+        &self,
+        results: Vec<PlatformResult>,
+        to: Destination,
+        client: &Client<'_>,
+        vertex: &VertexHandle,
+        cancel: &CancellationToken,
+    ) -> Result<Exported, ExportError> {
+        let stores = self.stores.clone();
+        let copying = vertex.part("copying files", "", 0);
+        match to {
+            Destination::Stdout => {
+                let why = "a directory cannot go to standard output";
+                return Err(ExportError::Unsupported { output: client.output, why });
+            }
+            Destination::Path(path) => {
+                let cancel = cancel.clone();
+                ExportError::blocking(move || write_directories(&stores, &results, &path, &cancel)).await?;
+            }
+            Destination::Session => {
+                let caller = client.caller().await?;
+                let reader = ExportError::blocking(move || {
+                    let is_split = results.len() > 1;
+                    let mut trees = Vec::with_capacity(results.len());
+                    for result in &results {
+                        trees.push((
+                            directory::platform_directory(result),
+                            directory::tree_reader(&stores, &result.tree)?,
+                        ));
+                    }
+                    match trees.pop() {
+                        None => Err(ExportError::NoResults),
+                        Some((_, tree)) if !is_split => Ok(directory::shared(tree)),
+                        Some(last) => {
+                            trees.push(last);
+                            Ok(directory::shared(directory::split(trees)))
+                        }
+                    }
+                })
+                .await?;
+                caller.send_dir(ExporterId::default(), reader, Coverage::Whole, None, cancel).await?;
+            }
+        }
+        copying.done();
+        Ok(Exported::default())
+    }
+}
+
+fn write_tar(stores: &Stores, tree: &Tree, out: &mut dyn Write) -> Result<(), ExportError> {
+    match stores.open(tree)? {
+        Some(open) => {
+            write_tree(open.root(), &WriteOptions::default(), &mut |_| true, out)?;
+            Ok(())
+        }
+        // An archive of nothing: two zero blocks.
+        None => out.write_all(&[0; 1024]).map_err(ExportError::io("write", "an empty archive")),
+    }
+}
+
+fn write_directories(
+    stores: &Stores,
+    results: &[PlatformResult],
+    path: &Path,
+    cancel: &CancellationToken,
+) -> Result<(), ExportError> {
+    match results {
+        [] => Err(ExportError::NoResults),
+        [result] => directory::write_directory(stores, &result.tree, path, cancel),
+        several => several.iter().try_for_each(|result| {
+            let path = path.join(directory::platform_directory(result));
+            directory::write_directory(stores, &result.tree, &path, cancel)
+        }),
+    }
+}
+
+/// The result of an output that has room for one.
+fn only(mut results: Vec<PlatformResult>, output: &'static str) -> Result<PlatformResult, ExportError> {
+    match results.pop() {
+        None => Err(ExportError::NoResults),
+        Some(result) if results.is_empty() => Ok(result),
+        Some(_) => {
+            let why =
+                "exporting several platforms at once is not supported by this output; build them one by one";
+            Err(ExportError::Unsupported { output, why })
+        }
+    }
+}
+
+fn warn_of_inline_cache(vertex: &VertexHandle) {
+    vertex.emit(&Event::Warning(Warning {
+        vertex: vertex.digest(),
+        level: 1,
+        short: b"the inline cache that was asked for (BUILDKIT_INLINE_CACHE=1) is not written".to_vec(),
+        detail: vec![b"The image is complete, but `--cache-from` finds no cache records in it.".to_vec()],
+        url: String::new(),
+        source: None,
+        ranges: Vec::new(),
+    }));
+}

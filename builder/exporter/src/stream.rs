@@ -1,0 +1,163 @@
+//! Where a stream goes: to the client, to a file, to standard output.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use bytes::{Bytes, BytesMut};
+use lapstrake_session::{ExporterId, FileSink};
+use tempfile::NamedTempFile;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Destination, ExportError, exporter::Client};
+
+/// Bytes that are sent at once.
+const CHUNK: usize = 256 << 10;
+
+/// Opens `to`, has `write` write into it on a blocking thread, and completes it. After an error nothing is left there: a file appears only when it is
+/// whole, and the client is told to forget its own.
+pub(crate) async fn write_to(
+    to: Destination,
+    client: &Client<'_>,
+    metadata: &BTreeMap<String, String>,
+    cancel: &CancellationToken,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError> + Send + 'static,
+) -> Result<(), ExportError> {
+    let cancel = cancel.clone();
+    match to {
+        Destination::Session => {
+            let caller = client.caller().await?;
+            let sink = caller.send_file(ExporterId::default(), metadata).await?;
+            let sink = ExportError::blocking(move || {
+                let mut out = ToClient { sink, buffer: BytesMut::new(), failure: None, cancel };
+                let written = write(&mut out)
+                    .and_then(|()| out.flush().map_err(ExportError::io("write to", "the client")));
+                match (written, out.failure) {
+                    (Ok(()), None) => Ok(out.sink),
+                    // Why the client stopped reading explains more than that it did.
+                    (_, Some(failure)) => Err(failure),
+                    (Err(error), None) => Err(error),
+                }
+            })
+            .await?;
+            Ok(sink.finish().await?)
+        }
+        Destination::Path(path) => ExportError::blocking(move || write_file(&path, &cancel, write)).await,
+        Destination::Stdout => {
+            ExportError::blocking(move || {
+                let mut out = Cancellable {
+                    out: BufWriter::with_capacity(CHUNK, io::stdout().lock()),
+                    cancel: &cancel,
+                };
+                canceled_or(write(&mut out), &cancel)?;
+                out.flush().map_err(ExportError::io("write to", "standard output"))
+            })
+            .await
+        }
+    }
+}
+
+/// Writes beside the target, then renames: whoever looks sees the old file or the new one.
+fn write_file(
+    path: &Path,
+    cancel: &CancellationToken,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    if path.is_dir() {
+        return Err(ExportError::io("write to", path)(io::Error::from(io::ErrorKind::IsADirectory)));
+    }
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let failed = |doing| ExportError::io::<io::Error>(doing, path);
+    let temporary = tempfile::Builder::new()
+        .prefix(".lapstrake-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(&directory)
+        .map_err(failed("create"))?;
+    let mut out = Cancellable { out: BufWriter::with_capacity(CHUNK, temporary), cancel };
+    canceled_or(write(&mut out), cancel)?;
+    let temporary: NamedTempFile =
+        out.out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
+    temporary.as_file().sync_all().map_err(failed("flush"))?;
+    temporary.persist(path).map_err(|error| failed("rename to")(error.error))?;
+    std::fs::File::open(&directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("flush directory of"))
+}
+
+/// An error that came of cancellation is cancellation.
+pub(crate) fn canceled_or<T>(
+    result: Result<T, ExportError>,
+    cancel: &CancellationToken,
+) -> Result<T, ExportError> {
+    result.map_err(|error| if cancel.is_cancelled() { ExportError::Canceled } else { error })
+}
+
+/// A writer that fails once nobody waits any more.
+pub(crate) struct Cancellable<'a, W> {
+    pub(crate) out: W,
+    pub(crate) cancel: &'a CancellationToken,
+}
+
+impl<W: Write> Write for Cancellable<'_, W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("canceled"));
+        }
+        self.out.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// The client's file, from a blocking thread. What failed is kept beside the [`io::Error`] that a writer must answer with.
+struct ToClient {
+    sink: FileSink,
+    buffer: BytesMut,
+    failure: Option<ExportError>,
+    cancel: CancellationToken,
+}
+
+impl ToClient {
+    fn send(&mut self) -> io::Result<()> {
+        let data: Bytes = self.buffer.split().freeze();
+        let runtime = tokio::runtime::Handle::current();
+        let (sink, cancel) = (&mut self.sink, &self.cancel);
+        let sent = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(ExportError::Canceled),
+                sent = sink.write(data) => Ok(sent?),
+            }
+        });
+        sent.map_err(|error| {
+            let told = io::Error::other(error.to_string());
+            self.failure.get_or_insert(error);
+            told
+        })
+    }
+}
+
+impl Write for ToClient {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.failure.is_some() {
+            return Err(io::Error::other("the client's file has failed"));
+        }
+        let count = data.len().min(CHUNK);
+        self.buffer.extend_from_slice(&data[..count]);
+        if self.buffer.len() >= CHUNK {
+            self.send()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() { Ok(()) } else { self.send() }
+    }
+}
