@@ -2,7 +2,12 @@
 //!
 //! Needs root, `/bin/busybox` (static), and for the other two their runtimes.
 
+mod ends;
+mod escapes;
 mod harness;
+mod mounts;
+mod overhead;
+mod remains;
 mod sees;
 
 use harness::Kind;
@@ -57,4 +62,63 @@ suite! {
         network_host_is_the_hosts,
         user_can_write_to_dev_stdout,
         program_is_found_in_path;
+    ends:
+        exit_code_is_given,
+        signal_is_128_and_itself,
+        streams_are_apart_and_complete,
+        last_output_before_exit_is_not_lost,
+        reader_that_goes_away_does_not_block,
+        background_processes_die_with_the_first,
+        missing_program_is_an_error,
+        program_that_is_not_executable_is_an_error,
+        cancel_ends_what_catches_sigterm_with_grace,
+        cancel_kills_what_catches_and_stays,
+        cancel_is_quick_when_sigterm_is_not_noticed,
+        cancelled_before_start,
+        many_at_once,
+        the_same_id_twice_is_refused,
+        memory_limit_kills_and_says_so,
+        pids_limit_holds,
+        limits_are_written;
+    mounts:
+        bind_read_write_and_read_only,
+        snapshot_with_selector,
+        selector_links_stay_in_the_snapshot,
+        tmpfs_is_limited,
+        secret_has_owner_and_mode,
+        ssh_socket_can_be_reached,
+        file_on_missing_target,
+        mount_inside_mount,
+        last_mount_on_a_target_wins,
+        read_only_root,
+        many_lower_directories,
+        bind_root;
+    escapes:
+        mount_is_refused,
+        mknod_of_a_disk_cannot_be_opened,
+        proc_sys_cannot_be_written,
+        proc_is_masked,
+        sysrq_cannot_be_triggered,
+        unshare_and_setns_are_refused,
+        keyring_is_refused,
+        working_directory_through_a_descriptor,
+        mount_target_links_stay_inside,
+        working_directory_link_stays_inside,
+        passwd_link_stays_inside,
+        passwd_fifo_does_not_hang,
+        proc_as_a_link_is_refused,
+        processes_outside_are_not_seen,
+        kernel_log_is_refused;
+    remains:
+        nothing_after_success,
+        nothing_after_failure,
+        nothing_after_set_up_failure,
+        nothing_after_cancel,
+        nothing_after_the_owner_is_killed,
+        nothing_after_the_helper_is_killed,
+        nothing_after_the_future_is_dropped,
+        stubs_are_removed_and_times_kept,
+        stub_parents_are_removed_when_asked,
+        stub_cleaner_does_not_follow_links,
+        written_files_are_in_the_layer;
 }
