@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   content::SUITE, layer::SUITE, image::SUITE    over a Fixture: run(SUITE, factory)
+//!   snapshot::SUITE                               over a SnapshotFixture, likewise
+//!   MemoryRecords                                 a strict fake of SnapshotRecords
 //! ```
 //!
 //! A suite is a list of named checks; each gets a fresh store from the implementation's factory and panics, as a test does,
@@ -14,17 +16,21 @@ pub mod content;
 pub mod fixture;
 pub mod image;
 pub mod layer;
+pub mod memory;
+pub mod snapshot;
 
 use std::panic::{self, AssertUnwindSafe};
 
 pub use fixture::Fixture;
+pub use memory::MemoryRecords;
+pub use snapshot::SnapshotFixture;
 
 /// One check of a suite.
 pub type Check = fn(&Fixture);
 
 /// Runs every check of a suite, each on a store of its own. Panics naming those that failed.
-pub fn run(suite: &[(&str, Check)], factory: impl Fn() -> Fixture) {
-    let failed = |(_, check): &&(&str, Check)| {
+pub fn run<F>(suite: &[(&str, fn(&F))], factory: impl Fn() -> F) {
+    let failed = |(_, check): &&(&str, fn(&F))| {
         let fixture = factory();
         panic::catch_unwind(AssertUnwindSafe(|| check(&fixture))).is_err()
     };
