@@ -13,6 +13,7 @@ use lapstrake_builder_dockerfile::{
 };
 use lapstrake_builder_llb::{Graph, Limits, dump};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, ImageId, Platform};
+use proptest::prelude::*;
 
 fn options() -> DockerfileOptions {
     let mut options = DockerfileOptions::new(Platform::new("linux", "amd64"));
@@ -166,6 +167,104 @@ fn steps_tell_what_they_made_and_change_with_what_came_before() {
     // The COPY differs as well: what it copies from does.
     assert_eq!(same, [true, true, false, false, false, true, false]);
     assert_eq!(plan, planned(dockerfile), "the same again");
+}
+
+#[test]
+fn a_stage_begins_as_the_one_it_starts_from_ends() {
+    let plan = planned("FROM busybox AS a\nRUN x\nFROM scratch AS other\nFROM a\nCOPY --from=other / /\n");
+    let steps = &plan.targets[0].steps;
+    let state = |text: &str| &steps.iter().find(|s| s.text == text).unwrap().state;
+    assert_eq!(state("FROM a"), state("RUN x"));
+    assert_ne!(state("FROM scratch AS other"), state("RUN x"));
+}
+
+#[test]
+fn times_that_no_config_can_hold_are_refused() {
+    let mut options = options();
+    options.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), i64::MAX.to_string());
+    let error = plan_with(&options, Facts::new(&b"FROM scratch\n"[..])).unwrap_err().to_string();
+    assert_eq!(error, format!("invalid SOURCE_DATE_EPOCH: {}", i64::MAX));
+}
+
+/// Words that are at odds with one rule or another.
+fn word() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("x".to_owned()),
+        Just("$A".to_owned()),
+        Just("${A:-b}".to_owned()),
+        Just("${".to_owned()),
+        Just("\"q".to_owned()),
+        Just("A=b".to_owned()),
+        Just("--from=0".to_owned()),
+        Just("--from=s".to_owned()),
+        Just("--from=-1".to_owned()),
+        Just("--link".to_owned()),
+        Just("--parents".to_owned()),
+        Just("--chmod=u+x".to_owned()),
+        Just("--chown=:".to_owned()),
+        Just("--mount=type=cache,target=/".to_owned()),
+        Just("--mount=type=cache,target=,uid=1".to_owned()),
+        Just("--mount=type=secret,id=/".to_owned()),
+        Just("--mount=from=s,target=../..".to_owned()),
+        Just("--platform=$A".to_owned()),
+        Just("AS s".to_owned()),
+        Just("scratch".to_owned()),
+        Just("<<E".to_owned()),
+        Just("https://h/%zz".to_owned()),
+        Just("https://h/x.git?ref=%20#:..".to_owned()),
+        Just("git@h:".to_owned()),
+        Just("/./".to_owned()),
+        Just("..".to_owned()),
+        Just("1-70000/x".to_owned()),
+        Just("[::1:80".to_owned()),
+        Just("[\"a\"]".to_owned()),
+        "\\PC{0,6}",
+    ]
+}
+
+fn line() -> impl Strategy<Value = String> {
+    let keyword = prop_oneof![
+        Just("FROM"),
+        Just("FROM scratch AS"),
+        Just("RUN"),
+        Just("COPY"),
+        Just("ADD"),
+        Just("ENV"),
+        Just("ARG"),
+        Just("WORKDIR"),
+        Just("EXPOSE"),
+        Just("VOLUME"),
+        Just("LABEL"),
+        Just("USER"),
+        Just("CMD"),
+        Just("ENTRYPOINT"),
+        Just("HEALTHCHECK CMD"),
+        Just("STOPSIGNAL"),
+        Just("SHELL"),
+        Just("ONBUILD COPY"),
+        Just("MAINTAINER"),
+    ];
+    (keyword, prop::collection::vec(word(), 1..4))
+        .prop_map(|(keyword, words)| format!("{keyword} {}\n", words.join(" ")))
+}
+
+proptest! {
+    #[test]
+    fn whatever_parses_is_planned_or_refused(lines in prop::collection::vec(line(), 0..8)) {
+        let text = format!("FROM busybox AS s\n{}", lines.concat());
+        if let Ok((plan, _)) = plan_with(&options(), Facts::new(text.into_bytes())) {
+            for target in plan.targets.iter().filter(|t| !t.definition.is_scratch()) {
+                let graph = Graph::parse(&target.definition, Limits::default());
+                prop_assert!(graph.is_ok(), "{graph:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn single_instructions_are_planned_or_refused(line in line()) {
+        let text = format!("FROM busybox AS s\n{line}");
+        let _ = plan_with(&options(), Facts::new(text.into_bytes()));
+    }
 }
 
 #[test]

@@ -112,7 +112,11 @@ impl Lowering<'_> {
 
     fn parse_epoch(&self, value: &str) -> Lowered<i64> {
         if let Ok(epoch) = value.parse() {
-            return Ok(epoch);
+            // A time that no image config can hold.
+            return match time::OffsetDateTime::from_unix_timestamp(epoch) {
+                Ok(_) => Ok(epoch),
+                Err(_) => Err(LowerError::Epoch(value.to_owned()).nowhere()),
+            };
         }
         let names_stage =
             self.dockerfile.stages.iter().any(|stage| {

@@ -186,6 +186,6 @@ pub enum LowerError {
         limit: usize,
     },
     /// The graph cannot be made.
-    #[error(transparent)]
+    #[error("failed to marshal LLB definition: {0}")]
     Graph(#[from] lapstrake_builder_llb::Error),
 }

@@ -107,13 +107,18 @@ pub(super) fn finish(drafts: &[DraftStep], built: &BuiltDefinition) -> Vec<Step>
         // Lengths keep one field from running into the next.
         let fields = [before, vertex_text, &draft.said];
         let hashed: String = fields.iter().map(|field| format!("{} {field}\n", field.len())).collect();
+        let state = match (&draft.kind, draft.before) {
+            // A stage that starts from another is at first what that one is at last.
+            (StepKind::From { .. }, Some(before)) => steps[before].state.clone(),
+            _ => Digest::sha256_of(hashed),
+        };
         steps.push(Step {
             stage: draft.stage,
             stage_name: draft.stage_name.clone(),
             text: draft.text.clone(),
             kind: draft.kind.clone(),
             vertex,
-            state: Digest::sha256_of(hashed),
+            state,
             lines: draft.lines,
             trigger: draft.trigger,
         });
