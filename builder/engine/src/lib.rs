@@ -1,9 +1,28 @@
 //! Runs one [`BuildRequest`]: plan, solve, snapshot, export.
+//!
+//! ```text
+//!   BuildRequest ─► plan: Dockerfile + facts ─► Definition ─► solver ─► ops: source │ exec │ file │ merge │ diff ─► Tree ─► Exporter
+//!                    │ place_context               │                      │                                     │
+//!                    └─ ReceivedContext (a tar     └─ Graph               └─ Workshop: stores, cache, sources,  └─ Exported
+//!                       that came with the request)                          sessions, executor
+//! ```
+//!
+//! This crate is not for: protocols (`api/server`), or how any of its parts does its work.
 
 #![forbid(unsafe_code)]
 
+mod context;
+mod engine;
+mod error;
+mod ops;
+mod plan;
 mod request;
+mod scope;
 
-pub use request::{
-    BuildId, BuildOutcome, BuildRequest, ContextInput, Destination, Input, Output, Resources,
-};
+pub use context::ReceivedContext;
+pub use engine::{Engine, Parts};
+pub use error::{EngineError, StepError};
+pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
+
+pub use lapstrake_builder_dockerfile::{Step, StepKind};
+pub use lapstrake_builder_exporter::{Destination, Exported, Output};

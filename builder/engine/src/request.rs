@@ -3,8 +3,9 @@
 use std::{path::PathBuf, sync::Arc};
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
+use lapstrake_builder_exporter::Output;
 use lapstrake_builder_llb::Definition;
-use lapstrake_layerstore_oci::{Descriptor, ImageId, Reference};
+use lapstrake_layerstore_oci::Reference;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_session::SessionId;
 
@@ -63,49 +64,8 @@ pub enum ContextInput {
         /// Where the Dockerfile and its ignore file are.
         dockerfile: PathBuf,
     },
-    /// A URL: a git repository, a tar archive, or a Dockerfile alone.
-    Remote(String),
-}
-
-/// What a build leaves behind.
-#[derive(Debug, Clone)]
-pub enum Output {
-    /// Nothing but cache.
-    CacheOnly,
-    /// An image in the store, under these names (none: a dangling image).
-    Image {
-        /// Names to put on it.
-        names: Vec<Reference>,
-    },
-    /// The tree, as a directory.
-    Local(Destination),
-    /// The tree, as a tar stream.
-    Tar(Destination),
-    /// The image as an OCI layout in a tar stream.
-    Oci {
-        /// Names in the layout's index.
-        names: Vec<Reference>,
-        /// Where it goes.
-        to: Destination,
-    },
-    /// The image as `docker load` takes it, in a tar stream.
-    Docker {
-        /// Names in the archive.
-        names: Vec<Reference>,
-        /// Where it goes.
-        to: Destination,
-    },
-}
-
-/// Where a directory or a stream goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Destination {
-    /// To the client, through its session.
-    Session,
-    /// To a path of this machine.
-    Path(PathBuf),
-    /// To this process's standard output (streams only).
-    Stdout,
+    /// Where the options say: a git repository, or an URL of a tar archive or a Dockerfile alone.
+    Remote,
 }
 
 /// Limits on processes. `None` leaves the kernel's default.
@@ -125,15 +85,6 @@ pub struct Resources {
     pub cpuset_cpus: Option<String>,
     /// Such as `0,1`.
     pub cpuset_mems: Option<String>,
-}
-
-/// What a build left behind.
-#[derive(Debug, Clone, Default)]
-pub struct BuildOutcome {
-    /// The image, when one was made: its config's digest.
-    pub image: Option<ImageId>,
-    /// Names that were put on it, in the order asked for.
-    pub names: Vec<Reference>,
-    /// The manifest, when one was made.
-    pub manifest: Option<Descriptor>,
+    /// Bytes of `/dev/shm`.
+    pub shm_size: Option<u64>,
 }

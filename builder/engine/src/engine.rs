@@ -1,0 +1,248 @@
+//! The engine: takes requests, runs builds, keeps track of those that run.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_executor::Executor;
+use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
+use lapstrake_builder_files::ContentHasher;
+use lapstrake_builder_llb::{Definition, Graph, Limits};
+use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
+use lapstrake_builder_solver::{CacheStore, Solver};
+use lapstrake_builder_source::Sources;
+use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
+use lapstrake_layerstore_store::{Stores, Tree};
+use lapstrake_session::Sessions;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    BuildId, BuildRequest, EngineError, Input, Step,
+    ops::{self, Workshop},
+    plan::place_context,
+    scope::{BuildScope, EngineTypes},
+};
+
+/// What an engine is made of.
+pub struct Parts {
+    /// The stores.
+    pub stores: Stores,
+    /// The build cache.
+    pub cache: Arc<BuildCache>,
+    /// Where input comes from.
+    pub sources: Sources,
+    /// Live client sessions.
+    pub sessions: Sessions,
+    /// What runs processes.
+    pub executor: Arc<dyn Executor>,
+    /// What leaves results behind.
+    pub exporter: Exporter,
+    /// A directory for sockets, private to the daemon, emptied at its start.
+    pub runtime_dir: PathBuf,
+    /// How many steps may use the machine at once; at least 1.
+    pub parallelism: usize,
+}
+
+/// Runs builds. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    workshop: Arc<Workshop>,
+    solver: Solver<EngineTypes>,
+    exporter: Exporter,
+    running: Mutex<HashMap<BuildId, CancellationToken>>,
+}
+
+impl Engine {
+    /// An engine of these parts.
+    pub fn new(parts: Parts) -> Self {
+        let cache: Arc<dyn CacheStore<Tree>> = Arc::<BuildCache>::clone(&parts.cache);
+        let content = ContentHasher::new(parts.stores.clone());
+        let workshop = Workshop {
+            stores: parts.stores,
+            cache: parts.cache,
+            sources: parts.sources,
+            sessions: parts.sessions,
+            executor: parts.executor,
+            content,
+            slots: Arc::new(Semaphore::new(parts.parallelism.max(1))),
+            runtime_dir: parts.runtime_dir,
+        };
+        Self(Arc::new(Inner {
+            workshop: Arc::new(workshop),
+            solver: Solver::new(cache),
+            exporter: parts.exporter,
+            running: Mutex::default(),
+        }))
+    }
+
+    /// The stores that builds work on.
+    pub fn stores(&self) -> &Stores {
+        &self.0.workshop.stores
+    }
+
+    /// The build cache.
+    pub fn cache(&self) -> &Arc<BuildCache> {
+        &self.0.workshop.cache
+    }
+
+    /// Runs a build to its end.
+    ///
+    /// `steps`, if given, gets the instructions of the Dockerfile as soon as they are planned. Cancelled by `cancel`, by
+    /// [`Engine::cancel`], or by dropping the future: what no other build needs is stopped, and nothing half-done stays.
+    pub async fn build(
+        &self,
+        request: BuildRequest,
+        progress: Progress,
+        steps: Option<oneshot::Sender<Vec<Step>>>,
+        cancel: CancellationToken,
+    ) -> Result<Exported, EngineError> {
+        let running = self.register(&request.id, &cancel)?;
+        tokio::select! {
+            result = self.run(request, &progress, steps, &running.cancel) => result,
+            () = running.cancel.cancelled() => Err(EngineError::Canceled),
+        }
+    }
+
+    /// Cancels a running build.
+    pub fn cancel(&self, id: &BuildId) -> Result<(), EngineError> {
+        match self.0.running.lock().get(id) {
+            Some(token) => {
+                token.cancel();
+                Ok(())
+            }
+            None => Err(EngineError::NoSuchBuild { id: id.0.clone() }),
+        }
+    }
+
+    pub(crate) fn workshop(&self) -> &Arc<Workshop> {
+        &self.0.workshop
+    }
+
+    fn register(&self, id: &BuildId, cancel: &CancellationToken) -> Result<Running, EngineError> {
+        let mut running = self.0.running.lock();
+        if running.contains_key(id) {
+            return Err(EngineError::Duplicate { id: id.0.clone() });
+        }
+        let token = cancel.child_token();
+        running.insert(id.clone(), token.clone());
+        Ok(Running { engine: self.clone(), id: id.clone(), cancel: token })
+    }
+
+    async fn run(
+        &self,
+        request: BuildRequest,
+        progress: &Progress,
+        steps: Option<oneshot::Sender<Vec<Step>>>,
+        cancel: &CancellationToken,
+    ) -> Result<Exported, EngineError> {
+        let mut scope = BuildScope {
+            session: request.session.clone(),
+            credentials: Arc::clone(&request.credentials),
+            locals: HashMap::new(),
+            resources: request.resources.clone(),
+        };
+        let (scope, targets): (_, Vec<Target>) = match request.input {
+            Input::Definition(definition) => {
+                let platform = Platform::host();
+                let config = ImageConfig::for_platform(&platform);
+                (Arc::new(scope), vec![Target { platform, definition, config, epoch: None }])
+            }
+            Input::Dockerfile { mut options, context } => {
+                place_context(&mut options, context, &mut scope)?;
+                let scope = Arc::new(scope);
+                let plan = self.plan(&options, &scope, progress, cancel).await?;
+                if let Some(sender) = steps {
+                    // When nobody listens any more, nobody misses them.
+                    let _ = sender
+                        .send(plan.targets.first().map(|target| target.steps.clone()).unwrap_or_default());
+                }
+                let targets = plan.targets.into_iter().map(|target| Target {
+                    platform: target.platform,
+                    definition: target.definition,
+                    config: target.config,
+                    epoch: target.epoch,
+                });
+                (scope, targets.collect())
+            }
+        };
+        let mut results = Vec::with_capacity(targets.len());
+        for target in targets {
+            let tree = self.solve(&target.definition, &scope, progress).await?;
+            results.push(PlatformResult {
+                platform: target.platform,
+                tree,
+                config: target.config,
+                epoch: target.epoch,
+            });
+        }
+        let export = ExportRequest {
+            output: request.output,
+            results,
+            session: request.session.clone(),
+            inline_cache: request.inline_cache,
+        };
+        let Some(name) = export.output.progress_name() else { return Ok(Exported::default()) };
+        let vertex = internal_vertex(progress, name);
+        vertex.start();
+        let exported = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel).await;
+        match &exported {
+            Ok(_) => vertex.complete(),
+            Err(error) => vertex.fail(error.to_string()),
+        }
+        Ok(exported?)
+    }
+
+    /// Solves one graph.
+    pub(crate) async fn solve(
+        &self,
+        definition: &Definition,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+    ) -> Result<Tree, EngineError> {
+        if definition.is_scratch() {
+            return Ok(Tree::empty());
+        }
+        let graph = Graph::parse(definition, Limits::default())?;
+        let make = |vertex: &_| ops::op(&self.0.workshop, vertex);
+        let build = self.0.solver.load(&graph, make, Arc::clone(scope), progress)?;
+        Ok(build.resolve().await?.value)
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("running", &self.0.running.lock().len()).finish_non_exhaustive()
+    }
+}
+
+struct Target {
+    platform: Platform,
+    definition: Definition,
+    config: ImageConfig,
+    epoch: Option<i64>,
+}
+
+/// A build's entry among those that run.
+struct Running {
+    engine: Engine,
+    id: BuildId,
+    cancel: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.engine.0.running.lock().remove(&self.id);
+    }
+}
+
+/// A vertex that is not of the graph: what the engine itself does for a build.
+pub(crate) fn internal_vertex(progress: &Progress, name: impl Into<String>) -> VertexHandle {
+    let name = name.into();
+    // Random, as BuildKit's are: two builds' exports are two vertices.
+    let salt = lapstrake_layerstore_store::SnapshotKey::random();
+    let digest = Digest::sha256_of(format!("{name} {salt}").as_bytes());
+    VertexHandle::announce(Arc::new(progress.clone()), VertexState::pending(digest, name, Vec::new()))
+}

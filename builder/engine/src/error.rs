@@ -1,0 +1,188 @@
+//! Why a build failed.
+
+use lapstrake_builder_executor::ExecError;
+use lapstrake_builder_solver::SolveError;
+use lapstrake_builder_source::SourceError;
+use lapstrake_layerstore_store::StoreError;
+
+/// Why a build failed: what was being done, on what, and the cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The Dockerfile cannot be built as it is written.
+    #[error(transparent)]
+    Dockerfile(#[from] lapstrake_builder_dockerfile::Error),
+    /// There is no Dockerfile where it was looked for.
+    #[error("failed to read dockerfile: open {name}: no such file or directory")]
+    NoDockerfile {
+        /// Its path in the context.
+        name: String,
+    },
+    /// The graph is malformed.
+    #[error(transparent)]
+    Graph(#[from] lapstrake_builder_llb::Error),
+    /// A step failed.
+    #[error("{}", step_message(.0))]
+    Step(#[from] SolveError<StepError>),
+    /// The engine's own work for the build failed.
+    #[error(transparent)]
+    Work(#[from] StepError),
+    /// The context that came with the request cannot be unpacked.
+    #[error("build context")]
+    Context(#[source] lapstrake_layerstore_diff::DiffError),
+    /// What the build needs could not be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The client's session is not there, or refused.
+    #[error(transparent)]
+    Session(#[from] lapstrake_session::Error),
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cache's records failed.
+    #[error(transparent)]
+    Cache(#[from] lapstrake_builder_cache::CacheError),
+    /// What was built could not be left where it should be.
+    #[error(transparent)]
+    Export(#[from] lapstrake_builder_exporter::ExportError),
+    /// Something was asked for that is not here.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+    },
+    /// A build with this id is running.
+    #[error("build {id} is running already")]
+    Duplicate {
+        /// The id.
+        id: String,
+    },
+    /// There is no build with this id.
+    #[error("no build with id {id}")]
+    NoSuchBuild {
+        /// The id.
+        id: String,
+    },
+    /// The client went away or cancelled the build.
+    #[error("context canceled")]
+    Canceled,
+}
+
+/// The cause alone: BuildKit's clients show the vertex themselves.
+fn step_message(error: &SolveError<StepError>) -> String {
+    match error {
+        SolveError::Op { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
+}
+
+impl EngineError {
+    /// The process that failed, when that is what failed the build.
+    pub fn failed_process(&self) -> Option<(&[String], i32)> {
+        match self {
+            Self::Step(SolveError::Op { source, .. }) => match &**source {
+                StepError::Exit { args, code, .. } => Some((args, *code)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The vertex that failed, when one did.
+    pub fn failed_vertex(&self) -> Option<&lapstrake_layerstore_oci::Digest> {
+        match self {
+            Self::Step(SolveError::Op { vertex, .. } | SolveError::Lost { vertex, .. }) => Some(vertex),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing failed but the client's patience.
+    pub fn is_canceled(&self) -> bool {
+        matches!(self, Self::Canceled | Self::Step(SolveError::Canceled) | Self::Work(StepError::Canceled))
+    }
+}
+
+/// Why one step failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The process ended with a code that is not 0.
+    #[error("process {:?} did not complete successfully: {}", args.join(" "), exit_message(*code, *oom))]
+    Exit {
+        /// Its command line.
+        args: Vec<String>,
+        /// Its exit code; 128 and more for a signal.
+        code: i32,
+        /// Whether the kernel killed it for want of memory.
+        oom: bool,
+    },
+    /// The process could not be run.
+    #[error("failed to run {:?}: {source}", args.join(" "))]
+    Run {
+        /// Its command line.
+        args: Vec<String>,
+        /// Why.
+        source: ExecError,
+    },
+    /// A secret that the step needs was not given.
+    #[error("secret {id}: not found")]
+    NoSecret {
+        /// Its id.
+        id: String,
+    },
+    /// Something of the client's could not be had.
+    #[error(transparent)]
+    Session(#[from] lapstrake_session::Error),
+    /// A source could not be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A file action failed.
+    #[error(transparent)]
+    Files(#[from] lapstrake_builder_files::FilesError),
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cache's records failed.
+    #[error(transparent)]
+    Cache(#[from] lapstrake_builder_cache::CacheError),
+    /// The op asks for something that is not here.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What it asks for.
+        what: String,
+    },
+    /// The op is malformed.
+    #[error("invalid op: {what}")]
+    Invalid {
+        /// What is wrong.
+        what: String,
+    },
+    /// A directory for the step's sockets could not be made.
+    #[error("prepare {what}")]
+    Io {
+        /// What was being prepared.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nobody waits for it any more.
+    #[error("context canceled")]
+    Canceled,
+}
+
+fn exit_message(code: i32, oom: bool) -> String {
+    if oom { format!("exit code: {code}: out of memory") } else { format!("exit code: {code}") }
+}
+
+impl StepError {
+    /// Runs blocking work for a step on a thread that may block.
+    pub(crate) async fn blocking<T: Send + 'static, E: Into<StepError> + Send + 'static>(
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T, StepError> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result.map_err(Into::into),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}

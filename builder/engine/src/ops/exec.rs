@@ -1,0 +1,251 @@
+//! `RUN`: a process over drafts of its inputs.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lapstrake_builder_cache::RecordKind;
+use lapstrake_builder_executor::{
+    DnsConfig, ExtraHost, NetworkMode, OutputSink, ProcessIo, ProcessSpec, SecurityMode, Ulimit,
+};
+use lapstrake_builder_llb::{Vertex, cache_key, pb};
+use lapstrake_builder_progress::{Stream, VertexHandle};
+use lapstrake_builder_solver::{CacheMap, Dep, Op, OpContext};
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::Tree;
+use tokio::sync::mpsc;
+
+use super::{Workshop, mounts::MountPlan};
+use crate::{Resources, StepError, scope::EngineTypes};
+
+/// Chunks of output that may wait for the progress spool.
+const OUTPUT_CHUNKS: usize = 64;
+
+pub(crate) struct ExecStep {
+    workshop: Arc<Workshop>,
+    op: pb::ExecOp,
+    meta: pb::Meta,
+    key: cache_key::OpKey,
+    outputs: usize,
+}
+
+impl ExecStep {
+    pub(crate) fn new(
+        workshop: Arc<Workshop>,
+        op: pb::ExecOp,
+        platform: Option<pb::Platform>,
+        vertex: &Vertex,
+    ) -> Result<Self, StepError> {
+        let meta =
+            op.meta.clone().ok_or_else(|| StepError::Invalid { what: "exec without meta".to_owned() })?;
+        if !op.cdi_devices.is_empty() {
+            return Err(StepError::Unsupported { what: format!("device {}", op.cdi_devices[0].name) });
+        }
+        if op.security == pb::SecurityMode::Insecure as i32 {
+            return Err(StepError::Unsupported {
+                what: "security.insecure: the entitlement is not granted by this daemon; RUN --security=insecure"
+                    .to_owned(),
+            });
+        }
+        if let Some(wanted) = platform.as_ref()
+            && wanted.os != "linux"
+        {
+            return Err(StepError::Unsupported { what: format!("running processes for {}", wanted.os) });
+        }
+        let key = cache_key::exec(&op, platform.as_ref(), vertex.inputs.len())
+            .map_err(|what| StepError::Invalid { what })?;
+        let outputs = op.mounts.iter().map(|mount| mount.output + 1).max().unwrap_or(0);
+        let outputs = usize::try_from(outputs).unwrap_or(0);
+        Ok(Self { workshop, op, meta, key, outputs })
+    }
+
+    fn description(&self, mount: &pb::Mount) -> String {
+        format!("mount {} from exec {}", mount.dest, self.meta.args.join(" "))
+    }
+
+    async fn run(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+        let _slot = tokio::select! {
+            slot = Arc::clone(&self.workshop.slots).acquire_owned() => slot.expect("never closed"),
+            () = cx.cancel.cancelled() => return Err(StepError::Canceled),
+        };
+        let mut plan = MountPlan::prepare(&self.workshop, &self.op, inputs, cx).await?;
+        let spec = self.spec(&mut plan, cx)?;
+        let (stdout, stderr, pump) = output(cx.vertex.clone());
+        let io = ProcessIo { stdout, stderr };
+        let result = self.workshop.executor.run(spec, io, cx.cancel.clone()).await;
+        // The sinks are gone with `run`, so what is still under way arrives now.
+        pump.await.expect("the pump does not panic");
+        let status = match result {
+            Ok(status) => status,
+            Err(lapstrake_builder_executor::ExecError::Cancelled(_)) => return Err(StepError::Canceled),
+            Err(source) => return Err(StepError::Run { args: self.meta.args.clone(), source }),
+        };
+        let valid =
+            if self.meta.valid_exit_codes.is_empty() { &[0][..] } else { &self.meta.valid_exit_codes };
+        if !valid.contains(&status.code) {
+            return Err(StepError::Exit {
+                args: self.meta.args.clone(),
+                code: status.code,
+                oom: status.oom_killed,
+            });
+        }
+        self.commit(plan).await
+    }
+
+    fn spec(&self, plan: &mut MountPlan, cx: &OpContext<EngineTypes>) -> Result<ProcessSpec, StepError> {
+        let root = plan.take_root()?;
+        let mut spec = ProcessSpec::new(root.mount, self.meta.args.clone());
+        spec.read_only_root = root.read_only;
+        spec.env = self.meta.env.clone();
+        spec.env.extend(proxy_env(self.meta.proxy_env.as_ref()));
+        spec.env.extend(plan.secret_env());
+        spec.cwd = self.meta.cwd.clone();
+        spec.user = self.meta.user.clone();
+        spec.hostname = self.meta.hostname.clone();
+        spec.dns = DnsConfig::default();
+        spec.network = match self.op.network() {
+            pb::NetMode::Unset => NetworkMode::Default,
+            pb::NetMode::Host => NetworkMode::Host,
+            pb::NetMode::None => NetworkMode::None,
+        };
+        spec.security = SecurityMode::Sandbox;
+        for host in &self.meta.extra_hosts {
+            let ip = host.ip.parse().map_err(|_| StepError::Invalid {
+                what: format!("extra host {}: {:?} is not an IP address", host.host, host.ip),
+            })?;
+            spec.extra_hosts.push(ExtraHost { host: host.host.clone(), ip });
+        }
+        spec.ulimits = self
+            .meta
+            .ulimit
+            .iter()
+            .map(|limit| Ulimit { name: limit.name.to_lowercase(), soft: limit.soft, hard: limit.hard })
+            .collect();
+        if !self.meta.cgroup_parent.is_empty() {
+            spec.cgroup_parent = Some(self.meta.cgroup_parent.clone());
+        }
+        // Builds that share the step share its process: the limits of the one that waits longest count.
+        if let Some(scope) = cx.scopes().first() {
+            spec.resources = executor_resources(&scope.resources)?;
+            spec.shm_size = scope.resources.shm_size;
+        }
+        spec.mounts = plan.take_mounts();
+        Ok(spec)
+    }
+
+    async fn commit(&self, plan: MountPlan) -> Result<Vec<Tree>, StepError> {
+        let drafts = plan.finish();
+        let described: Vec<_> = drafts
+            .into_iter()
+            .map(|(mount, draft)| {
+                (self.op.mounts[mount].output, self.description(&self.op.mounts[mount]), draft)
+            })
+            .collect();
+        let cache = Arc::clone(&self.workshop.cache);
+        let outputs = self.outputs;
+        StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
+            let mut trees = vec![Tree::empty(); outputs];
+            for (output, description, result) in described {
+                let tree = result.commit()?;
+                cache.record(&tree, RecordKind::Regular, &description)?;
+                if let Some(place) = usize::try_from(output).ok().and_then(|output| trees.get_mut(output)) {
+                    *place = tree;
+                }
+            }
+            Ok(trees)
+        })
+        .await
+    }
+}
+
+impl Op<EngineTypes> for ExecStep {
+    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
+        Box::pin(async { Ok(cache_map(&self.key)) })
+    }
+
+    fn content<'a>(
+        &'a self,
+        _: &'a OpContext<EngineTypes>,
+        input: usize,
+        value: Tree,
+    ) -> BoxFuture<'a, Result<Digest, StepError>> {
+        Box::pin(content(&self.workshop, &self.key, input, value))
+    }
+
+    fn exec<'a>(
+        &'a self,
+        cx: &'a OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
+        Box::pin(self.run(cx, inputs))
+    }
+}
+
+/// A key of `builder/llb` in the solver's form.
+pub(crate) fn cache_map(key: &cache_key::OpKey) -> CacheMap {
+    let deps =
+        key.deps.iter().map(|dep| Dep { selector: dep.selector.clone(), content: dep.content.is_some() });
+    CacheMap { digest: key.digest.clone(), deps: deps.collect(), ephemeral: false }
+}
+
+/// The digest of what an op takes of an input.
+pub(crate) async fn content(
+    workshop: &Arc<Workshop>,
+    key: &cache_key::OpKey,
+    input: usize,
+    value: Tree,
+) -> Result<Digest, StepError> {
+    let selectors = key.deps[input].content.clone().unwrap_or_default();
+    let workshop = Arc::clone(workshop);
+    StepError::blocking(move || workshop.content.digest(&value, &selectors)).await
+}
+
+fn proxy_env(proxy: Option<&pb::ProxyEnv>) -> Vec<String> {
+    let Some(proxy) = proxy else { return Vec::new() };
+    [
+        ("HTTP_PROXY", &proxy.http_proxy),
+        ("HTTPS_PROXY", &proxy.https_proxy),
+        ("FTP_PROXY", &proxy.ftp_proxy),
+        ("NO_PROXY", &proxy.no_proxy),
+        ("ALL_PROXY", &proxy.all_proxy),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_lowercase())])
+    .collect()
+}
+
+fn executor_resources(resources: &Resources) -> Result<lapstrake_builder_executor::Resources, StepError> {
+    let memory = resources
+        .memory
+        .map(|bytes| {
+            u64::try_from(bytes).map_err(|_| StepError::Invalid { what: format!("memory limit {bytes}") })
+        })
+        .transpose()?;
+    Ok(lapstrake_builder_executor::Resources {
+        memory,
+        memory_swap: resources.memory_swap,
+        cpu_shares: resources.cpu_shares,
+        cpu_period: resources.cpu_period,
+        cpu_quota: resources.cpu_quota,
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
+        pids: None,
+    })
+}
+
+/// Sinks whose output goes to the vertex's log, in the order it was read, and the task that carries it there.
+fn output(vertex: VertexHandle) -> (OutputSink, OutputSink, tokio::task::JoinHandle<()>) {
+    let (out, mut stdout) = mpsc::channel(OUTPUT_CHUNKS);
+    let (err, mut stderr) = mpsc::channel(OUTPUT_CHUNKS);
+    let pump = tokio::spawn(async move {
+        loop {
+            // `None` disables a branch; when both ends are closed, the output is complete.
+            tokio::select! {
+                Some(data) = stdout.recv() => vertex.log(Stream::Stdout, bytes::Bytes::into(data)),
+                Some(data) = stderr.recv() => vertex.log(Stream::Stderr, bytes::Bytes::into(data)),
+                else => break,
+            }
+        }
+    });
+    (OutputSink::Channel(out), OutputSink::Channel(err), pump)
+}

@@ -1,0 +1,67 @@
+//! `COPY`, `ADD`, `WORKDIR`: file actions.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lapstrake_builder_cache::RecordKind;
+use lapstrake_builder_llb::{Vertex, cache_key, pb};
+use lapstrake_builder_solver::{CacheMap, Op, OpContext};
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::Tree;
+
+use super::{Workshop, exec};
+use crate::{StepError, scope::EngineTypes};
+
+pub(crate) struct FileStep {
+    workshop: Arc<Workshop>,
+    op: pb::FileOp,
+    key: cache_key::OpKey,
+    name: String,
+}
+
+impl FileStep {
+    pub(crate) fn new(workshop: Arc<Workshop>, op: pb::FileOp, vertex: &Vertex) -> Self {
+        let key = cache_key::file(&op, vertex.inputs.len());
+        Self { workshop, op, key, name: vertex.name.clone() }
+    }
+
+    async fn run(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+        let _slot = tokio::select! {
+            slot = Arc::clone(&self.workshop.slots).acquire_owned() => slot.expect("never closed"),
+            () = cx.cancel.cancelled() => return Err(StepError::Canceled),
+        };
+        let workshop = Arc::clone(&self.workshop);
+        let (op, name, cancel) = (self.op.clone(), self.name.clone(), cx.cancel.clone());
+        StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
+            let trees = lapstrake_builder_files::apply(&workshop.stores, &op, &inputs, &cancel)?;
+            for tree in &trees {
+                workshop.cache.record(tree, RecordKind::Regular, &name)?;
+            }
+            Ok(trees)
+        })
+        .await
+    }
+}
+
+impl Op<EngineTypes> for FileStep {
+    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
+        Box::pin(async { Ok(exec::cache_map(&self.key)) })
+    }
+
+    fn content<'a>(
+        &'a self,
+        _: &'a OpContext<EngineTypes>,
+        input: usize,
+        value: Tree,
+    ) -> BoxFuture<'a, Result<Digest, StepError>> {
+        Box::pin(exec::content(&self.workshop, &self.key, input, value))
+    }
+
+    fn exec<'a>(
+        &'a self,
+        cx: &'a OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
+        Box::pin(self.run(cx, inputs))
+    }
+}

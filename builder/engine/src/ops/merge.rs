@@ -1,0 +1,96 @@
+//! Merge (trees on top of each other) and diff (what one tree has over another).
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lapstrake_builder_cache::RecordKind;
+use lapstrake_builder_llb::{Vertex, cache_key, pb};
+use lapstrake_builder_solver::{CacheMap, Op, OpContext};
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::Tree;
+
+use super::{Workshop, exec};
+use crate::{StepError, scope::EngineTypes};
+
+/// Work on whole trees, done on a blocking thread.
+type TreeWork = fn(&Workshop, &[Tree]) -> Result<Tree, StepError>;
+
+/// An op without content keys whose result is one tree made of its inputs.
+pub(crate) struct TreeStep {
+    workshop: Arc<Workshop>,
+    key: cache_key::OpKey,
+    name: String,
+    // Which input each operand is; `None` is the empty tree.
+    operands: Vec<Option<usize>>,
+    work: TreeWork,
+}
+
+impl TreeStep {
+    async fn run(&self, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+        let operands: Vec<Tree> = self
+            .operands
+            .iter()
+            .map(|operand| match operand {
+                None => Ok(Tree::empty()),
+                Some(input) => inputs
+                    .get(*input)
+                    .cloned()
+                    .ok_or_else(|| StepError::Invalid { what: format!("input {input} is not there") }),
+            })
+            .collect::<Result<_, _>>()?;
+        let (workshop, work, name) = (Arc::clone(&self.workshop), self.work, self.name.clone());
+        StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
+            let tree = work(&workshop, &operands)?;
+            workshop.cache.record(&tree, RecordKind::Regular, &name)?;
+            Ok(vec![tree])
+        })
+        .await
+    }
+}
+
+/// The op that lays trees on top of each other.
+pub(crate) fn merge(workshop: Arc<Workshop>, op: &pb::MergeOp, vertex: &Vertex) -> TreeStep {
+    TreeStep {
+        workshop,
+        key: cache_key::merge(op, vertex.inputs.len()),
+        name: vertex.name.clone(),
+        operands: op.inputs.iter().map(|input| usize::try_from(input.input).ok()).collect(),
+        work: |workshop, trees| Ok(lapstrake_builder_files::merge(&workshop.stores, trees)?),
+    }
+}
+
+/// The op that keeps what one tree has over another.
+pub(crate) fn diff(workshop: Arc<Workshop>, op: &pb::DiffOp, vertex: &Vertex) -> TreeStep {
+    let lower = op.lower.as_ref().and_then(|lower| usize::try_from(lower.input).ok());
+    let upper = op.upper.as_ref().and_then(|upper| usize::try_from(upper.input).ok());
+    TreeStep {
+        workshop,
+        key: cache_key::diff(op, vertex.inputs.len()),
+        name: vertex.name.clone(),
+        operands: vec![lower, upper],
+        work: |workshop, trees| Ok(lapstrake_builder_files::diff(&workshop.stores, &trees[0], &trees[1])?),
+    }
+}
+
+impl Op<EngineTypes> for TreeStep {
+    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
+        Box::pin(async { Ok(exec::cache_map(&self.key)) })
+    }
+
+    fn content<'a>(
+        &'a self,
+        _: &'a OpContext<EngineTypes>,
+        input: usize,
+        value: Tree,
+    ) -> BoxFuture<'a, Result<Digest, StepError>> {
+        Box::pin(exec::content(&self.workshop, &self.key, input, value))
+    }
+
+    fn exec<'a>(
+        &'a self,
+        _: &'a OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
+        Box::pin(self.run(inputs))
+    }
+}

@@ -1,0 +1,259 @@
+//! The mounts of a `RUN`: drafts, read-only inputs, cache directories, secrets, sockets.
+
+use std::sync::Arc;
+
+use lapstrake_builder_cache::{CacheMount, Sharing};
+use lapstrake_builder_executor::{MountKind, MountSpec};
+use lapstrake_builder_llb::pb;
+use lapstrake_builder_solver::OpContext;
+use lapstrake_layerstore_store::{Draft, SnapshotMount, Tree};
+use lapstrake_session::{Secret, SshAgent, SshSocket};
+
+use super::Workshop;
+use crate::{
+    StepError,
+    scope::{EngineTypes, sessions},
+};
+
+/// The root of the process's file system.
+pub(crate) struct Root {
+    pub(crate) mount: SnapshotMount,
+    pub(crate) read_only: bool,
+}
+
+/// Everything that must live as long as the process does. Dropping it discards drafts that were not taken.
+pub(crate) struct MountPlan {
+    root: Option<Root>,
+    mounts: Vec<MountSpec>,
+    secret_env: Vec<String>,
+    // By the mount's number: drafts whose content is an output.
+    outputs: Vec<(usize, Draft)>,
+    // Never used again, and gone afterwards.
+    scratch: Vec<Draft>,
+    held: Vec<Tree>,
+    caches: Vec<CacheMount>,
+    agents: Vec<(SshAgent, tempfile::TempDir)>,
+}
+
+impl MountPlan {
+    /// Prepares all mounts of an op. Waits for locked cache mounts; dropping the future gives everything back.
+    pub(crate) async fn prepare(
+        workshop: &Arc<Workshop>,
+        op: &pb::ExecOp,
+        inputs: Vec<Tree>,
+        cx: &OpContext<EngineTypes>,
+    ) -> Result<Self, StepError> {
+        let mut plan = Self {
+            root: None,
+            mounts: Vec::new(),
+            secret_env: Vec::new(),
+            outputs: Vec::new(),
+            scratch: Vec::new(),
+            held: Vec::new(),
+            caches: Vec::new(),
+            agents: Vec::new(),
+        };
+        for (number, mount) in op.mounts.iter().enumerate() {
+            let input = match usize::try_from(mount.input) {
+                Ok(index) => inputs.get(index).cloned().ok_or_else(|| StepError::Invalid {
+                    what: format!("mount {} is of input {index}, which is not there", mount.dest),
+                })?,
+                Err(_) => Tree::empty(),
+            };
+            let kind = match mount.mount_type() {
+                pb::MountType::Bind => Some(plan.bind(workshop, number, mount, input).await?),
+                pb::MountType::Cache => Some(plan.cache(workshop, mount, input, cx).await?),
+                pb::MountType::Tmpfs => Some(MountKind::Tmpfs { size: tmpfs_size(mount) }),
+                pb::MountType::Secret => secret(workshop, mount, cx).await?,
+                pb::MountType::Ssh => plan.ssh(workshop, mount, cx).await?,
+            };
+            let Some(kind) = kind else { continue };
+            if mount.dest == "/" {
+                plan.set_root(kind)?;
+            } else {
+                plan.mounts.push(MountSpec { target: mount.dest.clone(), kind });
+            }
+        }
+        for env in &op.secretenv {
+            if let Some(secret) = find_secret(workshop, &env.id, env.optional, cx).await? {
+                let value = String::from_utf8(secret.into_bytes()).map_err(|_| StepError::Invalid {
+                    what: format!("secret {} for variable {} is not UTF-8", env.id, env.name),
+                })?;
+                plan.secret_env.push(format!("{}={value}", env.name));
+            }
+        }
+        // A directory is mounted before what is mounted in it.
+        plan.mounts.sort_by_key(|mount| mount.target.split('/').filter(|part| !part.is_empty()).count());
+        Ok(plan)
+    }
+
+    fn set_root(&mut self, kind: MountKind) -> Result<(), StepError> {
+        match kind {
+            MountKind::Snapshot { mount, selector, read_only } if matches!(selector.as_str(), "" | "/") => {
+                self.root = Some(Root { mount, read_only });
+                Ok(())
+            }
+            _ => Err(StepError::Unsupported { what: "a root mount that is not a whole tree".to_owned() }),
+        }
+    }
+
+    async fn bind(
+        &mut self,
+        workshop: &Arc<Workshop>,
+        number: usize,
+        mount: &pb::Mount,
+        input: Tree,
+    ) -> Result<MountKind, StepError> {
+        let selector = mount.selector.clone();
+        if mount.readonly && input.snapshot().is_some() && mount.output < 0 {
+            let source = Arc::clone(workshop);
+            let tree = input.clone();
+            let found = StepError::blocking(move || source.stores.mount(&tree)).await?;
+            self.held.push(input);
+            let mount = found.expect("a tree with a snapshot has a mount");
+            return Ok(MountKind::Snapshot { mount, selector, read_only: true });
+        }
+        let stores = workshop.stores.clone();
+        let draft = StepError::blocking(move || stores.begin(&input)).await?;
+        let kind = MountKind::Snapshot { mount: draft.mount().clone(), selector, read_only: mount.readonly };
+        if mount.output >= 0 {
+            self.outputs.push((number, draft))
+        } else {
+            self.scratch.push(draft)
+        }
+        Ok(kind)
+    }
+
+    async fn cache(
+        &mut self,
+        workshop: &Arc<Workshop>,
+        mount: &pb::Mount,
+        input: Tree,
+        cx: &OpContext<EngineTypes>,
+    ) -> Result<MountKind, StepError> {
+        let options = mount.cache_opt.clone().unwrap_or_default();
+        let sharing = match options.sharing() {
+            pb::CacheSharingOpt::Shared => Sharing::Shared,
+            pb::CacheSharingOpt::Private => Sharing::Private,
+            pb::CacheSharingOpt::Locked => Sharing::Locked,
+        };
+        let taken = Arc::clone(&workshop.cache).mount(&options.id, sharing, &input, &mount.dest);
+        let cache = tokio::select! {
+            cache = taken => cache?,
+            () = cx.cancel.cancelled() => return Err(StepError::Canceled),
+        };
+        let kind = MountKind::Snapshot {
+            mount: cache.mount().clone(),
+            selector: mount.selector.clone(),
+            read_only: mount.readonly,
+        };
+        self.caches.push(cache);
+        Ok(kind)
+    }
+
+    async fn ssh(
+        &mut self,
+        workshop: &Arc<Workshop>,
+        mount: &pb::Mount,
+        cx: &OpContext<EngineTypes>,
+    ) -> Result<Option<MountKind>, StepError> {
+        let options = mount.ssh_opt.clone().unwrap_or_default();
+        let dir = tempfile::Builder::new()
+            .prefix("ssh-")
+            .tempdir_in(&workshop.runtime_dir)
+            .map_err(|source| StepError::Io { what: "a directory for an ssh agent's socket", source })?;
+        let socket = dir.path().join("agent.sock");
+        let wanted = SshSocket {
+            path: socket.clone(),
+            owner: Some((options.uid, options.gid)),
+            mode: options.mode & 0o7777,
+        };
+        let ids = sessions(&cx.scopes());
+        let agent = workshop
+            .sessions
+            .any(&ids, |caller| {
+                let (id, wanted) = (options.id.clone(), wanted.clone());
+                async move { caller.ssh_agent(&id, &wanted).await }
+            })
+            .await;
+        match agent {
+            Ok(agent) => {
+                self.agents.push((agent, dir));
+                Ok(Some(MountKind::SshAgent {
+                    socket,
+                    uid: options.uid,
+                    gid: options.gid,
+                    mode: options.mode,
+                }))
+            }
+            Err(_) if options.optional => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The root file system's mount.
+    pub(crate) fn take_root(&mut self) -> Result<Root, StepError> {
+        self.root.take().ok_or_else(|| StepError::Invalid { what: "exec without a root mount".to_owned() })
+    }
+
+    /// All other mounts, outer ones first.
+    pub(crate) fn take_mounts(&mut self) -> Vec<MountSpec> {
+        std::mem::take(&mut self.mounts)
+    }
+
+    /// Variables whose values are secrets.
+    pub(crate) fn secret_env(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.secret_env)
+    }
+
+    /// The drafts that are outputs, by mount; everything else is given back.
+    pub(crate) fn finish(self) -> Vec<(usize, Draft)> {
+        self.outputs
+    }
+}
+
+fn tmpfs_size(mount: &pb::Mount) -> Option<u64> {
+    mount.tmpfs_opt.as_ref().and_then(|options| u64::try_from(options.size).ok()).filter(|size| *size > 0)
+}
+
+async fn secret(
+    workshop: &Arc<Workshop>,
+    mount: &pb::Mount,
+    cx: &OpContext<EngineTypes>,
+) -> Result<Option<MountKind>, StepError> {
+    let options = mount.secret_opt.clone().unwrap_or_default();
+    let found = find_secret(workshop, &options.id, options.optional, cx).await?;
+    Ok(found.map(|secret| MountKind::Secret {
+        data: secret.into_bytes(),
+        uid: options.uid,
+        gid: options.gid,
+        mode: options.mode & 0o7777,
+    }))
+}
+
+async fn find_secret(
+    workshop: &Arc<Workshop>,
+    id: &str,
+    optional: bool,
+    cx: &OpContext<EngineTypes>,
+) -> Result<Option<Secret>, StepError> {
+    let ids = sessions(&cx.scopes());
+    if ids.is_empty() {
+        return if optional { Ok(None) } else { Err(StepError::NoSecret { id: id.to_owned() }) };
+    }
+    let found = workshop
+        .sessions
+        .any(&ids, |caller| {
+            let id = id.to_owned();
+            async move { caller.secret(&id).await }
+        })
+        .await;
+    match found {
+        Ok(secret) => Ok(Some(secret)),
+        Err(lapstrake_session::Error::SecretNotFound { .. }) if optional => Ok(None),
+        Err(lapstrake_session::Error::SecretNotFound { .. }) => {
+            Err(StepError::NoSecret { id: id.to_owned() })
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,226 @@
+//! From a request to a plan: finds out what the Dockerfile frontend needs to know, until it needs nothing more.
+
+use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
+
+use lapstrake_builder_dockerfile::{
+    Answer, DockerfileOptions, Facts, ImageFact, Need, Plan, dockerfile_definition, dockerfile_name,
+    dockerignore_definition,
+    facts::IgnoreFile,
+    options::{ContextSource, DockerfileSource, LocalContext},
+    plan,
+};
+use lapstrake_builder_progress::Progress;
+use lapstrake_builder_source::{LocalProvider, SourceContext};
+use lapstrake_layerstore_store::{SnapshotKey, StoreError, Tree};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use tokio_util::sync::CancellationToken;
+
+use crate::{ContextInput, Engine, EngineError, StepError, engine::internal_vertex, scope::BuildScope};
+
+/// A Dockerfile or ignore file larger than this is a mistake or an attack: 16 MiB.
+const FILE_LIMIT: u64 = 16 << 20;
+/// How often the frontend may ask again. Each round answers all it asked, so real builds need a handful.
+const ROUNDS: usize = 64;
+
+/// Puts the context's place into the options, and what stands there into the scope.
+pub(crate) fn place_context(
+    options: &mut DockerfileOptions,
+    context: ContextInput,
+    scope: &mut BuildScope,
+) -> Result<(), EngineError> {
+    let mut provide = |name: &str, provider: LocalProvider| {
+        let id = SnapshotKey::random().to_string();
+        scope.locals.insert(id.clone(), provider);
+        LocalContext { unique_id: Some(id), ..LocalContext::named(name) }
+    };
+    match context {
+        ContextInput::Session => {
+            let session = scope.session.as_ref().ok_or_else(|| EngineError::Unsupported {
+                what: "a context from a session, without a session".to_owned(),
+            })?;
+            options.session_id.get_or_insert_with(|| session.to_string());
+        }
+        ContextInput::Received(received) => {
+            let local = provide("context", LocalProvider::Tree(received.tree().clone()));
+            options.dockerfile_source =
+                DockerfileSource::Local(LocalContext { name: "dockerfile".to_owned(), ..local.clone() });
+            options.context = ContextSource::Local(local);
+        }
+        ContextInput::Directory { context, dockerfile } => {
+            options.context = ContextSource::Local(provide("context", LocalProvider::Directory(context)));
+            options.dockerfile_source =
+                DockerfileSource::Local(provide("dockerfile", LocalProvider::Directory(dockerfile)));
+        }
+        ContextInput::Remote => {}
+    }
+    Ok(())
+}
+
+impl Engine {
+    /// Plans a Dockerfile build. Pure planning is the frontend's; this answers what it asks.
+    pub(crate) async fn plan(
+        &self,
+        options: &DockerfileOptions,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Plan, EngineError> {
+        let mut facts = Facts::default();
+        if let ContextSource::Http { url } = &options.context {
+            facts.http_context_is_archive = Some(self.is_archive(url, scope, progress, cancel).await?);
+        }
+        self.read_dockerfile(options, &mut facts, scope, progress).await?;
+        for _ in 0..ROUNDS {
+            match plan(options, &facts)? {
+                Answer::Plan(plan) => return Ok(*plan),
+                Answer::Need(needs) => {
+                    // Several images at once: each is a round trip to a registry.
+                    let answers = needs.into_iter().map(|need| self.find_out(need, scope, progress, cancel));
+                    for learn in futures::future::try_join_all(answers).await? {
+                        learn(&mut facts);
+                    }
+                }
+            }
+        }
+        Err(EngineError::Unsupported {
+            what: format!("a Dockerfile that needs more than {ROUNDS} rounds of facts"),
+        })
+    }
+
+    async fn find_out(
+        &self,
+        need: Need,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Box<dyn FnOnce(&mut Facts) + Send>, EngineError> {
+        match need {
+            Need::ImageConfig { query, progress_name, .. } => {
+                let vertex = internal_vertex(progress, progress_name);
+                vertex.start();
+                let cx = self.source_context(scope, vertex.clone(), cancel);
+                let found = self.workshop().sources.resolve_image(&cx, &query).await;
+                match found {
+                    Ok(found) => {
+                        vertex.complete();
+                        let fact: ImageFact = found;
+                        Ok(Box::new(move |facts| {
+                            facts.images.insert(query, fact);
+                        }))
+                    }
+                    Err(error) => {
+                        vertex.fail(error.to_string());
+                        Err(error.into())
+                    }
+                }
+            }
+            Need::ContextIgnore { name, definition } => {
+                let tree = self.solve(&definition.definition(), scope, progress).await?;
+                let data = self.read_file(tree, ".dockerignore").await?;
+                Ok(Box::new(move |facts| {
+                    facts.context_ignores.insert(name, data.map(Into::into));
+                }))
+            }
+            Need::HttpContextKind { url } => {
+                let archive = self.is_archive(&url, scope, progress, cancel).await?;
+                Ok(Box::new(move |facts| facts.http_context_is_archive = Some(archive)))
+            }
+            other => Err(EngineError::Unsupported { what: format!("{other:?}") }),
+        }
+    }
+
+    async fn is_archive(
+        &self,
+        url: &str,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<bool, EngineError> {
+        let vertex = internal_vertex(progress, format!("[internal] load remote build context {url}"));
+        vertex.start();
+        let cx = self.source_context(scope, vertex.clone(), cancel);
+        let answer = self.workshop().sources.is_archive(&cx, url).await;
+        match &answer {
+            Ok(_) => vertex.complete(),
+            Err(error) => vertex.fail(error.to_string()),
+        }
+        Ok(answer?)
+    }
+
+    async fn read_dockerfile(
+        &self,
+        options: &DockerfileOptions,
+        facts: &mut Facts,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+    ) -> Result<(), EngineError> {
+        let tree = self.solve(&dockerfile_definition(options, facts)?, scope, progress).await?;
+        let name = dockerfile_name(options, facts).to_owned();
+        let mut found = self.read_file(tree.clone(), &name).await?;
+        if found.is_none() && name == "Dockerfile" {
+            // As docker build has it: the name's case may be forgotten.
+            found = self.read_file(tree.clone(), "dockerfile").await?;
+        }
+        facts.dockerfile = found.ok_or_else(|| EngineError::NoDockerfile { name: name.clone() })?.into();
+
+        let own = format!("{name}.dockerignore");
+        if let Some(data) = self.read_file(tree.clone(), &own).await? {
+            facts.dockerignore = Some(IgnoreFile { name: own, data: data.into() });
+        } else if let Some(definition) = dockerignore_definition(options)? {
+            let context = self.solve(&definition, scope, progress).await?;
+            let name = ".dockerignore".to_owned();
+            facts.dockerignore =
+                self.read_file(context, &name).await?.map(|data| IgnoreFile { name, data: data.into() });
+        }
+        Ok(())
+    }
+
+    /// A file of a tree, symlinks followed inside the tree; `None` when it is not there.
+    async fn read_file(&self, tree: Tree, path: &str) -> Result<Option<Vec<u8>>, EngineError> {
+        let stores = self.stores().clone();
+        let path = path.to_owned();
+        let read = move || -> Result<Option<Vec<u8>>, StepError> {
+            let Some(open) = stores.open(&tree)? else { return Ok(None) };
+            let failed = |errno: rustix::io::Errno| StoreError::io("read", Path::new(&path))(errno.into());
+            let file = match rustix::fs::openat2(
+                open.root(),
+                path.as_str(),
+                OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+                Mode::empty(),
+                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+            ) {
+                Ok(file) => std::fs::File::from(file),
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+                Err(errno) => return Err(failed(errno).into()),
+            };
+            let about = file.metadata().map_err(StoreError::io("read", Path::new(&path)))?;
+            if !about.is_file() {
+                return Err(StepError::Invalid { what: format!("{path} is not a file") });
+            }
+            if about.len() > FILE_LIMIT {
+                return Err(StepError::Invalid {
+                    what: format!("{path} is {} bytes long; the limit is {FILE_LIMIT}", about.len()),
+                });
+            }
+            let mut data = Vec::new();
+            file.take(FILE_LIMIT).read_to_end(&mut data).map_err(StoreError::io("read", Path::new(&path)))?;
+            Ok(Some(data))
+        };
+        Ok(StepError::blocking(read).await?)
+    }
+
+    fn source_context(
+        &self,
+        scope: &Arc<BuildScope>,
+        vertex: lapstrake_builder_progress::VertexHandle,
+        cancel: &CancellationToken,
+    ) -> SourceContext {
+        SourceContext {
+            sessions: scope.session.iter().cloned().collect(),
+            credentials: vec![Arc::clone(&scope.credentials)],
+            locals: HashMap::clone(&scope.locals),
+            vertex,
+            cancel: cancel.clone(),
+        }
+    }
+}

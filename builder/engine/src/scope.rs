@@ -1,0 +1,37 @@
+//! What a build offers to the steps that it waits for.
+
+use std::{collections::HashMap, sync::Arc};
+
+use lapstrake_builder_solver::Types;
+use lapstrake_builder_source::LocalProvider;
+use lapstrake_layerstore_registry::CredentialSource;
+use lapstrake_layerstore_store::Tree;
+use lapstrake_session::SessionId;
+
+use crate::{Resources, StepError};
+
+/// One build, as its steps see it. A step that several builds share may ask any of them.
+pub(crate) struct BuildScope {
+    /// The client's session.
+    pub(crate) session: Option<SessionId>,
+    /// Credentials for registries.
+    pub(crate) credentials: Arc<dyn CredentialSource>,
+    /// Directories that are not with a session, by the unique id that the graph names them with.
+    pub(crate) locals: HashMap<String, LocalProvider>,
+    /// Limits on processes.
+    pub(crate) resources: Resources,
+}
+
+/// The types that the solver works with.
+pub(crate) struct EngineTypes;
+
+impl Types for EngineTypes {
+    type Value = Tree;
+    type Scope = Arc<BuildScope>;
+    type Error = StepError;
+}
+
+/// The sessions of the builds that wait, longest waiting first.
+pub(crate) fn sessions(scopes: &[Arc<BuildScope>]) -> Vec<SessionId> {
+    scopes.iter().filter_map(|scope| scope.session.clone()).collect()
+}
