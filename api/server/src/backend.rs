@@ -1,6 +1,6 @@
 //! What the doors need done, as contracts that the daemon connects.
 
-use std::{any::Any, pin::Pin, sync::Arc};
+use std::{any::Any, pin::Pin};
 
 use bytes::Bytes;
 use futures::{Stream, future::BoxFuture};
@@ -115,6 +115,9 @@ pub type TransferSink = mpsc::Sender<TransferNews>;
 /// Where an archive goes, chunk by chunk. A receiver that is gone ends the transfer.
 pub type SaveSink = mpsc::Sender<Bytes>;
 
+/// Writes an archive; the images that were saved.
+pub type Saving = BoxFuture<'static, Result<Vec<ImageId>, ApiError>>;
+
 /// A pull.
 #[derive(Debug, Clone)]
 pub struct PullOrder {
@@ -218,11 +221,7 @@ pub trait ImageTransfer: Send + Sync {
 
     /// Resolves what is to be saved, so that what is not there is an error before the first byte; the future that is returned then
     /// writes the archive.
-    fn save(
-        &self,
-        order: SaveOrder,
-        sink: SaveSink,
-    ) -> BoxFuture<'_, Result<BoxFuture<'static, Result<Vec<ImageId>, ApiError>>, ApiError>>;
+    fn save(&self, order: SaveOrder, sink: SaveSink) -> BoxFuture<'_, Result<Saving, ApiError>>;
 
     /// Makes an image of a tree's archive.
     fn import(&self, order: ImportOrder, archive: BodyStream) -> BoxFuture<'_, Result<Imported, ApiError>>;
@@ -240,6 +239,3 @@ pub trait ImageTransfer: Send + Sync {
     /// Tries credentials on their registry; an identity token when the registry gives one.
     fn authenticate(&self, auth: AuthConfig) -> BoxFuture<'_, Result<Option<String>, ApiError>>;
 }
-
-/// Contracts are shared by all connections.
-const _: fn(&Arc<dyn Builds>, &Arc<dyn ImageTransfer>, &Arc<dyn BuildCache>) = |_, _, _| ();

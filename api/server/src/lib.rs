@@ -39,7 +39,7 @@ mod transfer;
 
 pub use backend::{
     BodyStream, BuildCache, BuildContext, BuildOrder, Builds, Built, ImageTransfer, ImportOrder, Imported,
-    LoadOrder, Loaded, PullOrder, Pulled, PushOrder, Pushed, ReceivedContext, SaveOrder, SaveSink,
+    LoadOrder, Loaded, PullOrder, Pulled, PushOrder, Pushed, ReceivedContext, SaveOrder, SaveSink, Saving,
     TransferNews, TransferSink,
 };
 pub use error::{ApiError, ApiErrorKind};

@@ -283,8 +283,15 @@ async fn streamed(
             biased;
             Some(one) = news.recv() => first.push(message(one)),
             end = &mut work => {
-                let end = end?;
-                ended = Some(end);
+                // It may have said something on its last stretch.
+                match (news.try_recv(), end) {
+                    (Err(_), Err(error)) => return Err(error),
+                    (Err(_), end) => ended = Some(end),
+                    (Ok(one), end) => {
+                        first.push(message(one));
+                        ended = Some(end);
+                    }
+                }
             }
         }
     }
@@ -301,30 +308,32 @@ async fn relay(
     first: Vec<StreamMessage>,
     mut news: mpsc::Receiver<TransferNews>,
     mut work: BoxFuture<'static, Result<Vec<StreamMessage>, ApiError>>,
-    mut ended: Option<Vec<StreamMessage>>,
+    ended: Option<Result<Vec<StreamMessage>, ApiError>>,
 ) -> Result<(), body::Gone> {
     for one in &first {
         writer.message(one).await?;
     }
-    while ended.is_none() {
-        tokio::select! {
-            biased;
-            () = writer.closed() => return Err(body::Gone),
-            Some(one) = news.recv() => writer.message(&message(one)).await?,
-            end = &mut work => match end {
-                Ok(ending) => ended = Some(ending),
-                Err(error) => {
-                    drain(writer, &mut news).await?;
-                    return writer.error(&error).await;
-                }
-            },
-        }
-    }
+    let end = match ended {
+        Some(end) => end,
+        None => loop {
+            tokio::select! {
+                biased;
+                () = writer.closed() => return Err(body::Gone),
+                Some(one) = news.recv() => writer.message(&message(one)).await?,
+                end = &mut work => break end,
+            }
+        },
+    };
     drain(writer, &mut news).await?;
-    for one in ended.unwrap_or_default() {
-        writer.message(&one).await?;
+    match end {
+        Ok(ending) => {
+            for one in ending {
+                writer.message(&one).await?;
+            }
+            Ok(())
+        }
+        Err(error) => writer.error(&error).await,
     }
-    Ok(())
 }
 
 /// What was said before the work ended.

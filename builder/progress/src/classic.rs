@@ -82,6 +82,8 @@ pub struct Transcript {
     current: Option<Step>,
     /// The last step's ` ---> id`, which waits for the image's own id.
     last_state: Option<String>,
+    /// The step that was told last was cancelled: the one that failed is looked for.
+    seeking: bool,
     ended: bool,
 }
 
@@ -105,6 +107,7 @@ impl Transcript {
             told: HashSet::new(),
             current: None,
             last_state: None,
+            seeking: false,
             ended: false,
         }
     }
@@ -113,6 +116,9 @@ impl Transcript {
     pub async fn next(&mut self) -> Result<Option<Vec<ClassicLine>>, ProgressError> {
         if self.ended {
             return Ok(None);
+        }
+        if self.seeking {
+            return self.seek().await;
         }
         if self.current.is_none() {
             return Ok(self.begin());
@@ -124,7 +130,13 @@ impl Transcript {
             let lines = self.current.take().map(Step::cut_off).unwrap_or_default();
             return Ok((!lines.is_empty()).then_some(lines));
         };
-        let events = from_response(response);
+        let mut events = from_response(response);
+        // A batch has states before output, whatever came first: put each state back to where it must have been.
+        events.sort_by_key(|event| match event {
+            Event::Vertex(state) if state.completed.is_none() => 0,
+            Event::Vertex(_) => 2,
+            _ => 1,
+        });
         if at >= self.known {
             for event in &events {
                 self.first_heard.entry(vertex_of(event).clone()).or_insert(at);
@@ -168,13 +180,38 @@ impl Transcript {
 
     fn end(&mut self, step: Step, lines: &mut Vec<ClassicLine>) {
         self.told.insert(step.vertex.clone());
-        if step.failed {
-            // What comes after is not told; where a later step failed first, this one was only cancelled.
-            self.steps.clear();
-            self.ended = true;
-            return;
+        match step.outcome {
+            Outcome::Well => self.state_line(&step.step, lines),
+            // What comes after is not told.
+            Outcome::Failed => self.ended = true,
+            Outcome::Canceled => {
+                self.seeking = true;
+                self.events.rewind(0);
+            }
         }
-        self.state_line(&step.step, lines);
+    }
+
+    /// Goes on with the step because of which the others were cancelled.
+    async fn seek(&mut self) -> Result<Option<Vec<ClassicLine>>, ProgressError> {
+        let Some(response) = self.events.next().await? else {
+            self.ended = true;
+            return Ok(None);
+        };
+        for event in from_response(response) {
+            let Event::Vertex(state) = event else { continue };
+            if Outcome::of(state.error.as_deref()) != Outcome::Failed {
+                continue;
+            }
+            let at = self.steps.iter().position(|(_, step)| step.vertex.as_ref() == Some(&state.digest));
+            if let Some(at) = at {
+                self.steps.drain(..at);
+                self.seeking = false;
+                self.known = self.known.max(self.events.position());
+                self.events.rewind(0);
+                break;
+            }
+        }
+        Ok(Some(Vec::new()))
     }
 
     fn state_line(&mut self, step: &ClassicStep, lines: &mut Vec<ClassicLine>) {
@@ -216,13 +253,32 @@ fn vertex_of(event: &Event) -> &Digest {
     }
 }
 
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Well,
+    Failed,
+    Canceled,
+}
+
+impl Outcome {
+    fn of(error: Option<&str>) -> Self {
+        match error {
+            None => Self::Well,
+            // Go's words, which BuildKit and the solver use.
+            Some(error) if error.contains("context canceled") => Self::Canceled,
+            Some(_) => Self::Failed,
+        }
+    }
+}
+
 /// The step that is being told.
 struct Step {
     vertex: Digest,
     step: ClassicStep,
     container: String,
     running: bool,
-    failed: bool,
+    outcome: Outcome,
     stdout: Text,
     stderr: Text,
     /// The last action of each part, so that only changes are told once a part has ended.
@@ -238,7 +294,7 @@ impl Step {
             step,
             container,
             running: false,
-            failed: false,
+            outcome: Outcome::Well,
             stdout: Text::default(),
             stderr: Text::default(),
             parts: BTreeMap::new(),
@@ -255,11 +311,11 @@ impl Step {
                 if state.completed.is_none() && state.error.is_none() {
                     return false;
                 }
-                self.failed = state.error.is_some();
+                self.outcome = Outcome::of(state.error.as_deref());
                 self.flush(lines);
                 if state.cached && !matches!(self.step.kind, ClassicKind::From { .. }) {
                     lines.push(ClassicLine::Stdout(" ---> Using cache\n".to_owned()));
-                } else if mem::take(&mut self.running) && !self.failed {
+                } else if mem::take(&mut self.running) && self.outcome == Outcome::Well {
                     let text = format!("Removing intermediate container {}\n", self.container);
                     lines.push(ClassicLine::Stdout(text));
                 }
@@ -353,4 +409,184 @@ fn unfinished(bytes: &[u8]) -> Option<usize> {
         _ => 1,
     };
     (bytes.len() - start < length).then_some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Limits, Progress, VertexHandle, VertexState};
+
+    fn vertex(progress: &Progress, name: &str) -> VertexHandle {
+        let state = VertexState::pending(Digest::sha256_of(name), name, vec![]);
+        VertexHandle::announce(Arc::new(progress.clone()), state)
+    }
+
+    fn step(text: &str, kind: ClassicKind, vertex: Option<&str>) -> ClassicStep {
+        let vertex = vertex.map(Digest::sha256_of);
+        ClassicStep { text: text.to_owned(), kind, vertex, state: Digest::sha256_of(text), trigger: false }
+    }
+
+    fn from(scratch: bool, triggers: usize) -> ClassicKind {
+        ClassicKind::From { image: None, scratch, triggers }
+    }
+
+    /// The whole transcript of what `build` reports.
+    async fn transcript(steps: Vec<ClassicStep>, build: impl FnOnce(&Progress)) -> String {
+        let progress = Progress::anonymous(Limits::default()).unwrap();
+        let mut transcript = Transcript::new(steps, progress.subscribe().unwrap());
+        build(&progress);
+        drop(progress);
+        let mut lines = Vec::new();
+        while let Some(more) = transcript.next().await.unwrap() {
+            lines.extend(more);
+        }
+        lines.extend(transcript.finish(None));
+        lines
+            .into_iter()
+            .map(|line| match line {
+                ClassicLine::Stdout(text) => text,
+                ClassicLine::Stderr(text) => format!("<{text}>"),
+                ClassicLine::Part { id, action, current, total } => format!("{id}: {action} {current}/{total}\n"),
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn steps_are_told_in_order_however_they_ran() {
+        let steps = vec![
+            step("FROM scratch", from(true, 0), None),
+            step("RUN first", ClassicKind::Run, Some("1")),
+            step("RUN second", ClassicKind::Run, Some("2")),
+        ];
+        let text = transcript(steps, |progress| {
+            let (one, two) = (vertex(progress, "1"), vertex(progress, "2"));
+            two.start();
+            two.log(Stream::Stdout, b"from two\n".to_vec());
+            two.complete();
+            one.start();
+            one.log(Stream::Stdout, b"from one\n".to_vec());
+            one.complete();
+        })
+        .await;
+        insta::assert_snapshot!(text.replace(" \n", "·\n"), @"
+        Step 1/3 : FROM scratch
+         --->·
+        Step 2/3 : RUN first
+         ---> Running in 36a5b5b7f9f3
+        from one
+        Removing intermediate container 36a5b5b7f9f3
+         ---> 0dd4ce7ae2cd
+        Step 3/3 : RUN second
+         ---> Running in 7a1a0ff1a4ac
+        from two
+        Removing intermediate container 7a1a0ff1a4ac
+         ---> c2b6db6b3ea4
+        ");
+    }
+
+    #[tokio::test]
+    async fn output_of_a_parallel_step_is_not_lost_however_much_it_is() {
+        let steps =
+            vec![step("RUN first", ClassicKind::Run, Some("1")), step("RUN second", ClassicKind::Run, Some("2"))];
+        let text = transcript(steps, |progress| {
+            let (one, two) = (vertex(progress, "1"), vertex(progress, "2"));
+            one.start();
+            two.start();
+            for n in 0..5000 {
+                one.log(Stream::Stdout, format!("one {n}\n").into_bytes());
+                two.log(Stream::Stdout, format!("two {n}\n").into_bytes());
+            }
+            two.complete();
+            one.complete();
+        })
+        .await;
+        let numbers = |name: &str| {
+            let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse::<usize>().ok());
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(numbers("one"), (0..5000).collect::<Vec<_>>());
+        assert_eq!(numbers("two"), (0..5000).collect::<Vec<_>>());
+        assert!(text.find("one 4999").unwrap() < text.find("two 0").unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_failed_step_is_told_although_an_earlier_one_was_cancelled() {
+        let steps = vec![
+            step("RUN first", ClassicKind::Run, Some("1")),
+            step("RUN second", ClassicKind::Run, Some("2")),
+            step("RUN third", ClassicKind::Run, Some("3")),
+        ];
+        let text = transcript(steps, |progress| {
+            let (one, two) = (vertex(progress, "1"), vertex(progress, "2"));
+            one.start();
+            two.start();
+            two.log(Stream::Stderr, b"broken\n".to_vec());
+            two.fail("exit code: 1");
+            one.fail("context canceled");
+        })
+        .await;
+        insta::assert_snapshot!(text, @"
+        Step 1/3 : RUN first
+         ---> Running in 36a5b5b7f9f3
+        Step 2/3 : RUN second
+         ---> Running in 7a1a0ff1a4ac
+        <broken
+        >
+        ");
+    }
+
+    #[tokio::test]
+    async fn cached_steps_triggers_and_parts_are_told() {
+        let mut trigger = step("RUN trigger", ClassicKind::Run, Some("t"));
+        trigger.trigger = true;
+        let steps = vec![
+            step("ARG A", ClassicKind::GlobalArg, None),
+            step("FROM base", from(false, 1), Some("b")),
+            trigger,
+            step("COPY a b", ClassicKind::Other, Some("c")),
+            step("CMD x", ClassicKind::Other, None),
+        ];
+        let text = transcript(steps, |progress| {
+            let base = vertex(progress, "b");
+            base.start();
+            let mut part = base.part("sha256:1", "downloading", 10);
+            part.rename("extracting");
+            part.done();
+            base.complete();
+            vertex(progress, "t").cached();
+            vertex(progress, "c").cached();
+        })
+        .await;
+        insta::assert_snapshot!(text, @"
+        Step 1/4 : ARG A
+        Step 2/4 : FROM base
+        sha256:1: downloading 0/10
+        sha256:1: extracting 0/10
+        # Executing 1 build trigger
+         ---> 9a4fb3a8b38f
+         ---> Using cache
+         ---> 55bd8ee2f83a
+        Step 3/4 : COPY a b
+         ---> Using cache
+         ---> 0d3f5b8bb9b4
+        Step 4/4 : CMD x
+         ---> b3a3c83e0f04
+        ");
+    }
+
+    #[test]
+    fn characters_split_between_pieces_are_put_together() {
+        let mut text = Text::default();
+        let bytes = "aé€😀".as_bytes();
+        let mut told = String::new();
+        for byte in bytes {
+            told.extend(text.add(&[*byte]));
+        }
+        assert_eq!(told, "aé€😀");
+        assert_eq!(text.add(b"\xff\xe2"), Some("\u{fffd}".to_owned()));
+        assert_eq!(text.rest(), Some("\u{fffd}".to_owned()));
+        assert_eq!(text.rest(), None);
+    }
 }

@@ -22,6 +22,8 @@ pub use event::{
     Event, Log, ProgressGroup, Status, Stream, VertexState, Warning, from_response, to_response,
 };
 pub use fan::Fan;
+/// What an encoder is given: events of one moment, packed. See [`from_response`].
+pub use lapstrake_api_proto::control::StatusResponse;
 pub use spool::{Limits, Progress, ProgressError, Subscription};
 pub use vertex::{StatusHandle, VertexHandle};
 

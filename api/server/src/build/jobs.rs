@@ -23,8 +23,17 @@ const MEET: Duration = Duration::from_secs(5);
 const MOST: usize = 100_000;
 
 /// Builds by id. Cheap to clone.
-#[derive(Clone, Default)]
-pub(crate) struct Jobs(Arc<Mutex<HashMap<String, Entry>>>);
+#[derive(Clone)]
+pub(crate) struct Jobs {
+    table: Arc<Mutex<HashMap<String, Entry>>>,
+    patience: Duration,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { table: Arc::default(), patience: MEET }
+    }
+}
 
 #[derive(Default)]
 struct Entry {
@@ -57,7 +66,7 @@ struct Upload {
 impl Jobs {
     /// A build begins. Dropping the job ends its entry.
     pub(crate) fn start(&self, id: &str, cancel: CancellationToken) -> Result<Job, ApiError> {
-        let mut jobs = self.0.lock();
+        let mut jobs = self.table.lock();
         if jobs.len() >= MOST {
             return Err(ApiError::new(ApiErrorKind::Unavailable, "too many builds at once"));
         }
@@ -71,7 +80,7 @@ impl Jobs {
 
     /// Cancels the build, if it runs.
     pub(crate) fn cancel(&self, id: &str) {
-        if let Some(cancel) = self.0.lock().get(id).and_then(|entry| entry.cancel.as_ref()) {
+        if let Some(cancel) = self.table.lock().get(id).and_then(|entry| entry.cancel.as_ref()) {
             cancel.cancel();
         }
     }
@@ -83,7 +92,7 @@ impl Jobs {
             ApiError::new(ApiErrorKind::Internal, message)
         };
         let sender = {
-            let mut jobs = self.0.lock();
+            let mut jobs = self.table.lock();
             if jobs.len() >= MOST {
                 return Err(ApiError::new(ApiErrorKind::Unavailable, "too many builds at once"));
             }
@@ -96,18 +105,19 @@ impl Jobs {
         sender.send(Upload { body, done }).await.map_err(|_| nobody())?;
         drop(sender);
         // Until somebody takes it, the deadline runs; then the transfer may take as long as it takes.
-        tokio::select! {
-            result = &mut read => return Ok(result.unwrap_or(())),
-            () = tokio::time::sleep(MEET) => {}
+        // The other end is dropped when the body was read, or will not be: either way there is no more to do.
+        let was_read = tokio::time::timeout(self.patience, &mut read).await.is_ok();
+        if !was_read && !self.was_taken(id) {
+            return Err(nobody());
         }
-        if self.was_taken(id) {
-            return Ok(read.await.unwrap_or(()));
+        if !was_read {
+            let _ = read.await;
         }
-        Err(nobody())
+        Ok(())
     }
 
     fn was_taken(&self, id: &str) -> bool {
-        let jobs = self.0.lock();
+        let jobs = self.table.lock();
         jobs.get(id).and_then(|entry| entry.meeting.as_ref()).is_none_or(|meeting| meeting.receiver.is_none())
     }
 
@@ -126,7 +136,7 @@ struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut jobs = self.jobs.0.lock();
+        let mut jobs = self.jobs.table.lock();
         if let Some(entry) = jobs.get_mut(&self.id) {
             entry.waiting -= 1;
         }
@@ -144,13 +154,13 @@ impl Job {
     /// The body that another request brings.
     pub(crate) async fn wait_for_upload(&self) -> Result<BodyStream, ApiError> {
         let receiver = {
-            let mut jobs = self.jobs.0.lock();
+            let mut jobs = self.jobs.table.lock();
             let entry = jobs.entry(self.id.clone()).or_default();
             entry.meeting.get_or_insert_default().receiver.take()
         };
         let mut receiver =
             receiver.ok_or_else(|| ApiError::conflict("the build's context was taken already"))?;
-        match tokio::time::timeout(MEET, receiver.recv()).await {
+        match tokio::time::timeout(self.jobs.patience, receiver.recv()).await {
             Ok(Some(Upload { body, done })) => Ok(body::boxed(Taken { body, _done: done })),
             _ => Err(ApiError::new(
                 ApiErrorKind::Internal,
@@ -162,7 +172,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let mut jobs = self.jobs.0.lock();
+        let mut jobs = self.jobs.table.lock();
         if let Some(entry) = jobs.get_mut(&self.id) {
             entry.cancel = None;
             // What waits now waits for a build that has ended.
@@ -221,19 +231,19 @@ mod tests {
                 (brought, text)
             };
             assert_eq!((brought.unwrap(), &text[..]), ((), &b"tar"[..]));
-            assert!(jobs.0.lock().is_empty());
+            assert!(jobs.table.lock().is_empty());
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn neither_waits_for_ever() {
-        let jobs = Jobs::default();
+        let jobs = Jobs { patience: Duration::from_millis(1), ..Jobs::default() };
         let error = jobs.bring("a", body("tar")).await.unwrap_err();
         assert!(error.message.contains("no build waits"), "{error}");
         let job = jobs.start("b", CancellationToken::new()).unwrap();
         assert!(job.wait_for_upload().await.is_err());
         drop(job);
-        assert!(jobs.0.lock().is_empty());
+        assert!(jobs.table.lock().is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{ApiError, Built};
 pub(super) enum Rendering {
     /// Until the steps are planned there is nothing to say; a build that fails before says nothing.
     Planning(Option<Subscription>, oneshot::Receiver<Vec<ClassicStep>>),
-    Classic(Transcript),
+    Classic(Box<Transcript>),
     Trace(Subscription),
 }
 
@@ -36,7 +36,7 @@ impl Rendering {
                 Self::Planning(events, steps) => {
                     let Ok(steps) = (&mut *steps).await else { return Ok(None) };
                     let Some(events) = events.take() else { return Ok(None) };
-                    *self = Self::Classic(Transcript::new(steps, events));
+                    *self = Self::Classic(Box::new(Transcript::new(steps, events)));
                 }
                 Self::Classic(transcript) => {
                     let lines = transcript.next().await.map_err(|error| unreadable(&error))?;

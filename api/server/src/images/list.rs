@@ -52,11 +52,7 @@ impl<'a> Selection<'a> {
     }
 
     /// The names to show, tags and digests; `None` when the image is not to be listed for its names.
-    fn names(
-        &self,
-        record: &ImageRecord,
-        has_children: bool,
-    ) -> Result<Option<(Vec<String>, Vec<String>)>, ApiError> {
+    fn names(&self, record: &ImageRecord, has_children: bool) -> Result<Option<Shown>, ApiError> {
         let (mut tags, mut digests) = (Vec::new(), Vec::new());
         for name in &record.names {
             if self.filters.contains("reference") && !self.matches(&name.reference)? {
@@ -97,6 +93,9 @@ impl<'a> Selection<'a> {
         Ok(false)
     }
 }
+
+/// Names to show: with a tag, and with a digest.
+type Shown = (Vec<String>, Vec<String>);
 
 fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
