@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod archive;
 pub mod compression;
 pub mod error;
 mod fsat;
@@ -27,6 +28,7 @@ mod tar;
 pub mod unpack;
 
 pub use apply::{Applied, apply};
+pub use archive::{ArchiveReader, Member, MemberKind};
 pub use compression::{Compression, Decompressed, decompress};
 pub use error::{DiffError, EntryName, ErrorKind};
 pub use layer::{LayerDigest, WriteOptions, write_layer, write_tree};
