@@ -97,6 +97,11 @@ impl Index {
         self.entries
     }
 
+    /// Drops the entries that `keep` refuses.
+    pub(crate) fn retain(&mut self, keep: impl FnMut(&Entry) -> bool) {
+        self.entries.retain(keep);
+    }
+
     /// A stable encoding, to be kept beside the destination. It need not be durable: without it, or with an older one, the next transfer
     /// asks for more than it must, and is right all the same.
     pub fn to_bytes(&self) -> Vec<u8> {

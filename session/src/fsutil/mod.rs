@@ -9,6 +9,8 @@
 //!     ◄──── REQ (64 at most) ──────────────────────────┘      └─► Index: entries, digests, inode + ctime
 //! ```
 
+mod clone;
+mod copy;
 mod disk;
 mod index;
 mod path;
@@ -21,6 +23,7 @@ mod wire;
 
 use std::os::fd::OwnedFd;
 
+pub use copy::copy_tree;
 pub use index::{ContentDigest, Entry, Index};
 pub use send::{Coverage, Sent};
 pub use stat::{FileKind, FileStat, TreeEntry};
