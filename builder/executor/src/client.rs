@@ -326,11 +326,7 @@ async fn pump(mut pipe: pipe::Receiver, mut sink: OutputSink, quit: &Cancellatio
         let read = tokio::select! {
             biased;
             read = pipe.read_buf(&mut buffer) => read,
-            () = quit.cancelled() => match pipe.try_read_buf(&mut buffer) {
-                // Nothing there now.
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                read => read,
-            },
+            () = quit.cancelled() => read_now(&pipe, &mut buffer),
         };
         match read {
             Ok(0) | Err(_) => break,
@@ -345,6 +341,15 @@ async fn pump(mut pipe: pipe::Receiver, mut sink: OutputSink, quit: &Cancellatio
         // Its reader may be gone.
         let _ = writer.flush().await;
     }
+}
+
+/// Reads what is in the pipe, `WouldBlock` if nothing is. Asks the kernel: tokio's own `try_read` asks only what its event
+/// loop has heard, which may be late.
+fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut) -> std::io::Result<usize> {
+    let mut chunk = vec![0; CHUNK];
+    let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut chunk[..]))?;
+    buffer.extend_from_slice(&chunk[..length]);
+    Ok(length)
 }
 
 /// The sink is gone.

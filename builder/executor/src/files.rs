@@ -7,12 +7,15 @@ use crate::{DnsConfig, ExecError, ExtraHost, plan::Network};
 const MAX_RESOLV_CONF_BYTES: u64 = 1 << 20;
 
 /// Name servers when the host names none that a container can reach, as Docker has it.
-const FALLBACK_NAMESERVERS: [&str; 4] = ["8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"];
+const FALLBACK_NAMESERVERS: [&str; 4] =
+    ["8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"];
 
 pub(crate) fn hosts(hostname: &str, extra: &[ExtraHost]) -> Result<String, ExecError> {
     let mut text = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for ExtraHost { host, ip } in extra {
-        if host.is_empty() || host.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'#') {
+        if host.is_empty()
+            || host.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'#')
+        {
             return Err(ExecError::Invalid {
                 field: "extra host",
                 value: host.clone(),
@@ -37,7 +40,8 @@ pub(crate) fn resolv_conf(dns: &DnsConfig, network: Network) -> Result<String, E
 
 fn read_host(path: &str) -> Result<String, ExecError> {
     let mut bytes = Vec::new();
-    match std::fs::File::open(path).and_then(|file| file.take(MAX_RESOLV_CONF_BYTES).read_to_end(&mut bytes)) {
+    match std::fs::File::open(path).and_then(|file| file.take(MAX_RESOLV_CONF_BYTES).read_to_end(&mut bytes))
+    {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(source) => return Err(ExecError::Io { doing: "read the host's resolv.conf", source }),
@@ -170,7 +174,8 @@ mod tests {
 
     #[test]
     fn resolv_conf_takes_what_the_build_says_field_by_field() {
-        let dns = DnsConfig { nameservers: vec!["1.1.1.1".into()], search: vec![], options: vec!["rotate".into()] };
+        let dns =
+            DnsConfig { nameservers: vec!["1.1.1.1".into()], search: vec![], options: vec!["rotate".into()] };
         assert_eq!(
             render("nameserver 10.0.0.2\nsearch a\noptions ndots:2\n", &dns, Network::Host).unwrap(),
             "nameserver 1.1.1.1\nsearch a\noptions rotate\n"

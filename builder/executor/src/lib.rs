@@ -15,6 +15,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod bundle;
 mod caps;
 mod client;
 mod error;
@@ -36,6 +37,6 @@ pub use native::NativeExecutor;
 pub use run::{BoxFuture, Executor, ExitStatus, OutputSink, ProcessIo};
 pub use runtime::OciRuntime;
 pub use spec::{
-    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, Resources, RunId, SecurityMode, StubPolicy,
-    Ulimit,
+    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, Resources, RunId, SecurityMode,
+    StubPolicy, Ulimit,
 };

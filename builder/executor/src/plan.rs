@@ -161,6 +161,17 @@ const MASKED: [&str; 12] = [
 /// Docker's read-only paths.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+impl Mount {
+    /// Whether writing through it is refused, and whether it is good for nothing but its content.
+    pub(crate) fn restrictions(&self) -> (bool, bool) {
+        match &self.source {
+            MountSource::Tree { read_only, .. } | MountSource::Host { read_only, .. } => (*read_only, false),
+            MountSource::Tmpfs { .. } | MountSource::Socket { .. } => (false, true),
+            MountSource::File(_) => (true, true),
+        }
+    }
+}
+
 impl Plan {
     /// Checks `spec` and decides what to do. Reads the host's `resolv.conf`; seccomp is filled in by the caller.
     pub(crate) fn new(spec: &ProcessSpec) -> Result<Self, ExecError> {
@@ -193,7 +204,7 @@ impl Plan {
             read_only_root: spec.read_only_root,
             args: spec.args.clone(),
             env: environment(&spec.env)?,
-            cwd: absolute("cwd", if spec.cwd.is_empty() { "/" } else { &spec.cwd })?,
+            cwd: clean(&absolute("cwd", if spec.cwd.is_empty() { "/" } else { &spec.cwd })?),
             user: no_nul("user", &spec.user)?,
             hostname: hostname.to_owned(),
             network,
@@ -364,9 +375,16 @@ fn mounts(spec: &ProcessSpec) -> Result<Vec<Mount>, ExecError> {
     Ok(mounts)
 }
 
-/// The path without `.`, doubled slashes and a slash at the end. `..` stays: it means what the image's symbolic links make of it.
+/// The path without `.`, `..`, doubled slashes and a slash at the end. Taken as text, as BuildKit (Go's `path.Join`) takes it.
 fn clean(path: &str) -> String {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
     format!("/{}", parts.join("/"))
 }
 
@@ -401,7 +419,8 @@ fn resources(resources: &Resources) -> Result<Resources, ExecError> {
 }
 
 fn cgroup(spec: &ProcessSpec) -> Result<PathBuf, ExecError> {
-    let parent = spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()).unwrap_or(DEFAULT_CGROUP_PARENT);
+    let parent =
+        spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()).unwrap_or(DEFAULT_CGROUP_PARENT);
     let mut path = PathBuf::new();
     for component in Path::new(no_nul("cgroup-parent", parent)?.as_str()).components() {
         match component {

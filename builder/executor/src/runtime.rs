@@ -1,40 +1,72 @@
 //! An external OCI runtime (runc, crun) in place of the native executor.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec};
+use crate::{
+    BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, SecurityMode,
+    plan::{Plan, Runtime},
+    seccomp::Profile,
+};
 
-/// Runs containers with an OCI runtime.
-#[derive(Debug)]
+/// Runs containers with an OCI runtime, to the same effect as [`crate::NativeExecutor`].
+///
+/// Differences: a program that is missing or cannot be executed is [`ExecError::Runtime`], in the runtime's words.
+#[derive(Debug, Clone)]
 pub struct OciRuntime {
     path: PathBuf,
     helper: Helper,
+    profile: Arc<Profile>,
 }
 
 impl OciRuntime {
     /// An executor that has `helper` call the runtime at `path` (absolute, or a name to be searched in `PATH`).
     pub fn new(path: impl Into<PathBuf>, helper: Helper) -> Result<Self, ExecError> {
-        Ok(Self { path: path.into(), helper })
+        let path = find(path.into())?;
+        let profile = Arc::new(Profile::load(helper.options().seccomp_profile.as_deref())?);
+        Ok(Self { path, helper, profile })
     }
 
-    /// The runtime's path.
+    /// The runtime's absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The program's absolute path.
+fn find(path: PathBuf) -> Result<PathBuf, ExecError> {
+    let found = if path.is_absolute() {
+        Some(path.clone()).filter(|path| path.is_file())
+    } else if path.components().count() == 1 {
+        std::env::var_os("PATH").and_then(|all| {
+            std::env::split_paths(&all).map(|dir| dir.join(&path)).find(|candidate| candidate.is_file())
+        })
+    } else {
+        None
+    };
+    found.ok_or_else(|| ExecError::Invalid {
+        field: "oci runtime",
+        value: path.display().to_string(),
+        reason: "is neither the absolute path of a program nor a program in PATH",
+    })
 }
 
 impl Executor for OciRuntime {
     fn run(
         &self,
         spec: ProcessSpec,
-        _io: ProcessIo,
-        _cancel: CancellationToken,
+        io: ProcessIo,
+        cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
         Box::pin(async move {
-            tracing::debug!(id = %spec.id, runtime = %self.path.display(), helper = ?self.helper, "run");
-            Err(ExecError::HelperGone)
+            let mut plan = Plan::new(&spec)?;
+            let seccomp = (spec.security == SecurityMode::Sandbox).then(|| self.profile.oci(plan.caps));
+            plan.runtime = Some(Runtime { path: self.path.clone(), seccomp });
+            self.helper.run(spec.id, plan, io, cancel).await
         })
     }
 }

@@ -199,7 +199,8 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, instructions: &[u64]
         ..BpfLoadAttr::default()
     };
     // SAFETY: `load` describes live memory that the kernel only reads.
-    let program = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoadAttr>()) };
+    let program =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoadAttr>()) };
     if program == -1 {
         return Err(io::Error::last_os_error());
     }
@@ -208,6 +209,7 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, instructions: &[u64]
     let attach: [u32; 4] =
         [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
     // SAFETY: `attach` is the first 16 bytes of bpf_attr for this command; the kernel takes the rest as zero.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attach.as_ptr(), size_of_val(&attach)) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attach.as_ptr(), size_of_val(&attach)) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -110,7 +110,8 @@ fn group_entries(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n4242:x:7:8::/odd:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n4242:x:7:8::/odd:\n";
     const GROUP: &str = "root:x:0:root\napp:x:1001:\nstaff:x:50:app,root\naudio:x:63:app\n77:x:99:\n";
 
     fn ids(user: &str) -> (u32, u32, Vec<u32>, String) {

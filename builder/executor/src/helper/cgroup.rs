@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -11,9 +14,12 @@ use rustix::{
     mount::MountAttrFlags,
 };
 
-use super::mounts;
+use super::{
+    devices::{self, DeviceGate},
+    mounts,
+};
 use crate::{
-    Resources,
+    Resources, SecurityMode,
     plan::Plan,
     wire::{Failure, Step},
 };
@@ -42,7 +48,10 @@ pub(super) struct Hierarchies(pub(super) Vec<Hierarchy>);
 impl Hierarchies {
     /// Those mounted in this mount namespace.
     pub(super) fn find() -> io::Result<Self> {
-        Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?))
+        Ok(Self::parse(
+            &fs::read_to_string("/proc/self/mountinfo")?,
+            &fs::read_to_string("/proc/self/cgroup")?,
+        ))
     }
 
     /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (see proc(5) and cgroups(7)).
@@ -51,7 +60,8 @@ impl Hierarchies {
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
-            let (Some(&root), Some(&mount), [kind, _, options, ..]) = (left.get(3), left.get(4), right.as_slice())
+            let (Some(&root), Some(&mount), [kind, _, options, ..]) =
+                (left.get(3), left.get(4), right.as_slice())
             else {
                 continue;
             };
@@ -60,8 +70,9 @@ impl Hierarchies {
                     let mut fields = line.splitn(3, ':');
                     let controllers = fields.nth(1)?;
                     let path = fields.next()?;
-                    matches(controllers)
-                        .then(|| PathBuf::from(path.strip_prefix(root).unwrap_or(path).trim_start_matches('/')))
+                    matches(controllers).then(|| {
+                        PathBuf::from(path.strip_prefix(root).unwrap_or(path).trim_start_matches('/'))
+                    })
                 })
             };
             let hierarchy = match *kind {
@@ -75,7 +86,9 @@ impl Hierarchies {
                     .map(|own| {
                         let known = |one: &&&str| {
                             cgroup.lines().any(|line| {
-                                line.splitn(3, ':').nth(1).is_some_and(|all| all.split(',').any(|c| c == **one))
+                                line.splitn(3, ':')
+                                    .nth(1)
+                                    .is_some_and(|all| all.split(',').any(|c| c == **one))
                             })
                         };
                         (Some(options.iter().filter(known).map(ToString::to_string).collect()), own)
@@ -108,6 +121,76 @@ impl Hierarchies {
     }
 }
 
+/// Cgroup under which everything of ours is, unless a run asks for another parent.
+pub(super) const PARENT: &str = "lapstrake";
+
+/// This helper's mark on its cgroups, by which the next one knows what a killed one has left: pid namespace and pid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Owner {
+    namespace: u64,
+    pid: u32,
+}
+
+impl Owner {
+    /// This process.
+    pub(super) fn current() -> Self {
+        let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino());
+        Self { namespace, pid: std::process::id() }
+    }
+
+    /// From the end of a cgroup's name.
+    fn of(name: &str) -> Option<Self> {
+        let (_, mark) = name.rsplit_once('@')?;
+        let (namespace, pid) = mark.split_once('.')?;
+        Some(Self { namespace: namespace.parse().ok()?, pid: pid.parse().ok()? })
+    }
+
+    /// Whether it is a helper that this process can see to be dead.
+    fn is_dead(&self, seen_by: &Self) -> bool {
+        let alive = || {
+            fs::read(format!("/proc/{}/cmdline", self.pid))
+                .is_ok_and(|line| line.starts_with(super::HELPER_NAME.as_bytes()))
+        };
+        self.namespace == seen_by.namespace && self.pid != seen_by.pid && !alive()
+    }
+
+    /// Name of the helper's own cgroup.
+    pub(super) fn helper_cgroup(&self) -> String {
+        format!("helper@{}.{}", self.namespace, self.pid)
+    }
+
+    /// Path of a run's cgroup.
+    pub(super) fn run_cgroup(&self, path: &Path) -> PathBuf {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!("@{}.{}", self.namespace, self.pid));
+        path.with_file_name(name)
+    }
+}
+
+/// Ends and removes what helpers that were killed have left. (Processes are left only if they had disarmed their death
+/// signal.)
+pub(super) fn sweep(hierarchies: &Hierarchies, owner: &Owner) {
+    for hierarchy in &hierarchies.0 {
+        for entry in fs::read_dir(hierarchy.mount.join(PARENT)).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().and_then(Owner::of).is_none_or(|left| !left.is_dead(owner)) {
+                continue;
+            }
+            for _ in 0..50 {
+                for pid in fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default().lines() {
+                    if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    }
+                }
+                remove_below(&entry.path());
+                if fs::remove_dir(entry.path()).is_ok() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+        }
+    }
+}
+
 /// The cgroups of one run. Must be ended with [`RunCgroups::remove`].
 #[derive(Debug, Default)]
 pub(super) struct RunCgroups {
@@ -120,9 +203,9 @@ pub(super) struct RunCgroups {
 impl RunCgroups {
     /// Makes cgroups with the plan's limits. Without limits there are none on version 1 (joining costs milliseconds per
     /// hierarchy), and on version 2 none if they cannot be made.
-    pub(super) fn create(plan: &Plan, hierarchies: &Hierarchies) -> Result<Self, Failure> {
+    pub(super) fn create(plan: &Plan, hierarchies: &Hierarchies, gate: &DeviceGate) -> Result<Self, Failure> {
         let mut cgroups = Self::default();
-        match cgroups.fill(plan, hierarchies) {
+        match cgroups.fill(plan, hierarchies, gate) {
             Ok(()) => Ok(cgroups),
             Err(failure) => {
                 cgroups.remove();
@@ -131,12 +214,18 @@ impl RunCgroups {
         }
     }
 
-    fn fill(&mut self, plan: &Plan, hierarchies: &Hierarchies) -> Result<(), Failure> {
+    fn fill(&mut self, plan: &Plan, hierarchies: &Hierarchies, gate: &DeviceGate) -> Result<(), Failure> {
         let resources = &plan.resources;
         if hierarchies.is_pure_v2() {
             let v2 = hierarchies.v2().expect("a pure version 2 machine has version 2");
             match self.enter(v2, &plan.cgroup) {
-                Ok(dir) => return self.limit_v2(v2, &dir, &plan.cgroup, resources),
+                Ok(dir) => {
+                    // The run leaves the helper's cgroup for this one, and must not leave its device list behind.
+                    if let (SecurityMode::Sandbox, DeviceGate::Cgroup { .. }) = (plan.security, gate) {
+                        devices::restrict_v2(&dir).step(|| "restrict devices")?;
+                    }
+                    return self.limit_v2(v2, &dir, &plan.cgroup, resources);
+                }
                 Err(_) if resources.is_empty() => return Ok(()),
                 Err(error) => {
                     return Err(Failure::Limit {
@@ -151,7 +240,8 @@ impl RunCgroups {
             let hierarchy = hierarchies
                 .v1(limit.controller)
                 .ok_or_else(|| fail(format!("this machine has no cgroup controller {}", limit.controller)))?;
-            let dir = self.enter(hierarchy, &plan.cgroup).map_err(|error| fail(format!("make cgroup: {error}")))?;
+            let dir =
+                self.enter(hierarchy, &plan.cgroup).map_err(|error| fail(format!("make cgroup: {error}")))?;
             fs::write(dir.join(limit.file), &limit.value)
                 .map_err(|error| fail(format!("set {} to {}: {error}", limit.file, limit.value)))?;
             if limit.controller == "memory" {
@@ -196,7 +286,13 @@ impl RunCgroups {
             let mut at = v2.mount.clone();
             for part in relative.components() {
                 fs::write(at.join("cgroup.subtree_control"), format!("+{}", limit.controller)).map_err(
-                    |error| fail(format!("enable cgroup controller {} in {}: {error}", limit.controller, at.display())),
+                    |error| {
+                        fail(format!(
+                            "enable cgroup controller {} in {}: {error}",
+                            limit.controller,
+                            at.display()
+                        ))
+                    },
                 )?;
                 at.push(part);
             }
@@ -226,7 +322,8 @@ impl RunCgroups {
     pub(super) fn oom_killed(&self) -> bool {
         self.oom.as_ref().and_then(|file| fs::read_to_string(file).ok()).is_some_and(|text| {
             text.lines().any(|line| {
-                line.strip_prefix("oom_kill ").is_some_and(|count| count.trim().parse::<u64>().is_ok_and(|n| n > 0))
+                line.strip_prefix("oom_kill ")
+                    .is_some_and(|count| count.trim().parse::<u64>().is_ok_and(|n| n > 0))
             })
         })
     }
@@ -245,16 +342,18 @@ impl RunCgroups {
     }
 
     /// Adopts what an external runtime makes, so that it is removed.
-    pub(super) fn adopt(&mut self, plan: &Plan, hierarchies: &Hierarchies) {
+    pub(super) fn adopt(plan: &Plan, hierarchies: &Hierarchies) -> Self {
+        let mut cgroups = Self::default();
         for hierarchy in &hierarchies.0 {
             let dir = hierarchy.mount.join(&plan.cgroup);
             if hierarchy.has("memory") {
-                self.oom = Some(dir.join("memory.oom_control"));
+                cgroups.oom = Some(dir.join("memory.oom_control"));
             } else if hierarchies.is_pure_v2() {
-                self.oom = Some(dir.join("memory.events"));
+                cgroups.oom = Some(dir.join("memory.events"));
             }
-            self.dirs.push((hierarchy.mount.clone(), dir));
+            cgroups.dirs.push((hierarchy.mount.clone(), dir));
         }
+        cgroups
     }
 
     /// What the container is to see.
@@ -265,7 +364,8 @@ impl RunCgroups {
                 .iter()
                 .map(|hierarchy| {
                     let own = self.dirs.iter().find(|(mount, _)| *mount == hierarchy.mount);
-                    let dir = own.map_or_else(|| hierarchy.mount.join(&hierarchy.own), |(_, dir)| dir.clone());
+                    let dir =
+                        own.map_or_else(|| hierarchy.mount.join(&hierarchy.own), |(_, dir)| dir.clone());
                     let source = rustix::fs::openat(
                         CWD,
                         &dir,
@@ -324,7 +424,9 @@ fn v1_limits(resources: &Resources) -> Vec<Limit> {
     let mut limits = Vec::new();
     let mut add = |limit: Option<Limit>| limits.extend(limit);
     add(resources.memory.map(|value| limit("memory", "memory", "memory.limit_in_bytes", value)));
-    add(resources.memory_swap.map(|value| limit("memory-swap", "memory", "memory.memsw.limit_in_bytes", value)));
+    add(resources
+        .memory_swap
+        .map(|value| limit("memory-swap", "memory", "memory.memsw.limit_in_bytes", value)));
     add(resources.cpu_shares.map(|value| limit("cpu-shares", "cpu", "cpu.shares", value)));
     add(resources.cpu_period.map(|value| limit("cpu-period", "cpu", "cpu.cfs_period_us", value)));
     add(resources.cpu_quota.map(|value| limit("cpu-quota", "cpu", "cpu.cfs_quota_us", value)));
@@ -339,14 +441,16 @@ fn v2_limits(resources: &Resources) -> Vec<Limit> {
     let mut add = |limit: Option<Limit>| limits.extend(limit);
     add(resources.memory.map(|value| limit("memory", "memory", "memory.max", value)));
     add(resources.memory_swap.map(|both| {
-        let value = u64::try_from(both)
-            .map_or_else(|_| "max".to_owned(), |both| both.saturating_sub(resources.memory.unwrap_or(0)).to_string());
+        let value = u64::try_from(both).map_or_else(
+            |_| "max".to_owned(),
+            |both| both.saturating_sub(resources.memory.unwrap_or(0)).to_string(),
+        );
         limit("memory-swap", "memory", "memory.swap.max", value)
     }));
     // The conversion that systemd, runc and crun have agreed on: 2…262144 to 1…10000.
-    add(resources
-        .cpu_shares
-        .map(|shares| limit("cpu-shares", "cpu", "cpu.weight", 1 + (shares.saturating_sub(2) * 9999) / 262_142)));
+    add(resources.cpu_shares.map(|shares| {
+        limit("cpu-shares", "cpu", "cpu.weight", 1 + (shares.saturating_sub(2) * 9999) / 262_142)
+    }));
     if resources.cpu_quota.is_some() || resources.cpu_period.is_some() {
         let quota = match resources.cpu_quota {
             Some(quota) if quota > 0 => quota.to_string(),
@@ -433,7 +537,8 @@ mod tests {
 
     #[test]
     fn a_pure_version_2_machine_is_known_as_such() {
-        let found = Hierarchies::parse("33 25 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "0::/x.slice\n");
+        let found =
+            Hierarchies::parse("33 25 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "0::/x.slice\n");
         assert!(found.is_pure_v2());
     }
 
@@ -446,7 +551,8 @@ mod tests {
             cpu_quota: Some(50_000),
             ..Resources::default()
         };
-        let values: Vec<_> = v2_limits(&resources).into_iter().map(|limit| (limit.file, limit.value)).collect();
+        let values: Vec<_> =
+            v2_limits(&resources).into_iter().map(|limit| (limit.file, limit.value)).collect();
         assert_eq!(
             values,
             [

@@ -60,12 +60,9 @@ fn set_up(
     drop((scratch, bare));
     nix::unistd::sethostname(OsStr::new(&plan.hostname)).step(|| "set host name")?;
     if plan.network == Network::Empty {
-        let socket = rustix::net::socket(
-            rustix::net::AddressFamily::INET,
-            rustix::net::SocketType::DGRAM,
-            None,
-        )
-        .step(|| "open socket")?;
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+                .step(|| "open socket")?;
         sys::loopback_up(socket.as_fd()).step(|| "set loopback up")?;
     }
     limits(plan)?;
@@ -218,7 +215,8 @@ fn become_user(identity: &Identity, caps: CapSet, inherit: bool) -> Result<(), F
     }
     rustix::thread::set_keep_capabilities(true).step(|| "keep capabilities")?;
     let groups: Vec<_> = identity.groups.iter().map(|&gid| rustix::process::Gid::from_raw(gid)).collect();
-    let (uid, gid) = (rustix::process::Uid::from_raw(identity.uid), rustix::process::Gid::from_raw(identity.gid));
+    let (uid, gid) =
+        (rustix::process::Uid::from_raw(identity.uid), rustix::process::Gid::from_raw(identity.gid));
     rustix::thread::set_thread_groups(&groups).step(|| "set groups")?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "set group id")?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "set user id")?;

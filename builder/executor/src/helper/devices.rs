@@ -6,13 +6,13 @@
 
 use std::{
     fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{CWD, Mode, OFlags};
-use std::os::fd::AsFd;
 
-use super::cgroup::Hierarchies;
+use super::cgroup::{Hierarchies, Owner, PARENT};
 use crate::{
     sys,
     wire::{Failure, Step},
@@ -52,14 +52,13 @@ pub(super) enum DeviceGate {
 
 impl DeviceGate {
     /// Puts this process under the rule.
-    pub(super) fn close(hierarchies: &Hierarchies) -> Self {
+    pub(super) fn close(hierarchies: &Hierarchies, owner: &Owner) -> Self {
         let (hierarchy, v1) = match (hierarchies.v1("devices"), hierarchies.v2()) {
             (Some(v1), _) => (v1, true),
             (None, Some(v2)) => (v2, false),
             (None, None) => return Self::NoDevices { reason: "there are no cgroups".to_owned() },
         };
-        sweep(&hierarchy.mount.join("lapstrake"));
-        let dir = hierarchy.mount.join("lapstrake").join(format!("helper-{}", std::process::id()));
+        let dir = hierarchy.mount.join(PARENT).join(owner.helper_cgroup());
         let home = hierarchy.mount.join(&hierarchy.own);
         let close = || -> io::Result<()> {
             fs::create_dir_all(&dir)?;
@@ -69,9 +68,7 @@ impl DeviceGate {
                     fs::write(dir.join("devices.allow"), rule)?;
                 }
             } else {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(CWD, &dir, flags, Mode::empty())?;
-                sys::attach_device_program(fd.as_fd(), &device_program())?;
+                restrict_v2(&dir)?;
             }
             fs::write(dir.join("cgroup.procs"), "0")
         };
@@ -104,18 +101,11 @@ impl DeviceGate {
     }
 }
 
-/// Removes what helpers that were killed have left. A directory of a living helper is not empty, so it stays.
-fn sweep(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let dead = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.strip_prefix("helper-"))
-            .is_some_and(|pid| !Path::new("/proc").join(pid).exists());
-        if dead {
-            let _ = fs::remove_dir(entry.path());
-        }
-    }
+/// Puts the rule on a version 2 cgroup.
+pub(super) fn restrict_v2(dir: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+    sys::attach_device_program(fd.as_fd(), &device_program())
 }
 
 /// The same rules as an eBPF program for cgroup version 2 (`BPF_PROG_TYPE_CGROUP_DEVICE`), one instruction per number.

@@ -86,7 +86,9 @@ fn devices(plan: &Plan) -> Result<OwnedFd, Failure> {
                 node(&format!("loop{minor}"), FileType::BlockDevice, 7, minor)?;
             }
         }
-        for (name, target) in LINKS {
+        // As runc: no dangling /dev/core.
+        let kcore = std::path::Path::new("/proc/kcore").exists();
+        for (name, target) in LINKS.into_iter().filter(|(name, _)| kcore || *name != "core") {
             rustix::fs::symlinkat(target, &dev, name)?;
         }
         for directory in ["pts", "shm", "mqueue"] {
@@ -105,7 +107,10 @@ fn in_dev(plan: &Plan, dev: BorrowedFd<'_>) -> Result<(), Failure> {
     let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
     let all = [
         ("pts", mounts::new("devpts", &pts, no_exec)?),
-        ("shm", mounts::new("tmpfs", &[("source", "shm"), ("mode", "1777"), ("size", &size)], mounts::LOCKED)?),
+        (
+            "shm",
+            mounts::new("tmpfs", &[("source", "shm"), ("mode", "1777"), ("size", &size)], mounts::LOCKED)?,
+        ),
         ("mqueue", mounts::new("mqueue", &[], mounts::LOCKED)?),
     ];
     for (name, mount) in all {
@@ -178,11 +183,15 @@ impl Fixed {
 }
 
 fn new_empty() -> std::io::Result<OwnedFd> {
-    mounts::new("tmpfs", &[("nr_inodes", "1"), ("mode", "0755")], mounts::LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(|failure| match failure {
-            Failure::Setup { errno, .. } => std::io::Error::from_raw_os_error(errno),
-            _ => Errno::IO.into(),
-        })
+    mounts::new(
+        "tmpfs",
+        &[("nr_inodes", "1"), ("mode", "0755")],
+        mounts::LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
+    .map_err(|failure| match failure {
+        Failure::Setup { errno, .. } => std::io::Error::from_raw_os_error(errno),
+        _ => Errno::IO.into(),
+    })
 }
 
 /// Gives an inode to the user, so that `/dev/stdout` can be opened again.

@@ -85,7 +85,8 @@ pub(super) fn make(
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
                 if last && matches!(missing, Missing::File) {
-                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let flags =
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     rustix::fs::openat(here, &name, flags, Mode::from_raw_mode(0o644))?;
                 } else {
                     rustix::fs::mkdirat(here, &name, Mode::from_raw_mode(0o755))?;
@@ -164,7 +165,10 @@ pub(super) fn remove_stub(root: BorrowedFd<'_>, path: &str) -> rustix::io::Resul
     }
     let times = rustix::fs::Timestamps {
         last_access: rustix::fs::Timespec { tv_sec: before.st_atime, tv_nsec: before.st_atime_nsec as _ },
-        last_modification: rustix::fs::Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec as _ },
+        last_modification: rustix::fs::Timespec {
+            tv_sec: before.st_mtime,
+            tv_nsec: before.st_mtime_nsec as _,
+        },
     };
     rustix::fs::futimens(&parent, &times)
 }

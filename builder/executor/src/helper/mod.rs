@@ -12,6 +12,7 @@ mod fixed;
 mod inroot;
 mod mounts;
 mod rootfs;
+mod supervisor;
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,7 @@ use rustix::{
 };
 
 use self::{
-    cgroup::{Hierarchies, RunCgroups},
+    cgroup::{Hierarchies, Owner, RunCgroups},
     container::Streams,
     devices::DeviceGate,
 };
@@ -60,6 +61,7 @@ struct Helper {
     socket: Socket,
     hierarchies: Hierarchies,
     gate: DeviceGate,
+    owner: Owner,
     runs: HashMap<String, Run>,
     /// Cgroups that could not be removed yet.
     remains: Vec<RunCgroups>,
@@ -83,7 +85,7 @@ struct Run {
 impl Helper {
     fn new(socket: Socket) -> Result<Self, (Socket, Failure)> {
         match Self::isolate() {
-            Ok((hierarchies, gate)) => {
+            Ok((hierarchies, gate, owner)) => {
                 let without_devices = match &gate {
                     DeviceGate::NoDevices { reason } => Some(reason.clone()),
                     DeviceGate::Cgroup { .. } => None,
@@ -94,6 +96,7 @@ impl Helper {
                         socket,
                         hierarchies,
                         gate,
+                        owner,
                         runs: HashMap::new(),
                         remains: Vec::new(),
                         orphaned: false,
@@ -106,19 +109,23 @@ impl Helper {
     }
 
     /// Cuts the process off from the daemon's terminal, descriptors and (for what it mounts) file system.
-    fn isolate() -> Result<(Hierarchies, DeviceGate), Failure> {
+    fn isolate() -> Result<(Hierarchies, DeviceGate, Owner), Failure> {
         sys::close_on_exec_from(3).step(|| "close descriptors")?;
         rustix::process::setsid().step(|| "make session")?;
         // Exact modes for what is made in images.
         rustix::process::umask(rustix::fs::Mode::empty());
         rustix::process::chdir("/").step(|| "change to /")?;
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).step(|| "unshare mounts (root is needed)")?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .step(|| "unshare mounts (root is needed)")?;
         // New mounts of the host appear here, none of ours there.
-        let slave = rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
+        let slave =
+            rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC;
         rustix::mount::mount_change("/", slave).step(|| "make mounts slave")?;
         let hierarchies = Hierarchies::find().step(|| "find cgroups")?;
-        let gate = DeviceGate::close(&hierarchies);
-        Ok((hierarchies, gate))
+        let owner = Owner::current();
+        cgroup::sweep(&hierarchies, &owner);
+        let gate = DeviceGate::close(&hierarchies, &owner);
+        Ok((hierarchies, gate, owner))
     }
 
     fn serve(&mut self) {
@@ -215,6 +222,7 @@ impl Helper {
             return Err(Failure::Setup { step: "receive plan".to_owned(), errno: libc::EBADMSG });
         };
         let mut plan = read_plan(plan)?;
+        plan.cgroup = self.owner.run_cgroup(&plan.cgroup);
         if let DeviceGate::NoDevices { .. } = self.gate
             && plan.security == SecurityMode::Sandbox
         {
@@ -222,7 +230,12 @@ impl Helper {
             plan.no_devices = true;
         }
         let streams = Streams { stdout, stderr };
-        let cgroups = RunCgroups::create(&plan, &self.hierarchies)?;
+        let cgroups = if plan.runtime.is_some() {
+            // The runtime makes them.
+            RunCgroups::adopt(&plan, &self.hierarchies)
+        } else {
+            RunCgroups::create(&plan, &self.hierarchies, &self.gate)?
+        };
         let (pidfd, report) = match self.clone_container(&plan, &streams, &cgroups) {
             Ok(started) => started,
             Err(failure) => {
@@ -251,6 +264,15 @@ impl Helper {
         cgroups: &RunCgroups,
     ) -> Result<(OwnedFd, Socket), Failure> {
         let (ours, theirs) = Socket::pair().step(|| "make socket")?;
+        if let Some(runtime) = &plan.runtime {
+            return match sys::clone_process(libc::CLONE_NEWNS | libc::CLONE_NEWPID, None).step(|| "clone")? {
+                Cloned::Parent(pidfd) => Ok((pidfd, ours)),
+                Cloned::Child => {
+                    drop(ours);
+                    supervisor::main(plan, runtime, streams, &theirs, &self.hierarchies)
+                }
+            };
+        }
         let into = cgroups.v2_directory(&self.hierarchies);
         let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         if plan.network == Network::Empty {
@@ -264,7 +286,8 @@ impl Helper {
             Cloned::Parent(pidfd) => Ok((pidfd, ours)),
             Cloned::Child => {
                 drop(ours);
-                let prepared = if plan.security == SecurityMode::Insecure { self.gate.leave() } else { Ok(()) };
+                let prepared =
+                    if plan.security == SecurityMode::Insecure { self.gate.leave() } else { Ok(()) };
                 match prepared.and_then(|()| if into.is_some() { Ok(()) } else { cgroups.join() }) {
                     Ok(()) => {
                         let view = cgroups.view(&self.hierarchies);
@@ -339,9 +362,10 @@ impl Run {
 
     /// Collects the exit status.
     fn reap(&self) -> Result<(i32, Option<i32>), Failure> {
-        let status =
-            rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED))
-                .step(|| "wait for the container")?;
+        let status = rustix::io::retry_on_intr(|| {
+            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+        })
+        .step(|| "wait for the container")?;
         let signal = status.as_ref().and_then(|status| status.terminating_signal());
         let code = status.as_ref().and_then(|status| status.exit_status());
         match (code, signal) {
@@ -394,7 +418,11 @@ fn read_plan(fd: OwnedFd) -> Result<Plan, Failure> {
 fn notices_sigterm(pidfd: BorrowedFd<'_>) -> Option<bool> {
     use std::os::fd::AsRawFd;
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid: u32 = field(&info, "Pid:")?.parse().ok()?;
+    notices_sigterm_of(field(&info, "Pid:")?.parse().ok()?)
+}
+
+/// The same by pid.
+fn notices_sigterm_of(pid: u32) -> Option<bool> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let bit = 1u64 << (Signal::TERM.as_raw() - 1);
     let mask = |name| u64::from_str_radix(field(&status, name)?, 16).ok();

@@ -60,9 +60,8 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::i
 
 /// A detached copy of the mount at what `source` names, with the mounts below it when `recursive`.
 pub(super) fn copy(source: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -92,12 +91,10 @@ pub(super) fn tree(tree: &Tree, volatile: bool) -> Result<OwnedFd, Failure> {
             }
             Ok(mount)
         }
-        Tree::Overlay { lower, upper } => {
-            overlay(lower, upper.as_ref(), volatile).step(|| match upper {
-                Some((upper, _)) => format!("mount overlay on {}", upper.display()),
-                None => format!("mount overlay of {}", lower[0].display()),
-            })
-        }
+        Tree::Overlay { lower, upper } => overlay(lower, upper.as_ref(), volatile).step(|| match upper {
+            Some((upper, _)) => format!("mount overlay on {}", upper.display()),
+            None => format!("mount overlay of {}", lower[0].display()),
+        }),
     }
 }
 
@@ -150,7 +147,12 @@ pub(super) fn forget_volatile(tree: &Tree) {
 /// A host's file or directory (with what is mounted below it) as a detached mount.
 pub(super) fn host(source: &Path) -> Result<OwnedFd, Failure> {
     let open = || -> rustix::io::Result<OwnedFd> {
-        let fd = rustix::fs::openat(CWD, source.as_os_str().as_bytes(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = rustix::fs::openat(
+            CWD,
+            source.as_os_str().as_bytes(),
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         copy(fd.as_fd(), true)
     };
     open().step(|| format!("mount {}", source.display()))

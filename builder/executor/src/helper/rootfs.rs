@@ -205,18 +205,30 @@ impl BareRoot {
         // Not blocked by a FIFO, not led astray by a device.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = match inroot::open(self.mount.as_fd(), path, OFlags::empty()) {
-            Ok(fd) if FileType::from_raw_mode(rustix::fs::fstat(&fd).step(|| path)?.st_mode) == FileType::RegularFile => {
+            Ok(fd)
+                if FileType::from_raw_mode(rustix::fs::fstat(&fd).step(|| path)?.st_mode)
+                    == FileType::RegularFile =>
+            {
                 inroot::open_as(self.mount.as_fd(), path, flags).step(|| format!("open {path}"))?
             }
-            Ok(_) => return Err(Failure::Setup { step: format!("read {path}: not a regular file"), errno: libc::EINVAL }),
+            Ok(_) => {
+                return Err(Failure::Setup {
+                    step: format!("read {path}: not a regular file"),
+                    errno: libc::EINVAL,
+                });
+            }
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
             Err(errno) => return Err(errno).step(|| format!("open {path}")),
         };
         let mut bytes = Vec::new();
         use std::io::Read;
-        let length = std::fs::File::from(fd).take(MAX + 1).read_to_end(&mut bytes).step(|| format!("read {path}"))?;
+        let length =
+            std::fs::File::from(fd).take(MAX + 1).read_to_end(&mut bytes).step(|| format!("read {path}"))?;
         if length as u64 > MAX {
-            return Err(Failure::Setup { step: format!("read {path}: larger than 10 MiB"), errno: libc::EFBIG });
+            return Err(Failure::Setup {
+                step: format!("read {path}: larger than 10 MiB"),
+                errno: libc::EFBIG,
+            });
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -228,6 +240,8 @@ pub(super) struct Source {
     pub(super) mount: OwnedFd,
     /// What to make when the target is not there.
     pub(super) missing: Missing,
+    /// Whether it is read-only, and whether it is nosuid, nodev and noexec; it is so already, but runtimes undo what they are not told.
+    pub(super) restrictions: (bool, bool),
 }
 
 /// All generated files and mounts of the plan, in order.
@@ -238,14 +252,24 @@ pub(super) fn sources(plan: &Plan, scratch: &mut Scratch) -> Result<Vec<Source>,
         if plan.mounts.iter().any(|mount| mount.target == file.target) {
             continue;
         }
-        sources.push(Source { target: file.target.clone(), mount: scratch.file_mount(file)?, missing: Missing::File });
+        sources.push(Source {
+            target: file.target.clone(),
+            mount: scratch.file_mount(file)?,
+            missing: Missing::File,
+            restrictions: (true, true),
+        });
     }
     for mount in &plan.mounts {
         let fd = scratch.source(mount)?;
         no_devices(plan, fd.as_fd())?;
         let directory = mounts::is_directory(fd.as_fd()).step(|| &mount.target)?;
         let missing = if directory { Missing::Directory } else { Missing::File };
-        sources.push(Source { target: mount.target.clone(), mount: fd, missing });
+        sources.push(Source {
+            target: mount.target.clone(),
+            mount: fd,
+            missing,
+            restrictions: mount.restrictions(),
+        });
     }
     Ok(sources)
 }
@@ -281,7 +305,8 @@ pub(super) fn enter(
     for source in &sources {
         let (target, _) = inroot::make(root.as_fd(), &source.target, source.missing, None)
             .step(|| format!("make mount target {}", source.target))?;
-        mounts::attach(source.mount.as_fd(), target.as_fd()).step(|| format!("mount on {}", source.target))?;
+        mounts::attach(source.mount.as_fd(), target.as_fd())
+            .step(|| format!("mount on {}", source.target))?;
     }
     // In a mount the working directory may be missing though it is there below.
     inroot::make(root.as_fd(), &plan.cwd, Missing::Directory, None)

@@ -60,7 +60,8 @@ pub(super) fn compile(arches: &[Arch], default: u32, rules: &[ActiveRule<'_>]) -
         let mut block = vec![op(LOAD, 0, 0, NUMBER)];
         block.extend(search(&table, default)?);
         // On to the next architecture when it is not this one.
-        program.extend([op(JUMP_EQUAL, 1, 0, arch.audit()), op(JUMP, 0, 0, u32::try_from(block.len()).ok()?)]);
+        program
+            .extend([op(JUMP_EQUAL, 1, 0, arch.audit()), op(JUMP, 0, 0, u32::try_from(block.len()).ok()?)]);
         program.extend(block);
     }
     program.push(op(RETURN, 0, 0, BAD_ARCH));
@@ -122,10 +123,7 @@ fn search(ranges: &[(u32, Decision)], default: u32) -> Option<Vec<u64>> {
     let (left, right) = (search(left, default)?, search(right, default)?);
     let mut code = match u8::try_from(left.len()) {
         Ok(skip) => vec![op(JUMP_GREATER_EQUAL, skip, 0, pivot)],
-        Err(_) => vec![
-            op(JUMP_GREATER_EQUAL, 0, 1, pivot),
-            op(JUMP, 0, 0, u32::try_from(left.len()).ok()?),
-        ],
+        Err(_) => vec![op(JUMP_GREATER_EQUAL, 0, 1, pivot), op(JUMP, 0, 0, u32::try_from(left.len()).ok()?)],
     };
     code.extend(left);
     code.extend(right);
@@ -169,18 +167,12 @@ fn compare(condition: &Condition, rest: u8) -> Vec<u64> {
         ]
     };
     match condition.op {
-        Comparison::Equal => vec![
-            load_high,
-            op(JUMP_EQUAL, 0, rest + 2, high),
-            load_low,
-            op(JUMP_EQUAL, 0, rest, low),
-        ],
-        Comparison::NotEqual => vec![
-            load_high,
-            op(JUMP_EQUAL, 0, 2, high),
-            load_low,
-            op(JUMP_EQUAL, rest, 0, low),
-        ],
+        Comparison::Equal => {
+            vec![load_high, op(JUMP_EQUAL, 0, rest + 2, high), load_low, op(JUMP_EQUAL, 0, rest, low)]
+        }
+        Comparison::NotEqual => {
+            vec![load_high, op(JUMP_EQUAL, 0, 2, high), load_low, op(JUMP_EQUAL, rest, 0, low)]
+        }
         Comparison::Greater => above(JUMP_GREATER, false),
         Comparison::GreaterOrEqual => above(JUMP_GREATER_EQUAL, false),
         Comparison::LessOrEqual => above(JUMP_GREATER, true),
@@ -210,7 +202,8 @@ pub(super) mod tests {
         let (mut at, mut a) = (0usize, 0u32);
         loop {
             let insn = program[at];
-            let (code, jt, jf, k) = ((insn >> 48) as u16, (insn >> 40) as u8, (insn >> 32) as u8, insn as u32);
+            let (code, jt, jf, k) =
+                ((insn >> 48) as u16, (insn >> 40) as u8, (insn >> 32) as u8, insn as u32);
             at += 1;
             let mut jump = |holds: bool| at += usize::from(if holds { jt } else { jf });
             match code {
@@ -249,9 +242,20 @@ pub(super) mod tests {
     fn condition(index: u8) -> impl Strategy<Value = Condition> {
         use Comparison::*;
         let op = prop::sample::select(vec![
-            NotEqual, Less, LessOrEqual, Equal, GreaterOrEqual, Greater, MaskedEqual,
+            NotEqual,
+            Less,
+            LessOrEqual,
+            Equal,
+            GreaterOrEqual,
+            Greater,
+            MaskedEqual,
         ]);
-        (op, value(), value()).prop_map(move |(op, value, value_two)| Condition { index, value, value_two, op })
+        (op, value(), value()).prop_map(move |(op, value, value_two)| Condition {
+            index,
+            value,
+            value_two,
+            op,
+        })
     }
 
     proptest! {

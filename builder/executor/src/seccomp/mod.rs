@@ -189,7 +189,12 @@ impl Profile {
             Some(path) => {
                 let mut text = String::new();
                 std::fs::File::open(path)
-                    .and_then(|file| std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_PROFILE_BYTES), &mut text))
+                    .and_then(|file| {
+                        std::io::Read::read_to_string(
+                            &mut std::io::Read::take(file, MAX_PROFILE_BYTES),
+                            &mut text,
+                        )
+                    })
                     .map_err(|source| ExecError::Setup {
                         step: format!("read seccomp profile {}", path.display()),
                         source,
@@ -206,7 +211,11 @@ impl Profile {
             value: error.to_string(),
             reason: "is not a profile in Docker's JSON format",
         })?;
-        let bad = |value: &str, reason| ExecError::Invalid { field: "seccomp profile", value: value.to_owned(), reason };
+        let bad = |value: &str, reason| ExecError::Invalid {
+            field: "seccomp profile",
+            value: value.to_owned(),
+            reason,
+        };
         if !file.architectures.is_empty() && !file.arch_map.is_empty() {
             return Err(bad("architectures", "has both architectures and archMap"));
         }
@@ -344,7 +353,9 @@ mod tests {
         let profile = Profile::load(None).unwrap();
         let allowed = profile.file.syscalls.iter().flat_map(names).collect::<std::collections::BTreeSet<_>>();
         let known = |name: &str| {
-            [Arch::X86_64, Arch::X86, Arch::X32, Arch::Aarch64, Arch::Arm].iter().any(|arch| arch.number(name).is_some())
+            [Arch::X86_64, Arch::X86, Arch::X32, Arch::Aarch64, Arch::Arm]
+                .iter()
+                .any(|arch| arch.number(name).is_some())
         };
         let unknown: Vec<_> = allowed.into_iter().filter(|name| !known(name)).collect();
         assert_eq!(unknown, [] as [&str; 0]);
@@ -353,7 +364,8 @@ mod tests {
     #[test]
     fn ordinary_calls_pass_and_dangerous_ones_do_not() {
         let filter = filter(DOCKER_DEFAULT);
-        for number in [libc::SYS_read, libc::SYS_execve, libc::SYS_openat, libc::SYS_chroot, libc::SYS_ptrace] {
+        for number in [libc::SYS_read, libc::SYS_execve, libc::SYS_openat, libc::SYS_chroot, libc::SYS_ptrace]
+        {
             assert_eq!(filter(number, [0; 6]), ALLOW, "{number}");
         }
         for number in [
@@ -389,7 +401,8 @@ mod tests {
     #[test]
     fn capabilities_open_what_belongs_to_them() {
         let filter = filter(CapSet::all());
-        for number in [libc::SYS_mount, libc::SYS_bpf, libc::SYS_clone3, libc::SYS_unshare, libc::SYS_syslog] {
+        for number in [libc::SYS_mount, libc::SYS_bpf, libc::SYS_clone3, libc::SYS_unshare, libc::SYS_syslog]
+        {
             assert_eq!(filter(number, [0; 6]), ALLOW, "{number}");
         }
         assert_eq!(filter(libc::SYS_clone, [libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0]), ALLOW);

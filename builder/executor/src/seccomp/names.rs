@@ -55,8 +55,12 @@ const X32_OWN: [(&str, u32); 36] = [
 ];
 
 /// ARM's private calls, and a second name of arm_sync_file_range (arch/arm/include/uapi/asm/unistd.h).
-const ARM_PRIVATE: [(&str, u32); 4] =
-    [("breakpoint", 0x000f_0001), ("cacheflush", 0x000f_0002), ("set_tls", 0x000f_0005), ("sync_file_range2", 341)];
+const ARM_PRIVATE: [(&str, u32); 4] = [
+    ("breakpoint", 0x000f_0001),
+    ("cacheflush", 0x000f_0002),
+    ("set_tls", 0x000f_0005),
+    ("sync_file_range2", 341),
+];
 
 impl Arch {
     /// The architecture that this program runs on.
@@ -78,7 +82,9 @@ impl Arch {
     }
 
     pub(super) fn from_oci_name(name: &str) -> Option<Self> {
-        [Self::X86_64, Self::X32, Self::X86, Self::Aarch64, Self::Arm].into_iter().find(|arch| arch.oci_name() == name)
+        [Self::X86_64, Self::X32, Self::X86, Self::Aarch64, Self::Arm]
+            .into_iter()
+            .find(|arch| arch.oci_name() == name)
     }
 
     /// As `arches` of a profile's conditions spell it.
@@ -108,11 +114,11 @@ impl Arch {
             Self::X86_64 => name.parse::<syscalls::x86_64::Sysno>().ok().map(|call| call.id() as u32),
             Self::X86 => name.parse::<syscalls::x86::Sysno>().ok().map(|call| call.id() as u32),
             Self::Aarch64 => name.parse::<syscalls::aarch64::Sysno>().ok().map(|call| call.id() as u32),
-            Self::Arm => name
-                .parse::<syscalls::arm::Sysno>()
-                .ok()
-                .map(|call| call.id() as u32)
-                .or_else(|| ARM_PRIVATE.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)),
+            Self::Arm => {
+                name.parse::<syscalls::arm::Sysno>().ok().map(|call| call.id() as u32).or_else(|| {
+                    ARM_PRIVATE.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+                })
+            }
             Self::X32 => X32_OWN
                 .iter()
                 .find(|(known, _)| *known == name)

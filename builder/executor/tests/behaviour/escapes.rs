@@ -150,7 +150,8 @@ pub(crate) async fn proc_as_a_link_is_refused(kind: Kind) {
 pub(crate) async fn processes_outside_are_not_seen(kind: Kind) {
     let sandbox = Sandbox::new(kind);
     let me = std::process::id();
-    let output = sandbox.script(&format!("kill -0 {me} && echo seen; ls -d /proc/{me}; kill -9 -1; echo alone")).await;
+    let output =
+        sandbox.script(&format!("kill -0 {me} && echo seen; ls -d /proc/{me}; kill -9 -1; echo alone")).await;
     assert_eq!(output.stdout, "alone\n", "{output:?}");
 }
 

@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use lapstrake_builder_executor::{
-    ExecError, Executor, ExitStatus, Helper, HelperOptions, NativeExecutor, OciRuntime, OutputSink, ProcessIo,
-    ProcessSpec,
+    ExecError, Executor, ExitStatus, Helper, HelperOptions, NativeExecutor, OciRuntime, OutputSink,
+    ProcessIo, ProcessSpec,
 };
 use lapstrake_layerstore_store::{OverlayUpper, SnapshotMount};
 use tokio::sync::mpsc;
@@ -172,7 +172,8 @@ pub(crate) fn rootfs() -> tempfile::TempDir {
     }
     let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n";
     fs::write(lower.join("etc/passwd"), passwd).unwrap();
-    fs::write(lower.join("etc/group"), "root:x:0:root\napp:x:1001:\nstaff:x:50:app\naudio:x:63:app,root\n").unwrap();
+    fs::write(lower.join("etc/group"), "root:x:0:root\napp:x:1001:\nstaff:x:50:app\naudio:x:63:app,root\n")
+        .unwrap();
     set_mode(&lower.join("tmp"), 0o1777);
     dir
 }
@@ -224,7 +225,11 @@ pub(crate) fn traces(mark: &str) -> Vec<String> {
     for process in fs::read_dir("/proc").unwrap().flatten() {
         let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
         if String::from_utf8_lossy(&arguments).contains(mark) {
-            found.push(format!("process {}: {}", process.path().display(), String::from_utf8_lossy(&arguments)));
+            found.push(format!(
+                "process {}: {}",
+                process.path().display(),
+                String::from_utf8_lossy(&arguments)
+            ));
         }
     }
     found

@@ -74,14 +74,19 @@ pub(crate) async fn selector_links_stay_in_the_snapshot(kind: Kind) {
     for selector in ["/out/etc", "/up/etc", "../../../etc"] {
         let mut spec = sandbox.sh("cat /m/mark; ls /m");
         let source = SnapshotMount::Bind { source: snapshot.clone(), read_only: true };
-        mount(&mut spec, "/m", MountKind::Snapshot { mount: source, selector: selector.into(), read_only: true });
+        mount(
+            &mut spec,
+            "/m",
+            MountKind::Snapshot { mount: source, selector: selector.into(), read_only: true },
+        );
         assert_eq!(sandbox.run(spec).await.ok(), "insidemark\n", "{selector}");
     }
 }
 
 pub(crate) async fn tmpfs_is_limited(kind: Kind) {
     let sandbox = Sandbox::new(kind);
-    let mut spec = sandbox.sh("stat -f -c %T /t; head -c 2000000 /dev/zero > /t/f || echo full; stat -c %a /t");
+    let mut spec =
+        sandbox.sh("stat -f -c %T /t; head -c 2000000 /dev/zero > /t/f || echo full; stat -c %a /t");
     mount(&mut spec, "/t", MountKind::Tmpfs { size: Some(1 << 20) });
     assert_eq!(sandbox.run(spec).await.ok(), "tmpfs\nfull\n1777\n");
     assert!(!sandbox.upper().join("t").exists());
@@ -89,7 +94,9 @@ pub(crate) async fn tmpfs_is_limited(kind: Kind) {
 
 pub(crate) async fn secret_has_owner_and_mode(kind: Kind) {
     let sandbox = Sandbox::new(kind);
-    let mut spec = sandbox.sh("cat /run/secrets/key; stat -c %u:%g:%a /run/secrets/key; echo x > /run/secrets/key || echo refused");
+    let mut spec = sandbox.sh(
+        "cat /run/secrets/key; stat -c %u:%g:%a /run/secrets/key; echo x > /run/secrets/key || echo refused",
+    );
     spec.user = "app".into();
     mount(
         &mut spec,
@@ -117,7 +124,11 @@ pub(crate) async fn ssh_socket_can_be_reached(kind: Kind) {
     });
     let mut spec = sandbox.sh("stat -c %u:%g:%a:%F /run/agent; printf ping | nc local:/run/agent");
     spec.user = "app".into();
-    mount(&mut spec, "/run/agent", MountKind::SshAgent { socket: socket.clone(), uid: 1000, gid: 1001, mode: 0o600 });
+    mount(
+        &mut spec,
+        "/run/agent",
+        MountKind::SshAgent { socket: socket.clone(), uid: 1000, gid: 1001, mode: 0o600 },
+    );
     let output = sandbox.run(spec).await;
     assert!(output.stdout.starts_with("1000:1001:600:socket\n"), "{output:?}");
     // Busybox's nc may be built without unix sockets; connecting from outside ends the agent then.
@@ -160,7 +171,8 @@ pub(crate) async fn last_mount_on_a_target_wins(kind: Kind) {
 
 pub(crate) async fn read_only_root(kind: Kind) {
     let sandbox = Sandbox::new(kind);
-    let mut spec = sandbox.sh("touch /x || echo refused; touch /m/y && touch /dev/shm/z && touch /new/w || echo no; pwd");
+    let mut spec = sandbox
+        .sh("touch /x || echo refused; touch /m/y && touch /dev/shm/z && touch /new/w || echo no; pwd");
     spec.read_only_root = true;
     spec.cwd = "/made".into();
     mount(&mut spec, "/m", MountKind::Tmpfs { size: None });

@@ -45,7 +45,8 @@ fn assert_layer(sandbox: &Sandbox, extra: &[&str]) {
     let expected: BTreeSet<String> =
         ["dev", "etc", "proc", "run", "sys"].iter().chain(extra).map(ToString::to_string).collect();
     assert_eq!(tree(&sandbox.upper()), expected);
-    let work: Vec<_> = tree(&sandbox.path("work")).into_iter().filter(|path| path.contains("incompat")).collect();
+    let work: Vec<_> =
+        tree(&sandbox.path("work")).into_iter().filter(|path| path.contains("incompat")).collect();
     assert_eq!(work, [] as [&str; 0]);
 }
 
@@ -103,10 +104,13 @@ const OWNER_ID: &str = "LAPSTRAKE_TEST_OWNER_ID";
 
 pub(crate) async fn nothing_after_the_owner_is_killed(kind: Kind) {
     if let (Ok(dir), Ok(id)) = (std::env::var(OWNER_DIR), std::env::var(OWNER_ID)) {
-        let (mut spec, _) = marked_at(overlay(dir.as_ref()), &format!("# {id}\n(sleep 1000) & echo ready; sleep 1000"));
+        let (mut spec, _) =
+            marked_at(overlay(dir.as_ref()), &format!("# {id}\n(sleep 1000) & echo ready; sleep 1000"));
         spec.id = RunId::new(id).unwrap();
         let io = ProcessIo {
-            stdout: OutputSink::Writer(Box::new(tokio::fs::File::create(format!("{dir}/ready")).await.unwrap())),
+            stdout: OutputSink::Writer(Box::new(
+                tokio::fs::File::create(format!("{dir}/ready")).await.unwrap(),
+            )),
             stderr: OutputSink::Discard,
         };
         let end = executor(kind, options()).run(spec, io, CancellationToken::new()).await;
@@ -140,12 +144,18 @@ pub(crate) async fn nothing_after_the_helper_is_killed(kind: Kind) {
     let me = std::process::id();
     let helper = fs::read_to_string(format!("/proc/{me}/task/{me}/children"))
         .into_iter()
-        .chain(fs::read_dir(format!("/proc/{me}/task")).unwrap().flatten().filter_map(|task| {
-            fs::read_to_string(task.path().join("children")).ok()
-        }))
-        .flat_map(|children| children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>())
+        .chain(
+            fs::read_dir(format!("/proc/{me}/task"))
+                .unwrap()
+                .flatten()
+                .filter_map(|task| fs::read_to_string(task.path().join("children")).ok()),
+        )
+        .flat_map(|children| {
+            children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
+        })
         .find(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|name| name.starts_with(b"lapstrake-exec-helper"))
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|name| name.starts_with(b"lapstrake-exec-helper"))
         })
         .expect("the helper is a child of this process");
     let killed = Command::new("kill").args(["-9", &helper.to_string()]).status().unwrap();
@@ -165,7 +175,8 @@ pub(crate) async fn nothing_after_the_helper_is_killed(kind: Kind) {
 pub(crate) async fn stubs_are_removed_and_times_kept(kind: Kind) {
     let sandbox = Sandbox::new(kind);
     let etc = sandbox.lower().join("etc");
-    let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000));
+    let old =
+        fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000));
     fs::File::open(&etc).unwrap().set_times(old).unwrap();
     let mut spec = sandbox.sh("test -s /etc/hosts && test -s /etc/resolv.conf && test -d /opt/a/b");
     spec.mounts = vec![MountSpec { target: "/opt/a/b".into(), kind: MountKind::Tmpfs { size: None } }];
@@ -200,7 +211,8 @@ pub(crate) async fn stub_cleaner_does_not_follow_links(kind: Kind) {
     fs::create_dir(sandbox.lower().join("inside/target")).unwrap();
     symlink("/nowhere", sandbox.lower().join("dangling")).unwrap();
     for link in [victim.to_str().unwrap(), "/inside"] {
-        let mut spec = sandbox.sh(&format!("mv /opt /opt.moved && ln -s {link} /opt; rm -rf /opt.moved; ls -ld /opt"));
+        let mut spec =
+            sandbox.sh(&format!("mv /opt /opt.moved && ln -s {link} /opt; rm -rf /opt.moved; ls -ld /opt"));
         spec.mounts = vec![MountSpec { target: "/opt/target".into(), kind: MountKind::Tmpfs { size: None } }];
         sandbox.run(spec).await;
         assert!(victim.join("target").exists());

@@ -81,9 +81,13 @@ pub(crate) async fn root_has_dockers_capabilities(kind: Kind) {
 
 pub(crate) async fn another_user_has_none_in_effect(kind: Kind) {
     let status = status(kind, |spec| spec.user = "1000:1001".into()).await;
-    for (name, value) in
-        [("CapBnd", DOCKER_CAPS), ("CapEff", NO_CAPS), ("CapPrm", NO_CAPS), ("CapInh", NO_CAPS), ("CapAmb", NO_CAPS)]
-    {
+    for (name, value) in [
+        ("CapBnd", DOCKER_CAPS),
+        ("CapEff", NO_CAPS),
+        ("CapPrm", NO_CAPS),
+        ("CapInh", NO_CAPS),
+        ("CapAmb", NO_CAPS),
+    ] {
         assert_eq!(status.field(name), value, "{name}");
     }
     assert_eq!(status.field("Uid"), "1000\t1000\t1000\t1000");
@@ -108,7 +112,10 @@ pub(crate) async fn user_by_name_has_supplementary_groups(kind: Kind) {
 
 pub(crate) async fn user_by_number_and_group(kind: Kind) {
     let first = status(kind, |spec| spec.user = "1234:4321".into()).await;
-    assert_eq!((first.field("Uid").as_str(), first.field("Groups").as_str()), ("1234\t1234\t1234\t1234", "4321"));
+    assert_eq!(
+        (first.field("Uid").as_str(), first.field("Groups").as_str()),
+        ("1234\t1234\t1234\t1234", "4321")
+    );
     let second = status(kind, |spec| spec.user = "app:staff".into()).await;
     assert_eq!((second.field("Gid").as_str(), second.field("Groups").as_str()), ("50\t50\t50\t50", "50"));
 }
@@ -118,7 +125,10 @@ pub(crate) async fn unknown_user_is_an_error(kind: Kind) {
     let mut spec = sandbox.sh("true");
     spec.user = "ghost".into();
     let error = sandbox.try_run(spec).await.unwrap_err();
-    assert!(matches!(&error, ExecError::NoSuchUser { kind: "user", name, .. } if name == "ghost"), "{error:?}");
+    assert!(
+        matches!(&error, ExecError::NoSuchUser { kind: "user", name, .. } if name == "ghost"),
+        "{error:?}"
+    );
     assert_eq!(error.to_string(), "unable to find user ghost: no matching entries in /etc/passwd");
 }
 
@@ -189,7 +199,12 @@ pub(crate) async fn umask_is_022(kind: Kind) {
 pub(crate) async fn signals_are_at_their_defaults(kind: Kind) {
     let status = status(kind, |_| {}).await;
     for name in ["SigIgn", "SigBlk", "SigCgt"] {
-        assert_eq!(status.field(name), "0000000000000000", "{name}");
+        let mut mask = u64::from_str_radix(&status.field(name), 16).unwrap();
+        if kind != Kind::Native {
+            // glibc's posix_spawn, which calls the runtime, has 32 and 33 ignored.
+            mask &= !(0b11 << 31);
+        }
+        assert_eq!(mask, 0, "{name}");
     }
 }
 
@@ -220,9 +235,9 @@ pub(crate) async fn devices_are_dockers(kind: Kind) {
         urandom character special file 1:9 666\ntty character special file 5:0 666\n4\ny\n3\n";
     let rest = output.strip_prefix(expected).unwrap_or_else(|| panic!("{output}"));
     assert_eq!(
-        rest.split_whitespace().filter(|name| *name != "console").collect::<Vec<_>>(),
+        rest.split_whitespace().filter(|name| !["console", "core"].contains(name)).collect::<Vec<_>>(),
         [
-            "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout",
+            "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout",
             "tty", "urandom", "zero"
         ]
     );
@@ -243,10 +258,15 @@ pub(crate) async fn sys_and_cgroup_are_read_only(kind: Kind) {
              awk '$5 ~ \"^/sys\" {print $5, substr($6, 1, 2)}' /proc/self/mountinfo | sort -u",
         )
         .await;
-    assert!(!output.stdout.contains("made"), "{output:?}");
+    // Runtimes leave the directory above the hierarchies writable: a tmpfs, good for nothing.
+    let harmless =
+        |line: &&str| kind != Kind::Native && ["made /sys/fs/cgroup", "/sys/fs/cgroup rw"].contains(line);
     assert!(output.stdout.contains("/sys ro"), "{output:?}");
-    assert!(output.stdout.contains("/sys/fs/cgroup ro"), "{output:?}");
-    assert!(output.stdout.lines().all(|line| line.ends_with(" ro")), "{output:?}");
+    assert!(output.stdout.contains("/sys/fs/cgroup"), "{output:?}");
+    assert!(
+        output.stdout.lines().filter(|line| !harmless(line)).all(|line| line.ends_with(" ro")),
+        "{output:?}"
+    );
 }
 
 pub(crate) async fn nothing_of_the_host_is_mounted(kind: Kind) {
@@ -255,7 +275,9 @@ pub(crate) async fn nothing_of_the_host_is_mounted(kind: Kind) {
     let mut points: Vec<_> = output.lines().collect();
     points.dedup();
     let known = ["/", "/dev", "/etc", "/proc", "/sys"];
-    let below = |point: &str| known.iter().any(|top| point == *top || (*top != "/" && point.starts_with(&format!("{top}/"))));
+    let below = |point: &str| {
+        known.iter().any(|top| point == *top || (*top != "/" && point.starts_with(&format!("{top}/"))))
+    };
     assert_eq!(points.iter().filter(|point| !below(point)).collect::<Vec<_>>(), [] as [&&str; 0]);
     assert_eq!(output.lines().filter(|line| *line == "/").count(), 1, "{output}");
     assert_eq!(output.lines().filter(|line| *line == "/sys").count(), 1, "{output}");
@@ -272,7 +294,8 @@ pub(crate) async fn shm_has_the_size_asked_for(kind: Kind) {
 
 pub(crate) async fn network_none_has_only_loopback(kind: Kind) {
     let sandbox = Sandbox::new(kind);
-    let mut spec = sandbox.sh("ls /sys/class/net; ip -o link show up; ping -c1 -w1 127.0.0.1 | grep -c 'bytes from'");
+    let mut spec =
+        sandbox.sh("ls /sys/class/net; ip -o link show up; ping -c1 -w1 127.0.0.1 | grep -c 'bytes from'");
     spec.network = NetworkMode::None;
     let output = sandbox.run(spec).await;
     let lines: Vec<_> = output.stdout.lines().collect();
