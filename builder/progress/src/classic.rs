@@ -305,13 +305,14 @@ impl Step {
     fn take(&mut self, event: Event, lines: &mut Vec<ClassicLine>) -> bool {
         match event {
             Event::Vertex(state) => {
-                if state.started.is_some() && !state.cached && state.completed.is_none() {
-                    self.run(lines);
-                }
                 if state.completed.is_none() && state.error.is_none() {
                     return false;
                 }
                 self.outcome = Outcome::of(state.error.as_deref());
+                // Only now is it known that a silent step ran: a vertex starts also to find out that it is cached.
+                if !state.cached {
+                    self.run(lines);
+                }
                 self.flush(lines);
                 if state.cached && !matches!(self.step.kind, ClassicKind::From { .. }) {
                     lines.push(ClassicLine::Stdout(" ---> Using cache\n".to_owned()));
@@ -448,7 +449,9 @@ mod tests {
             .map(|line| match line {
                 ClassicLine::Stdout(text) => text,
                 ClassicLine::Stderr(text) => format!("<{text}>"),
-                ClassicLine::Part { id, action, current, total } => format!("{id}: {action} {current}/{total}\n"),
+                ClassicLine::Part { id, action, current, total } => {
+                    format!("{id}: {action} {current}/{total}\n")
+                }
             })
             .collect()
     }
@@ -474,22 +477,24 @@ mod tests {
         Step 1/3 : FROM scratch
          --->·
         Step 2/3 : RUN first
-         ---> Running in 36a5b5b7f9f3
+         ---> Running in 868bcc3441ea
         from one
-        Removing intermediate container 36a5b5b7f9f3
-         ---> 0dd4ce7ae2cd
+        Removing intermediate container 868bcc3441ea
+         ---> 9e29b3cba513
         Step 3/3 : RUN second
-         ---> Running in 7a1a0ff1a4ac
+         ---> Running in 26c8394e1e98
         from two
-        Removing intermediate container 7a1a0ff1a4ac
-         ---> c2b6db6b3ea4
+        Removing intermediate container 26c8394e1e98
+         ---> 6967399598a8
         ");
     }
 
     #[tokio::test]
     async fn output_of_a_parallel_step_is_not_lost_however_much_it_is() {
-        let steps =
-            vec![step("RUN first", ClassicKind::Run, Some("1")), step("RUN second", ClassicKind::Run, Some("2"))];
+        let steps = vec![
+            step("RUN first", ClassicKind::Run, Some("1")),
+            step("RUN second", ClassicKind::Run, Some("2")),
+        ];
         let text = transcript(steps, |progress| {
             let (one, two) = (vertex(progress, "1"), vertex(progress, "2"));
             one.start();
@@ -529,9 +534,9 @@ mod tests {
         .await;
         insta::assert_snapshot!(text, @"
         Step 1/3 : RUN first
-         ---> Running in 36a5b5b7f9f3
+         ---> Running in 868bcc3441ea
         Step 2/3 : RUN second
-         ---> Running in 7a1a0ff1a4ac
+         ---> Running in 26c8394e1e98
         <broken
         >
         ");
@@ -565,14 +570,14 @@ mod tests {
         sha256:1: downloading 0/10
         sha256:1: extracting 0/10
         # Executing 1 build trigger
-         ---> 9a4fb3a8b38f
+         ---> 9fb7b1ad6ac3
          ---> Using cache
-         ---> 55bd8ee2f83a
+         ---> 5822defce290
         Step 3/4 : COPY a b
          ---> Using cache
-         ---> 0d3f5b8bb9b4
+         ---> 6ef55daaa0eb
         Step 4/4 : CMD x
-         ---> b3a3c83e0f04
+         ---> c6db340c8ad7
         ");
     }
 
