@@ -26,6 +26,6 @@ mod text;
 pub use error::Error;
 pub use facts::{Facts, ImageFact, ImageOrigin, ImageQuery, Need};
 pub use location::LineRange;
-pub use lower::{LowerError, dockerfile_definition, dockerignore_definition};
+pub use lower::{LowerError, dockerfile_definition, dockerfile_name, dockerignore_definition};
 pub use options::DockerfileOptions;
 pub use plan::{Answer, Plan, PlatformPlan, Step, StepKind, plan};

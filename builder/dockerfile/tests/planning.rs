@@ -386,6 +386,20 @@ fn inputs_take_the_place_of_images() {
 }
 
 #[test]
+fn a_stage_replaced_by_a_directory_still_has_a_platform() {
+    let mut options = options();
+    let specifier = "local:files".to_owned();
+    let source = NamedContextSource { specifier, shared_key: String::new(), input_metadata: None };
+    options.named_contexts.insert("files".to_owned(), source);
+    let facts = Facts::new(&b"FROM busybox AS files\nRUN never\n"[..]);
+    let (plan, rounds) = plan_with(&options, facts).unwrap();
+    assert!(matches!(&rounds[0][..], [Need::ContextIgnore { name, .. }] if name == "files"));
+    let config = &plan.targets[0].config;
+    assert_eq!((config.architecture.as_str(), config.os.as_str()), ("amd64", "linux"));
+    assert!(plan.targets[0].steps.is_empty(), "its instructions are not run");
+}
+
+#[test]
 fn malformed_ignore_files_are_named() {
     let mut facts = Facts::new(&b"FROM scratch\nCOPY a /\n"[..]);
     facts.dockerignore =

@@ -61,16 +61,17 @@ impl Lowering<'_> {
         let Some((state, image)) = self.load_named_context(named, paths, self.stages[index].lines)? else {
             return Ok(false);
         };
+        let default = self.stages[index].platform.clone().unwrap_or_else(|| self.target_platform.clone());
         let stage = &mut self.stages[index];
         stage.dispatched = true;
         stage.state = state;
-        if let Some(mut image) = image {
-            image.created = None;
-            if !image.architecture.is_empty() && !image.os.is_empty() {
-                stage.platform = Some(image.platform());
-            }
-            self.start_from(index, image);
+        // BuildKit leaves the config of a context that is no image without even a platform.
+        let mut image = image.unwrap_or_else(|| ImageConfig::for_platform(&default));
+        image.created = None;
+        if !image.architecture.is_empty() && !image.os.is_empty() {
+            stage.platform = Some(image.platform());
         }
+        self.start_from(index, image);
         Ok(true)
     }
 
