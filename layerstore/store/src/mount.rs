@@ -40,6 +40,11 @@ impl OpenSnapshot {
                     .map_or_else(|| lower.first().cloned().unwrap_or_default(), |upper| upper.upper.clone());
                 let mount = || -> rustix::io::Result<OwnedFd> {
                     let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+                    // Whatever the kernel was built with: an upper directory with redirects or files without their
+                    // content is no difference that could be read by itself.
+                    for option in ["redirect_dir", "metacopy", "index"] {
+                        rustix::mount::fsconfig_set_string(fs.as_fd(), option, "off")?;
+                    }
                     // One key per directory: no limit of one page for the whole list (kernel 6.5 and later).
                     for directory in lower {
                         rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", directory)?;
