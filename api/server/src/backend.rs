@@ -66,6 +66,13 @@ pub trait Builds: Send + Sync {
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>>;
 
+    /// Makes a context that holds a Dockerfile and nothing else, under `name`.
+    fn receive_dockerfile(
+        &self,
+        name: String,
+        text: Bytes,
+    ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>>;
+
     /// Runs a build to its end. `progress` is dropped when the build has said its last word.
     fn build(
         &self,

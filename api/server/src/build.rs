@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use lapstrake_api_types::{
-    BuildQuery, ContextSource, EventAction, EventType, ProgressForm, PruneQuery, StreamMessage, Timestamp,
-    decode_auth_configs,
+    BuildQuery, BuilderVersion, ContextSource, EventAction, EventType, ProgressForm, PruneQuery,
+    StreamMessage, Timestamp, decode_auth_configs,
 };
 use lapstrake_builder_progress::{Limits, Progress};
 use lapstrake_session::SessionId;
@@ -22,17 +22,20 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    ApiError, AppState, BuildContext, BuildOrder, Built,
+    ApiError, AppState, BodyStream, BuildContext, BuildOrder, Built,
     blocking::blocking,
     body::{self, Answer, StreamWriter},
     request::DoorRequest,
 };
 
+pub(crate) mod attrs;
 mod jobs;
 mod render;
+mod sniff;
 
 pub(crate) use jobs::Jobs;
 use render::{Ending, Rendering};
+use sniff::{Sniffed, sniff};
 
 pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<Answer, ApiError> {
     let query = BuildQuery::parse(&request.form, request.api)?;
@@ -54,13 +57,9 @@ pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<
     let context = match &query.context {
         ContextSource::Session => BuildContext::Session,
         ContextSource::Url(url) => BuildContext::Url(url.clone()),
-        ContextSource::Body => {
-            let received = state.builds.receive_context(request.body_stream(limit), cancel.clone()).await?;
-            BuildContext::Received(received)
-        }
+        ContextSource::Body => receive(&state, &query, request.body_stream(limit), &cancel).await?,
         ContextSource::UploadRequest => {
-            let upload = job.wait_for_upload().await?;
-            BuildContext::Received(state.builds.receive_context(upload, cancel.clone()).await?)
+            receive(&state, &query, job.wait_for_upload().await?, &cancel).await?
         }
     };
 
@@ -95,6 +94,27 @@ pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<
     } else {
         aloud(rendering, work, ending, guard).await
     }
+}
+
+/// Takes a context in. As in Moby, a classic build needs an archive, and BuildKit's may have a Dockerfile alone.
+async fn receive(
+    state: &AppState,
+    query: &BuildQuery,
+    body: BodyStream,
+    cancel: &CancellationToken,
+) -> Result<BuildContext, ApiError> {
+    let sniffed = match query.version {
+        BuilderVersion::Classic => Sniffed::Archive(body),
+        BuilderVersion::BuildKit => sniff(body).await?,
+    };
+    let received = match sniffed {
+        Sniffed::Archive(archive) => state.builds.receive_context(archive, cancel.clone()).await?,
+        Sniffed::Dockerfile(text) => {
+            let name = query.dockerfile.clone().unwrap_or_else(|| "Dockerfile".to_owned());
+            state.builds.receive_dockerfile(name, text).await?
+        }
+    };
+    Ok(BuildContext::Received(received))
 }
 
 /// Credentials for registries: a document of all of them, and (as for pulls) a header with one.

@@ -73,6 +73,19 @@ impl Builds for FakeBuilds {
         .boxed()
     }
 
+    fn receive_dockerfile(
+        &self,
+        name: String,
+        text: Bytes,
+    ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>> {
+        async move {
+            assert_eq!(name, "Dockerfile");
+            self.contexts.lock().unwrap().push(text.len());
+            Ok(ReceivedContext(Box::new(text.len())))
+        }
+        .boxed()
+    }
+
     fn build(
         &self,
         order: BuildOrder,
