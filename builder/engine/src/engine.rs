@@ -7,7 +7,7 @@ use lapstrake_builder_executor::Executor;
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::{Definition, Graph, Limits};
-use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
+use lapstrake_builder_progress::{Progress, Stream, VertexHandle, VertexState};
 use lapstrake_builder_solver::{CacheStore, Solver};
 use lapstrake_builder_source::Sources;
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
@@ -168,6 +168,16 @@ impl Engine {
                 (scope, targets.collect())
             }
         };
+        for reference in &request.cache_from {
+            // As with BuildKit, a source of cache that gives nothing is told, and no failure.
+            let vertex =
+                internal_vertex(progress, format!("importing cache manifest from {}", reference.familiar()));
+            vertex.start();
+            let notice =
+                "records of other builders are not imported by this version; the local cache is used\n";
+            vertex.log(Stream::Stderr, notice.as_bytes().to_vec());
+            vertex.complete();
+        }
         let mut results = Vec::with_capacity(targets.len());
         for target in targets {
             let tree = self.solve(&target.definition, &scope, progress).await?;
@@ -186,13 +196,8 @@ impl Engine {
         };
         let Some(name) = export.output.progress_name() else { return Ok(Exported::default()) };
         let vertex = internal_vertex(progress, name);
-        vertex.start();
-        let exported = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel).await;
-        match &exported {
-            Ok(_) => vertex.complete(),
-            Err(error) => vertex.fail(error.to_string()),
-        }
-        Ok(exported?)
+        let export = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel);
+        Ok(vertex.track(export).await?)
     }
 
     /// Solves one graph.

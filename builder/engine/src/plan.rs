@@ -6,11 +6,15 @@ use lapstrake_builder_dockerfile::{
     Answer, DockerfileOptions, Facts, ImageFact, Need, Plan, dockerfile_definition, dockerfile_name,
     dockerignore_definition,
     facts::IgnoreFile,
+    lint::Warning,
     options::{ContextSource, DockerfileSource, LocalContext},
+    parser::detect_syntax,
     plan,
 };
-use lapstrake_builder_progress::Progress;
+use lapstrake_builder_llb::{Definition, Graph, Limits, pb};
+use lapstrake_builder_progress::{Emit, Event, Progress};
 use lapstrake_builder_source::{LocalProvider, SourceContext};
+use lapstrake_layerstore_oci::Reference;
 use lapstrake_layerstore_store::{SnapshotKey, StoreError, Tree};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,8 @@ use crate::{ContextInput, Engine, EngineError, StepError, engine::internal_verte
 
 /// A Dockerfile or ignore file larger than this is a mistake or an attack: 16 MiB.
 const FILE_LIMIT: u64 = 16 << 20;
+/// Where BuildKit explains the rules of its checks; ours are the same.
+const RULES_URL: &str = "https://docs.docker.com/go/dockerfile/rule/";
 /// How often the frontend may ask again. Each round answers all it asked, so real builds need a handful.
 const ROUNDS: usize = 64;
 
@@ -69,10 +75,15 @@ impl Engine {
         if let ContextSource::Http { url } = &options.context {
             facts.http_context_is_archive = Some(self.is_archive(url, scope, progress, cancel).await?);
         }
-        self.read_dockerfile(options, &mut facts, scope, progress).await?;
+        let dockerfile = dockerfile_definition(options, &facts)?;
+        self.read_dockerfile(options, &dockerfile, &mut facts, scope, progress).await?;
+        check_frontend(options, &facts.dockerfile)?;
         for _ in 0..ROUNDS {
             match plan(options, &facts)? {
-                Answer::Plan(plan) => return Ok(*plan),
+                Answer::Plan(plan) => {
+                    warn(&plan.warnings, options, &dockerfile, &facts, progress)?;
+                    return Ok(*plan);
+                }
                 Answer::Need(needs) => {
                     // Several images at once: each is a round trip to a registry.
                     let answers = needs.into_iter().map(|need| self.find_out(need, scope, progress, cancel));
@@ -97,22 +108,12 @@ impl Engine {
         match need {
             Need::ImageConfig { query, progress_name, .. } => {
                 let vertex = internal_vertex(progress, progress_name);
-                vertex.start();
                 let cx = self.source_context(scope, vertex.clone(), cancel);
-                let found = self.workshop().sources.resolve_image(&cx, &query).await;
-                match found {
-                    Ok(found) => {
-                        vertex.complete();
-                        let fact: ImageFact = found;
-                        Ok(Box::new(move |facts| {
-                            facts.images.insert(query, fact);
-                        }))
-                    }
-                    Err(error) => {
-                        vertex.fail(error.to_string());
-                        Err(error.into())
-                    }
-                }
+                let fact: ImageFact =
+                    vertex.track(self.workshop().sources.resolve_image(&cx, &query)).await?;
+                Ok(Box::new(move |facts| {
+                    facts.images.insert(query, fact);
+                }))
             }
             Need::ContextIgnore { name, definition } => {
                 let tree = self.solve(&definition.definition(), scope, progress).await?;
@@ -137,24 +138,19 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<bool, EngineError> {
         let vertex = internal_vertex(progress, format!("[internal] load remote build context {url}"));
-        vertex.start();
         let cx = self.source_context(scope, vertex.clone(), cancel);
-        let answer = self.workshop().sources.is_archive(&cx, url).await;
-        match &answer {
-            Ok(_) => vertex.complete(),
-            Err(error) => vertex.fail(error.to_string()),
-        }
-        Ok(answer?)
+        Ok(vertex.track(self.workshop().sources.is_archive(&cx, url)).await?)
     }
 
     async fn read_dockerfile(
         &self,
         options: &DockerfileOptions,
+        definition: &Definition,
         facts: &mut Facts,
         scope: &Arc<BuildScope>,
         progress: &Progress,
     ) -> Result<(), EngineError> {
-        let tree = self.solve(&dockerfile_definition(options, facts)?, scope, progress).await?;
+        let tree = self.solve(definition, scope, progress).await?;
         let name = dockerfile_name(options, facts).to_owned();
         let mut found = self.read_file(tree.clone(), &name).await?;
         if found.is_none() && name == "Dockerfile" {
@@ -223,4 +219,67 @@ impl Engine {
             cancel: cancel.clone(),
         }
     }
+}
+
+/// Refuses frontends other than the built-in one. Official Dockerfile frontends (`docker/dockerfile:1`, …) are what the built-in one is.
+fn check_frontend(options: &DockerfileOptions, dockerfile: &[u8]) -> Result<(), EngineError> {
+    let asked = match options.build_args.get("BUILDKIT_SYNTAX") {
+        Some(image) => Some(image.clone()),
+        None => detect_syntax(dockerfile).map(|directive| directive.image),
+    };
+    let Some(asked) = asked else { return Ok(()) };
+    let official = Reference::parse(&asked).is_ok_and(|reference| {
+        matches!(
+            (reference.domain(), reference.path()),
+            ("docker.io", "docker/dockerfile" | "docker/dockerfile-upstream")
+        )
+    });
+    if official {
+        return Ok(());
+    }
+    Err(EngineError::Unsupported {
+        what: format!("the frontend {asked} (# syntax=): only docker/dockerfile, which is built in,"),
+    })
+}
+
+/// Tells the client what the frontend doubts, at the vertex that read the Dockerfile, as BuildKit does.
+fn warn(
+    warnings: &[Warning],
+    options: &DockerfileOptions,
+    definition: &Definition,
+    facts: &Facts,
+    progress: &Progress,
+) -> Result<(), EngineError> {
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    let graph = Graph::parse(definition, Limits::default())?;
+    let vertex = graph.vertex(graph.target().vertex).digest.clone();
+    for warning in warnings {
+        let slug = warning.rule.slug().unwrap_or_default();
+        progress.emit(&Event::Warning(lapstrake_builder_progress::Warning {
+            vertex: vertex.clone(),
+            level: 1,
+            short: format!("{}: {} (line {})", warning.rule.name(), warning.message, warning.lines.start)
+                .into_bytes(),
+            detail: vec![warning.rule.description().as_bytes().to_vec()],
+            url: if slug.is_empty() { String::new() } else { format!("{RULES_URL}{slug}/") },
+            source: Some(pb::SourceInfo {
+                filename: options.dockerfile_name.clone(),
+                data: facts.dockerfile.to_vec(),
+                language: "Dockerfile".to_owned(),
+                ..Default::default()
+            }),
+            ranges: warning
+                .lines
+                .lines()
+                .map(|line| pb::Range { start: Some(position(line)), end: Some(position(line)) })
+                .collect(),
+        }));
+    }
+    Ok(())
+}
+
+fn position(line: u32) -> pb::Position {
+    pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 }
 }

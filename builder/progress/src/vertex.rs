@@ -70,6 +70,20 @@ impl VertexHandle {
         self.end(|_| ());
     }
 
+    /// Reports a piece of work from its start to its end, well or not.
+    pub async fn track<T, E: std::fmt::Display>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.start();
+        let result = work.await;
+        match &result {
+            Ok(_) => self.complete(),
+            Err(error) => self.fail(error.to_string()),
+        }
+        result
+    }
+
     /// Work failed.
     pub fn fail(&self, error: impl Into<String>) {
         let error = error.into();

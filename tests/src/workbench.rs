@@ -1,0 +1,226 @@
+//! An engine over a temporary store, with a base image made of Debian's busybox.
+
+use std::{
+    collections::BTreeMap,
+    io::Cursor,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_dockerfile::DockerfileOptions;
+use lapstrake_builder_engine::{
+    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Input, Output, Parts, Resources,
+};
+use lapstrake_builder_executor::{Helper, HelperOptions, NativeExecutor};
+use lapstrake_builder_exporter::Exporter;
+use lapstrake_builder_progress::{Event, Progress, from_response};
+use lapstrake_builder_source::{SourceLimits, Sources, SourcesOptions};
+use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
+use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
+use lapstrake_layerstore_registry::{Anonymous, ClientOptions, RegistryClient, RegistryConfig};
+use lapstrake_layerstore_store::{
+    ImageName, LocalStore, NewImage, OpenSnapshot, Stores, Tree, collect::Collector,
+};
+use lapstrake_layerstore_transfer::layers;
+use lapstrake_session::{SessionId, Sessions};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::Context;
+
+/// An engine and everything below it.
+pub struct Workbench {
+    /// The engine.
+    pub engine: Engine,
+    /// Its stores.
+    pub stores: Stores,
+    /// What frees what nobody needs.
+    pub collector: Collector,
+    /// Live sessions.
+    pub sessions: Sessions,
+    _root: TempDir,
+}
+
+/// A build that succeeded.
+#[derive(Debug)]
+pub struct Built {
+    /// What it left behind.
+    pub exported: Exported,
+    /// All that it said.
+    pub events: Vec<Event>,
+}
+
+impl Built {
+    /// Everything that its processes wrote.
+    pub fn output(&self) -> String {
+        self.events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Log(log) => Some(String::from_utf8_lossy(&log.data).into_owned()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Names of the vertices that came from the cache.
+    pub fn cached(&self) -> Vec<String> {
+        self.vertices(|vertex| vertex.cached)
+    }
+
+    /// Names of the vertices that were worked on.
+    pub fn executed(&self) -> Vec<String> {
+        self.vertices(|vertex| !vertex.cached && vertex.completed.is_some())
+    }
+
+    fn vertices(&self, keep: impl Fn(&lapstrake_builder_progress::VertexState) -> bool) -> Vec<String> {
+        // The last state of each counts.
+        let mut last = BTreeMap::new();
+        for event in &self.events {
+            if let Event::Vertex(vertex) = event {
+                last.insert(vertex.digest.clone(), vertex);
+            }
+        }
+        last.into_values().filter(|vertex| keep(vertex)).map(|vertex| vertex.name.clone()).collect()
+    }
+}
+
+impl Workbench {
+    /// An empty store with the base image `busybox:latest`.
+    pub fn new() -> Self {
+        let root = tempfile::Builder::new().prefix("lapstrake-test-").tempdir().expect("a temporary directory");
+        let local = LocalStore::open(root.path().join("root")).expect("a store opens");
+        let driver = DriverKind::detect(local.root()).and_then(|kind| kind.open(local.root()));
+        let snapshots = Adapter::new(driver.expect("a graph driver works"), local.records.clone());
+        let stores = local.stores(Arc::new(snapshots));
+        let cache = BuildCache::open(local.metadata.clone(), stores.clone()).expect("the cache opens");
+        let sessions = Sessions::new();
+        let sources = Sources::new(SourcesOptions {
+            stores: stores.clone(),
+            cache: cache.clone(),
+            sessions: sessions.clone(),
+            registry: RegistryClient::new(RegistryConfig::default(), ClientOptions::default()),
+            root: root.path().join("sources"),
+            limits: SourceLimits::default(),
+        });
+        let options = HelperOptions { program: Some(helper()), ..HelperOptions::default() };
+        let helper = Helper::start(options).expect("the helper starts");
+        let engine = Engine::new(Parts {
+            stores: stores.clone(),
+            cache: cache.clone(),
+            sources,
+            sessions: sessions.clone(),
+            executor: Arc::new(NativeExecutor::new(helper).expect("Docker's seccomp profile loads")),
+            exporter: Exporter::new(stores.clone()),
+            runtime_dir: root.path().to_owned(),
+            parallelism: 4,
+        });
+        let collector = Collector::new(stores.clone(), vec![cache]);
+        base_image(&stores);
+        Self { engine, stores, collector, sessions, _root: root }
+    }
+
+    /// A request for an image under `name`.
+    pub async fn request(&self, context: Context, name: &str) -> Result<BuildRequest, EngineError> {
+        let received = self.engine.receive_context(Cursor::new(context.bytes())).await?;
+        Ok(BuildRequest {
+            id: BuildId(SessionId::random().to_string()),
+            input: Input::Dockerfile {
+                options: Box::new(DockerfileOptions::new(Platform::host())),
+                context: ContextInput::Received(received),
+            },
+            session: None,
+            output: Output::Image { names: vec![reference(name)] },
+            cache_from: Vec::new(),
+            inline_cache: false,
+            credentials: Arc::new(Anonymous),
+            resources: Resources::default(),
+        })
+    }
+
+    /// Builds an image of a context.
+    pub async fn build(&self, context: Context, name: &str) -> Result<Built, EngineError> {
+        let request = self.request(context, name).await?;
+        self.run(request).await.1
+    }
+
+    /// Runs a request; also tells what a failed build said.
+    pub async fn run(&self, request: BuildRequest) -> (Vec<Event>, Result<Built, EngineError>) {
+        let progress = Progress::anonymous(Default::default()).expect("a temporary file");
+        let mut subscription = progress.subscribe().expect("a file can be shared");
+        let result = self.engine.build(request, progress, None, CancellationToken::new()).await;
+        let mut events = Vec::new();
+        while let Some(response) = subscription.next().await.expect("the log can be read") {
+            events.extend(from_response(response));
+        }
+        let built = result.map(|exported| Built { exported, events: events.clone() });
+        (events, built)
+    }
+
+    /// The config of an image.
+    pub fn config(&self, name: &str) -> ImageConfig {
+        let record = self.stores.images.find(name).expect("the image is there");
+        ImageConfig::from_json(&record.config).expect("a config")
+    }
+
+    /// The files of an image, open for reading.
+    pub fn open(&self, name: &str) -> OpenSnapshot {
+        let record = self.stores.images.find(name).expect("the image is there");
+        let top = record.top.expect("the image has layers");
+        let mount = self.stores.snapshots.committed_mount(&top).expect("its top can be mounted");
+        OpenSnapshot::open(&mount).expect("it can be opened")
+    }
+
+    /// A file of an image.
+    pub fn read(&self, name: &str, path: &str) -> String {
+        let open = self.open(name);
+        std::fs::read_to_string(open.path().join(path)).unwrap_or_else(|error| panic!("read {path}: {error}"))
+    }
+
+    /// Whether an image has something at a path (symbolic links not followed).
+    pub fn has(&self, name: &str, path: &str) -> bool {
+        self.open(name).path().join(path).symlink_metadata().is_ok()
+    }
+}
+
+impl Default for Workbench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A name, as people write it.
+pub(crate) fn reference(name: &str) -> Reference {
+    Reference::parse(name).expect("a reference").with_default_tag()
+}
+
+/// The executor's helper, beside the tests: target/<profile>/lapstrake-exec-helper.
+fn helper() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let profile = test.parent().and_then(Path::parent).expect("a test is in target/<profile>/deps");
+    let program = profile.join("lapstrake-exec-helper");
+    assert!(program.is_file(), "{} is not built; cargo build -p lapstrake-builder-executor", program.display());
+    program
+}
+
+fn base_image(stores: &Stores) {
+    let draft = stores.begin(&Tree::empty()).expect("a draft");
+    {
+        let open = draft.open().expect("it opens");
+        let rootfs = lapstrake_integration_cli::busybox_rootfs();
+        tar::Archive::new(Cursor::new(rootfs)).unpack(open.path()).expect("the base image unpacks");
+    }
+    let tree = draft.commit().expect("it commits");
+    let layers = layers(stores, &tree).expect("its layer has a diff id");
+    let mut config = ImageConfig::for_platform(&Platform::host());
+    config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    let image = NewImage {
+        config: config.to_json().expect("a config serialises"),
+        top: tree.snapshot().cloned(),
+        diff_ids: config.rootfs.diff_ids,
+        parent: None,
+        manifest: None,
+        names: vec![ImageName { reference: reference("busybox:latest"), target: None }],
+    };
+    stores.images.put(image).expect("the image is stored");
+}

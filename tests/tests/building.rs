@@ -1,0 +1,126 @@
+//! Dockerfiles, and what becomes of them.
+
+use lapstrake_tests::{Context, Workbench};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_copy_and_config_end_up_in_the_image() {
+    let bench = Workbench::new();
+    let context = Context::new(
+        "FROM busybox\n\
+         ENV GREETING=hello\n\
+         WORKDIR /app\n\
+         COPY a.txt b/ ./\n\
+         RUN echo \"$GREETING from $(pwd)\" > said && cat said\n\
+         USER app\n\
+         CMD [\"cat\", \"said\"]\n",
+    )
+    .file("a.txt", "A")
+    .file("b/c.txt", "C");
+    let built = bench.build(context, "app").await.unwrap();
+    assert!(built.output().contains("hello from /app"), "{}", built.output());
+    assert_eq!(bench.read("app", "app/said"), "hello from /app\n");
+    assert_eq!(bench.read("app", "app/a.txt"), "A");
+    assert_eq!(bench.read("app", "app/c.txt"), "C");
+    let config = bench.config("app").config;
+    assert_eq!(config.user, "app");
+    assert_eq!(config.working_dir, "/app");
+    assert_eq!(config.cmd.as_deref(), Some(&["cat".to_owned(), "said".to_owned()][..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_build_runs_nothing_and_gives_the_same_image() {
+    let bench = Workbench::new();
+    let context = || Context::new("FROM busybox\nCOPY a /\nRUN date +%N > /stamp\n").file("a", "same");
+    let first = bench.build(context(), "first").await.unwrap();
+    let second = bench.build(context(), "second").await.unwrap();
+    assert_eq!(bench.read("first", "stamp"), bench.read("second", "stamp"));
+    assert!(second.cached().iter().any(|name| name.contains("RUN date")), "{:?}", second.cached());
+    assert_eq!(bench.config("first").rootfs, bench.config("second").rootfs);
+    drop(first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_content_is_noticed() {
+    let bench = Workbench::new();
+    let context = |data: &str| Context::new("FROM busybox\nCOPY a /\nRUN cat /a\n").file("a", data);
+    bench.build(context("old"), "app").await.unwrap();
+    let second = bench.build(context("new"), "app").await.unwrap();
+    assert!(second.output().contains("new"));
+    assert_eq!(bench.read("app", "a"), "new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stages_copy_from_each_other_and_unused_ones_are_not_built() {
+    let bench = Workbench::new();
+    let context = Context::new(
+        "FROM busybox AS tools\nRUN echo made > /made\n\
+         FROM busybox AS unused\nRUN false\n\
+         FROM scratch\nCOPY --from=tools /made /final\n",
+    );
+    bench.build(context, "app").await.unwrap();
+    assert_eq!(bench.read("app", "final"), "made\n");
+    assert!(!bench.has("app", "bin"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_run_tells_its_command_and_exit_code() {
+    let bench = Workbench::new();
+    let error = bench.build(Context::new("FROM busybox\nRUN exit 42\n"), "app").await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "process \"/bin/sh -c exit 42\" did not complete successfully: exit code: 42"
+    );
+    assert_eq!(error.failed_process().map(|(_, code)| code), Some(42));
+    assert!(bench.stores.images.find("app").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_files_are_gone_from_the_layers_above() {
+    let bench = Workbench::new();
+    let context = Context::new("FROM busybox\nRUN mkdir /d && touch /d/a /d/b\nRUN rm /d/a && rm -r /etc\n");
+    bench.build(context, "app").await.unwrap();
+    assert!(!bench.has("app", "d/a"));
+    assert!(bench.has("app", "d/b"));
+    assert!(!bench.has("app", "etc/passwd"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_mount_is_kept_between_builds_and_stays_out_of_the_image() {
+    let bench = Workbench::new();
+    let context = |n: u32| {
+        Context::new(&format!(
+            "FROM busybox\nRUN --mount=type=cache,target=/cache echo {n} >> /cache/log && cp /cache/log /log\n"
+        ))
+    };
+    bench.build(context(1), "app").await.unwrap();
+    bench.build(context(2), "app").await.unwrap();
+    assert_eq!(bench.read("app", "log"), "1\n2\n");
+    assert!(!bench.has("app", "cache/log"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ignored_files_are_not_copied() {
+    let bench = Workbench::new();
+    let context = Context::new("FROM busybox\nCOPY . /ctx/\n")
+        .file(".dockerignore", "*.log\n!keep.log\n")
+        .file("a.log", "")
+        .file("keep.log", "")
+        .file("b.txt", "");
+    bench.build(context, "app").await.unwrap();
+    assert!(!bench.has("app", "ctx/a.log"));
+    assert!(bench.has("app", "ctx/keep.log"));
+    assert!(bench.has("app", "ctx/b.txt"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_image_has_is_collected_and_the_cache_stays() {
+    let bench = Workbench::new();
+    let context = || Context::new("FROM busybox\nRUN date +%N > /stamp\n");
+    bench.build(context(), "app").await.unwrap();
+    let stamp = bench.read("app", "stamp");
+    let id = bench.stores.images.find("app").unwrap().id;
+    bench.stores.images.delete_image(&id).unwrap();
+    bench.collector.collect().unwrap();
+    bench.build(context(), "app").await.unwrap();
+    assert_eq!(bench.read("app", "stamp"), stamp);
+}
