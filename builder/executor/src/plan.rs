@@ -213,7 +213,7 @@ impl Plan {
             seccomp: Vec::new(),
             files,
             mounts: mounts(spec)?,
-            masked: if insecure { Vec::new() } else { MASKED.map(String::from).to_vec() },
+            masked: if insecure { Vec::new() } else { masked() },
             read_only: if insecure { Vec::new() } else { READ_ONLY.map(String::from).to_vec() },
             resources: resources(&spec.resources)?,
             cgroup: cgroup(spec)?,
@@ -224,6 +224,20 @@ impl Plan {
             runtime: None,
         })
     }
+}
+
+/// [`MASKED`], and each CPU's thermal history, which is a covert channel (GHSA-6fw5-f8r9-fgfm).
+fn masked() -> Vec<String> {
+    static PATHS: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
+    let find = || {
+        let cpus = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+        let thermal = cpus
+            .map(|cpu| cpu.path().join("thermal_throttle"))
+            .filter(|path| path.exists())
+            .filter_map(|path| path.into_os_string().into_string().ok());
+        MASKED.map(String::from).into_iter().chain(thermal).collect()
+    };
+    PATHS.get_or_init(find).clone()
 }
 
 fn warn_no_sandbox_network() {

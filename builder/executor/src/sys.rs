@@ -150,6 +150,18 @@ pub(crate) fn reset_signals() {
     };
 }
 
+/// Sets one signal to its default action.
+pub(crate) fn reset_signal(signal: libc::c_int) {
+    // SAFETY: SIG_DFL installs no code.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Ignores a signal.
+pub(crate) fn ignore_signal(signal: libc::c_int) {
+    // SAFETY: SIG_IGN installs no code.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
 /// Ends the process without running destructors or exit handlers (which belong to the parent's copy).
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory.

@@ -86,9 +86,7 @@ impl Hierarchies {
                     .map(|own| {
                         let known = |one: &&&str| {
                             cgroup.lines().any(|line| {
-                                line.splitn(3, ':')
-                                    .nth(1)
-                                    .is_some_and(|all| all.split(',').any(|c| c == **one))
+                                line.split(':').nth(1).is_some_and(|all| all.split(',').any(|c| c == **one))
                             })
                         };
                         (Some(options.iter().filter(known).map(ToString::to_string).collect()), own)

@@ -51,6 +51,7 @@ fn set_up(
 ) -> Result<std::convert::Infallible, Failure> {
     die_with_helper(report)?;
     isolate(streams)?;
+    ordinary_oom_score()?;
     let mut scratch = Scratch::new()?;
     let bare = BareRoot::attach(plan, &scratch, report)?;
     let identity = identify(plan, &bare)?;
@@ -92,7 +93,8 @@ fn set_up(
     }
     die_with_helper(report)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    sys::reset_signals();
+    // The helper has all others at their defaults, and none blocked.
+    sys::reset_signal(libc::SIGPIPE);
     Err(exec(plan, &args, &env))
 }
 
@@ -117,6 +119,13 @@ pub(super) fn isolate(streams: &Streams) -> Result<(), Failure> {
     };
     set().step(|| "set standard streams")?;
     sys::close_on_exec_from(3).step(|| "close descriptors")
+}
+
+/// A daemon that the kernel is to spare when memory runs out does not pass that on.
+pub(super) fn ordinary_oom_score() -> Result<(), Failure> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let spared = std::fs::read_to_string(FILE).is_ok_and(|score| score.starts_with('-'));
+    if spared { std::fs::write(FILE, "0").step(|| "reset oom score") } else { Ok(()) }
 }
 
 /// Looks the user up in the image.
@@ -203,14 +212,14 @@ fn become_user(identity: &Identity, caps: CapSet, inherit: bool) -> Result<(), F
     let set = CapabilitySet::from_bits_retain(caps.and(now.permitted.bits()).bits());
     for bit in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        match rustix::thread::capability_is_in_bounding_set(capability) {
+        if set.contains(capability) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
             // Beyond the last that the kernel knows.
             Err(rustix::io::Errno::INVAL) => break,
-            Ok(true) if !set.contains(capability) => {
-                rustix::thread::remove_capability_from_bounding_set(capability).step(|| "drop capability")?;
-            }
-            Ok(_) => {}
-            Err(errno) => return Err(errno).step(|| "read bounding set"),
+            Err(errno) => return Err(errno).step(|| "drop capability"),
         }
     }
     rustix::thread::set_keep_capabilities(true).step(|| "keep capabilities")?;

@@ -112,6 +112,9 @@ impl Helper {
     fn isolate() -> Result<(Hierarchies, DeviceGate, Owner), Failure> {
         sys::close_on_exec_from(3).step(|| "close descriptors")?;
         rustix::process::setsid().step(|| "make session")?;
+        // What containers start with, and what the daemon's own masks would spoil. A closed standard error must not kill.
+        sys::reset_signals();
+        sys::ignore_signal(libc::SIGPIPE);
         // Exact modes for what is made in images.
         rustix::process::umask(rustix::fs::Mode::empty());
         rustix::process::chdir("/").step(|| "change to /")?;

@@ -67,6 +67,7 @@ fn prepare(
     hierarchies: &Hierarchies,
 ) -> Result<(), Failure> {
     container::die_with_helper(report)?;
+    container::ordinary_oom_score()?;
     sys::reset_signals();
     // Kept until asked for, and never acted on by default.
     supervised_signals().thread_block().step(|| "block signals")?;

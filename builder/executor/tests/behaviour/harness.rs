@@ -31,7 +31,6 @@ pub(crate) enum Kind {
 
 /// A rootfs and an executor.
 pub(crate) struct Sandbox {
-    pub(crate) kind: Kind,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) executor: Box<dyn Executor>,
 }
@@ -75,7 +74,7 @@ pub(crate) fn options() -> HelperOptions {
 
 impl Sandbox {
     pub(crate) fn new(kind: Kind) -> Self {
-        let sandbox = Self { kind, dir: rootfs(), executor: executor(kind, options()) };
+        let sandbox = Self { dir: rootfs(), executor: executor(kind, options()) };
         fs::write(sandbox.lower().join("tmp/.keep"), "").unwrap();
         sandbox
     }

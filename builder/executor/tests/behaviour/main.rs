@@ -2,6 +2,9 @@
 //!
 //! Needs root, `/bin/busybox` (static), and for the other two their runtimes.
 
+// Clippy knows only #[test] functions as tests.
+#![allow(clippy::unwrap_used)]
+
 mod ends;
 mod escapes;
 mod harness;
