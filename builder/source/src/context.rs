@@ -27,6 +27,16 @@ pub struct SourceContext {
     pub cancel: CancellationToken,
 }
 
+impl SourceContext {
+    /// Waits for something that leaves nothing behind when it is dropped.
+    pub(crate) async fn or_canceled<T>(&self, work: impl Future<Output = T>) -> Result<T, SourceError> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.cancel.cancelled() => Err(SourceError::Canceled),
+        }
+    }
+}
+
 /// A directory that is here already.
 #[derive(Debug, Clone)]
 pub enum LocalProvider {

@@ -244,7 +244,7 @@ impl SourceError {
     }
 
     /// A session's error with the source that wanted something of it.
-    pub(crate) fn session(origin: &str) -> impl FnOnce(lapstrake_session::Error) -> Self {
+    pub(crate) fn session(origin: &str) -> impl FnOnce(lapstrake_session::Error) -> Self + use<> {
         let origin = origin.to_owned();
         move |source| match source {
             lapstrake_session::Error::Cancelled { .. } => Self::Canceled,

@@ -18,7 +18,9 @@ mod attrs;
 mod context;
 mod error;
 mod image;
+mod local;
 mod sources;
+mod turns;
 
 pub use context::{LocalProvider, Source, SourceContext, SourceKind};
 pub use error::{ErrorKind, SourceError};

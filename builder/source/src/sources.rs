@@ -5,11 +5,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{ImageFact, ImageQuery};
 use lapstrake_builder_llb::pb;
+use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::RegistryClient;
 use lapstrake_layerstore_store::Stores;
 use lapstrake_session::{Sessions, fsutil};
 
-use crate::{Source, SourceContext, SourceError, image::Images};
+use crate::{Source, SourceContext, SourceError, image::Images, turns::Turns};
 
 /// What sources are made of.
 pub struct SourcesOptions {
@@ -58,6 +59,11 @@ impl Default for SourceLimits {
     }
 }
 
+/// The digest of a source's cache key, as BuildKit's source op makes it (`solver/llbsolver/ops/source.go`).
+pub(crate) fn cache_key(key: &str) -> Digest {
+    Digest::sha256_of(format!("buildkit.source.v0:{key}"))
+}
+
 /// What all sources share.
 pub(crate) struct Shared {
     pub(crate) stores: Stores,
@@ -65,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) limits: SourceLimits,
     pub(crate) images: Images,
+    /// One transfer of a directory, or of a repository, at a time.
+    pub(crate) turns: Turns,
     pub(crate) root: PathBuf,
 }
 
@@ -79,7 +87,7 @@ impl Sources {
     pub fn new(options: SourcesOptions) -> Self {
         let SourcesOptions { stores, cache, sessions, registry, root, limits } = options;
         let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
-        Self { shared: Arc::new(Shared { stores, cache, sessions, limits, images, root }) }
+        Self { shared: Arc::new(Shared { stores, cache, sessions, limits, images, turns: Turns::default(), root }) }
     }
 
     /// The source that an op names. Nothing is asked of anybody yet.
@@ -103,6 +111,7 @@ impl Sources {
         };
         match scheme {
             "docker-image" => crate::image::open(&self.shared, rest, op, platform),
+            "local" => crate::local::open(&self.shared, rest, op),
             scheme => Err(unsupported(scheme)),
         }
     }

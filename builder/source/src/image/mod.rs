@@ -19,7 +19,7 @@ use lapstrake_layerstore_transfer::{TransferError, pull_image};
 pub(crate) use self::credentials::Logins;
 pub(crate) use self::resolve::Images;
 use self::{progress::PullProgress, resolve::Found};
-use crate::{Source, SourceContext, SourceError, SourceKind, attrs::Attrs, sources::Shared};
+use crate::{Source, SourceContext, SourceError, SourceKind, attrs::Attrs, sources::{Shared, cache_key}};
 
 /// Which image, as an op says it.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,9 +139,10 @@ impl ImageSource {
 
     async fn pin(&self, cx: &SourceContext) -> Result<Digest, SourceError> {
         let found = self.found(cx).await?;
+        // BuildKit's `cacheKeyFromConfig`, so that an image counts by its layers, whatever name and digest it has.
         Ok(match ChainId::of(self.layers(&found)?) {
-            Some(chain) => chain.digest().clone(),
-            None => Digest::sha256_of(found.config()),
+            Some(chain) => cache_key(chain.as_str()),
+            None => cache_key(Digest::sha256_of(found.config()).as_str()),
         })
     }
 

@@ -1,0 +1,161 @@
+//! A directory of a client, transferred; and what transfers share: the tree of the last one, hard-linked.
+
+use std::{sync::Arc, time::Duration};
+
+use lapstrake_builder_cache::PreviousContext;
+use lapstrake_layerstore_store::{Draft, Tree};
+use lapstrake_session::{
+    Destination, Error, SessionCaller, SyncRequest, Wait,
+    fsutil::{Compare, Index},
+};
+use tokio::sync::watch;
+
+use super::{Listing, LocalSpec};
+use crate::{SourceContext, SourceError, sources::Shared};
+
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Transfers the directory from the session that the op names, or from any of those that wait.
+pub(super) async fn transfer(
+    shared: &Arc<Shared>,
+    spec: &Arc<LocalSpec>,
+    cx: &SourceContext,
+) -> Result<Tree, SourceError> {
+    if let Some(id) = &spec.session
+        && let Ok(caller) = cx.or_canceled(shared.sessions.get(id, Wait::default())).await?
+    {
+        match from(shared, spec, cx, &caller).await {
+            // Gone while it was asked: another client may have the same directory.
+            Err(SourceError::Session { source: Error::Closed { .. }, .. }) if cx.sessions.len() > 1 => {}
+            result => return result,
+        }
+    }
+    let mut last = None;
+    for id in &cx.sessions {
+        match cx.or_canceled(shared.sessions.get(id.as_str(), Wait::default())).await? {
+            Ok(caller) => match from(shared, spec, cx, &caller).await {
+                Err(error @ SourceError::Session { .. }) => last = Some(error),
+                result => return result,
+            },
+            Err(error) => last = Some(SourceError::session(&spec.origin())(error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| SourceError::NoDirectory { origin: spec.origin() }))
+}
+
+async fn from(
+    shared: &Arc<Shared>,
+    spec: &Arc<LocalSpec>,
+    cx: &SourceContext,
+    caller: &SessionCaller,
+) -> Result<Tree, SourceError> {
+    // BuildKit's shared key: which directory it is, for clients that say so.
+    let key = format!("{}:{}:{}", spec.name, spec.hint, caller.shared_key());
+    let _turn = cx.or_canceled(shared.turns.take(&key)).await?;
+    let (draft, index) = {
+        let (shared, spec, key) = (Arc::clone(shared), Arc::clone(spec), key.clone());
+        SourceError::blocking(move || Reuse::find(&shared, &key)?.begin(&shared, &spec)).await?
+    };
+    let open = {
+        let mount = draft.mount().clone();
+        SourceError::blocking(move || lapstrake_layerstore_store::OpenSnapshot::open(&mount)).await?
+    };
+    let dir = open.root().try_clone_to_owned().map_err(SourceError::io("open", "a new tree"))?;
+    let request = SyncRequest {
+        name: spec.name.clone(),
+        include_patterns: spec.include.clone().unwrap_or_default(),
+        exclude_patterns: spec.exclude.clone().unwrap_or_default(),
+        follow_paths: spec.follow.clone().unwrap_or_default(),
+    };
+    let destination = Destination {
+        compare: spec.compare,
+        limits: shared.limits.directory,
+        ..Destination::new(dir, index)
+    };
+    let (bytes, seen) = watch::channel(0);
+    let sync = caller.sync_dir(&request, destination, Some(&bytes), &cx.cancel);
+    let received = watched(sync, seen, spec, cx).await.map_err(SourceError::session(&spec.origin()))?;
+    drop(open);
+    let (shared, spec) = (Arc::clone(shared), Arc::clone(spec));
+    SourceError::blocking(move || {
+        let listing = Listing { index: received.index, extra: Vec::new() };
+        Reuse::keep(&shared, &key, draft, &listing, &spec)
+    })
+    .await
+}
+
+/// Tells progress while `work` goes on.
+async fn watched<T>(
+    work: impl Future<Output = T>,
+    bytes: watch::Receiver<u64>,
+    spec: &LocalSpec,
+    cx: &SourceContext,
+) -> T {
+    let mut part = cx.vertex.part(spec.part(), "transferring", 0);
+    let mut tick = tokio::time::interval(TICK);
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                part.update(*bytes.borrow(), 0);
+                return done;
+            }
+            _ = tick.tick() => part.update(*bytes.borrow(), 0),
+        }
+    }
+}
+
+/// What the last transfer of a directory left, to begin the next one with. Used by one transfer of a directory at a time.
+pub(super) struct Reuse {
+    tree: Option<Tree>,
+    pub(super) listing: Listing,
+}
+
+impl Reuse {
+    /// What is remembered of the directory `key`.
+    pub(super) fn find(shared: &Shared, key: &str) -> Result<Self, SourceError> {
+        Ok(match shared.cache.previous_context(key)? {
+            Some(PreviousContext { tree, listing }) => {
+                let listing = Listing::from_bytes(&listing).unwrap_or_default();
+                Self { tree: Some(tree), listing }
+            }
+            None => Self { tree: None, listing: Listing::default() },
+        })
+    }
+
+    /// A draft that begins as the last transfer's tree, and the index of what is in it.
+    pub(super) fn begin(self, shared: &Shared, spec: &LocalSpec) -> Result<(Draft, Index), SourceError> {
+        let draft = shared.stores.begin(&Tree::empty())?;
+        let mut index = Index::default();
+        if let Some(tree) = &self.tree
+            && spec.compare != Compare::Nothing
+            && let Some(from) = shared.stores.open(tree)?
+        {
+            let to = draft.open()?;
+            index = self
+                .listing
+                .index
+                .clone_tree(from.root(), to.root())
+                .map_err(|source| SourceError::Copy { origin: spec.origin(), source })?;
+        }
+        Ok((draft, index))
+    }
+
+    /// Commits the draft and remembers it for the next transfer.
+    ///
+    /// A crash before the commit leaves a draft that nobody names; between the two, a tree that nobody names. What is remembered names
+    /// only a tree that is committed, and files that a power cut took are not what the listing says they are.
+    pub(super) fn keep(
+        shared: &Shared,
+        key: &str,
+        draft: Draft,
+        listing: &Listing,
+        spec: &LocalSpec,
+    ) -> Result<Tree, SourceError> {
+        let tree = draft.commit()?;
+        let description = format!("local source for {}", spec.name);
+        shared.cache.remember_context(key, &tree, &listing.to_bytes(), &description)?;
+        Ok(tree)
+    }
+}
