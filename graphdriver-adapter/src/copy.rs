@@ -5,7 +5,7 @@ use std::{
     ffi::{CStr, CString, OsStr, OsString},
     fs::File,
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::files;
+use crate::files::{self, Opener};
 
 /// Copies the tree `from` into the empty directory `to`, and `from`'s own attributes onto it.
 ///
@@ -30,19 +30,18 @@ pub(crate) fn tree(from: &Path, to: &Path) -> Result<(), StoreError> {
 fn copy(from: &Path, to: &Path) -> rustix::io::Result<()> {
     let from = files::open_directory(CWD, from)?;
     let to = files::open_directory(CWD, to)?;
+    let (mut sources, mut targets) = (Opener::new(from.as_fd()), Opener::new(to.as_fd()));
     let mut links: HashMap<u64, PathBuf> = HashMap::new();
-    let mut directories = vec![PathBuf::new()];
-    let mut next = 0;
-    while let Some(path) = directories.get(next).cloned() {
-        next += 1;
-        let source = open_below(from.as_fd(), &path)?;
-        let target = open_below(to.as_fd(), &path)?;
+    let mut left = vec![PathBuf::new()];
+    let mut done = Vec::new();
+    while let Some(path) = left.pop() {
+        let (source, target) = (sources.open(&path)?, targets.open(&path)?);
         for name in files::names(source.as_fd())? {
             let stat = files::stat(source.as_fd(), &name)?;
             let below = path.join(OsStr::from_bytes(name.as_bytes()));
             if files::is_directory(&stat) {
                 rustix::fs::mkdirat(&target, &name, Mode::RWXU)?;
-                directories.push(below);
+                left.push(below);
                 continue;
             }
             if stat.st_nlink > 1 {
@@ -54,26 +53,18 @@ fn copy(from: &Path, to: &Path) -> rustix::io::Result<()> {
             }
             node(source.as_fd(), target.as_fd(), &name, &stat)?;
         }
+        done.push(path);
     }
-    // Deepest first and last of all: making a file changes its directory's time.
-    for path in directories.iter().rev() {
-        let source = open_below(from.as_fd(), path)?;
-        let target = open_below(to.as_fd(), path)?;
+    // Last of all: making a file changes its directory's time.
+    for path in &done {
+        let (source, target) = (sources.open(path)?, targets.open(path)?);
         attributes(source.as_fd(), target.as_fd(), c".", &rustix::fs::fstat(&source)?)?;
     }
     Ok(())
 }
 
-fn open_below(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let mut directory = files::open_directory(root, c".")?;
-    for component in path.components() {
-        directory = files::open_directory(directory.as_fd(), component.as_os_str())?;
-    }
-    Ok(directory)
-}
-
 fn link(root: BorrowedFd<'_>, first: &Path, target: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
-    let parent = open_below(root, first.parent().unwrap_or(Path::new("")))?;
+    let parent = Opener::new(root).open(first.parent().unwrap_or(Path::new("")))?;
     let file = first.file_name().ok_or(Errno::INVAL)?;
     rustix::fs::linkat(&parent, file, target, name, AtFlags::empty())
 }

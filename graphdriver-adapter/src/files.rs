@@ -121,9 +121,10 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
     let mut walk = || -> rustix::io::Result<()> {
         add(&rustix::fs::fstat(&root)?);
         // Paths below the root instead of descriptors: they are as many as the tree has directories side by side.
-        let mut open = vec![PathBuf::from(".")];
+        let mut opener = Opener::new(root.as_fd());
+        let mut open = vec![PathBuf::new()];
         while let Some(at) = open.pop() {
-            let directory = open_below(root.as_fd(), &at)?;
+            let directory = opener.open(&at)?;
             for name in names(directory.as_fd())? {
                 let stat = match stat(directory.as_fd(), &name) {
                     // An active snapshot may be written to meanwhile.
@@ -142,13 +143,40 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
     Ok(usage)
 }
 
-/// Opens a directory below another by a path without links, of any length.
-fn open_below(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let mut directory = open_directory(root, c".")?;
-    for component in path.components() {
-        directory = open_directory(directory.as_fd(), component.as_os_str())?;
+/// Opens directories below a root by paths without links, of any length, best in depth-first order.
+///
+/// The kernel takes no path longer than `PATH_MAX`, a process no descriptor for each level: it keeps one for each
+/// [`ANCHOR`] levels and walks from there.
+pub(crate) struct Opener<'a> {
+    root: BorrowedFd<'a>,
+    anchors: Vec<(PathBuf, OwnedFd)>,
+}
+
+const ANCHOR: usize = 128;
+
+impl<'a> Opener<'a> {
+    pub(crate) fn new(root: BorrowedFd<'a>) -> Self {
+        Self { root, anchors: Vec::new() }
     }
-    Ok(directory)
+
+    pub(crate) fn open(&mut self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        while self.anchors.last().is_some_and(|(anchor, _)| !path.starts_with(anchor)) {
+            self.anchors.pop();
+        }
+        let (mut at, mut directory) = match self.anchors.last() {
+            Some((anchor, handle)) => (anchor.clone(), open_directory(handle.as_fd(), c".")?),
+            None => (PathBuf::new(), open_directory(self.root, c".")?),
+        };
+        let below: Vec<_> = path.components().skip(self.anchors.len() * ANCHOR).collect();
+        for (count, component) in below.into_iter().enumerate() {
+            directory = open_directory(directory.as_fd(), component.as_os_str())?;
+            at.push(component);
+            if (count + 1) % ANCHOR == 0 {
+                self.anchors.push((at.clone(), open_directory(directory.as_fd(), c".")?));
+            }
+        }
+        Ok(directory)
+    }
 }
 
 /// Makes a directory with exactly this mode; success when it is there.
