@@ -168,7 +168,10 @@ impl std::error::Error for OsError {}
 
 impl FilesError {
     /// An error of a call with what it was on. Use as `.map_err(FilesError::io("open", path))`.
-    pub(crate) fn io<E: Into<io::Error>>(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+    pub(crate) fn io<E: Into<io::Error>>(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source: OsError(source.into()) }
     }

@@ -1,15 +1,134 @@
-//! Trees on top of each other, and what one has over another.
+//! Trees on top of each other, and what one has over another. Facts: BuildKit's `docs/dev/merge-diff.md`.
+//!
+//! Both work on layers, not on trees: a merge has the layers of all that it is made of, deletions included, so that what is
+//! seen during the build is what somebody sees who unpacks the image. Layers are carried over as their own tar streams
+//! (`layerstore/diff`), through a pipe, by the rules by which they are unpacked anywhere else.
 
-use lapstrake_layerstore_store::{Stores, Tree};
+use std::{
+    io::{self, BufWriter, Write as _},
+    path::PathBuf,
+    thread,
+};
 
-use crate::FilesError;
+use lapstrake_layerstore_diff::{DiffError, Limits, WriteOptions, apply, write_layer};
+use lapstrake_layerstore_store::{DiffSource, Draft, SnapshotMount, SnapshotName, Stores, Tree};
+use tokio_util::sync::CancellationToken;
 
-/// Lays trees on top of each other, the last one on top.
-pub fn merge(_stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
-    Err(FilesError::Invalid { what: format!("{} trees", trees.len()) })
+use crate::{
+    FilesError,
+    action::{View, copy_tree},
+};
+
+/// Lays trees on top of each other, the last one on top. Blocks.
+///
+/// The result is the first tree and then each layer of each further one, so that what a layer deletes is gone from those
+/// below it, and what a later one has replaces what an earlier one has; directories merge. Without trees it is empty.
+pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
+    let mut trees = trees.iter().filter(|tree| tree.snapshot().is_some());
+    let mut result = trees.next().cloned().unwrap_or_else(Tree::empty);
+    for tree in trees {
+        let chain = chain(stores, tree)?;
+        if result.snapshot().is_some_and(|snapshot| chain.contains(snapshot)) {
+            // Its layers would be laid on themselves first.
+            result = tree.clone();
+            continue;
+        }
+        for snapshot in &chain {
+            result = lay(stores, &result, &stores.snapshots.diff_source(snapshot)?, &[])?;
+        }
+    }
+    Ok(result)
 }
 
-/// What `upper` has over `lower`.
-pub fn diff(_stores: &Stores, lower: &Tree, upper: &Tree) -> Result<Tree, FilesError> {
-    Err(FilesError::Invalid { what: format!("{lower:?} {upper:?}") })
+/// What `upper` has over `lower`. Blocks.
+///
+/// Where `lower` is one of the trees that `upper` was made from, it is the layers in between; else one layer, found by
+/// comparing the two trees. Deletions are part of it: they are seen when it is merged on top of something, or exported as a
+/// layer, but not in the result as it is (a process that runs in it can list, but not open, the names of what was deleted).
+/// With a driver that keeps whole trees (vfs) a result has no deletions.
+pub fn diff(stores: &Stores, lower: &Tree, upper: &Tree) -> Result<Tree, FilesError> {
+    let Some(base) = lower.snapshot() else { return Ok(upper.clone()) };
+    if lower == upper {
+        return Ok(Tree::empty());
+    }
+    let layers = chain(stores, upper)?;
+    if let Some(at) = layers.iter().position(|snapshot| snapshot == base) {
+        // Whiteouts are made for what is there: it is in the lower tree, which the result is not made from.
+        let hidden = directories(&stores.snapshots.diff_source(base)?);
+        return layers[at + 1..].iter().try_fold(Tree::empty(), |result, snapshot| {
+            lay(stores, &result, &stores.snapshots.diff_source(snapshot)?, &hidden)
+        });
+    }
+    let (lower, upper) = (Directory::of(stores, lower)?, Directory::of(stores, upper)?);
+    let source = DiffSource::Trees { lower: Some(lower.path.clone()), upper: upper.path.clone() };
+    lay(stores, &Tree::empty(), &source, &[lower.path])
+}
+
+/// A tree's snapshots, the lowest one first.
+fn chain(stores: &Stores, tree: &Tree) -> Result<Vec<SnapshotName>, FilesError> {
+    let mut chain = Vec::new();
+    let mut next = tree.snapshot().cloned();
+    while let Some(name) = next {
+        next = stores.snapshots.stat(&name)?.parent;
+        chain.push(name);
+    }
+    chain.reverse();
+    Ok(chain)
+}
+
+/// The directories that a snapshot shows merged, top-most first.
+fn directories(source: &DiffSource) -> Vec<PathBuf> {
+    match source {
+        DiffSource::OverlayUpper { upper, lower } => [std::slice::from_ref(upper), lower].concat(),
+        DiffSource::Trees { upper, .. } => vec![upper.clone()],
+    }
+}
+
+/// Puts a difference on top of a tree, as one layer. What it deletes from `hidden` becomes a whiteout too.
+fn lay(stores: &Stores, tree: &Tree, source: &DiffSource, hidden: &[PathBuf]) -> Result<Tree, FilesError> {
+    let draft = stores.begin(tree)?;
+    let mut target = draft.diff()?;
+    if let DiffSource::OverlayUpper { lower, .. } = &mut target {
+        lower.extend_from_slice(hidden);
+    }
+    let (reader, writer) = io::pipe().map_err(FilesError::io("make", "pipe"))?;
+    let (written, applied) = thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            let mut writer = BufWriter::with_capacity(256 << 10, writer);
+            write_layer(source, &WriteOptions::default(), &mut writer)?;
+            writer.flush().map_err(DiffError::Write)
+        });
+        let applied = apply(reader, &target, &Limits::default());
+        (writing.join(), applied)
+    });
+    match written.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+        // The other end stopped reading, and knows why.
+        Err(DiffError::Write(_)) => {}
+        written => written?,
+    }
+    applied?;
+    Ok(draft.commit()?)
+}
+
+/// A tree as one directory with everything in it.
+struct Directory {
+    path: PathBuf,
+    // The copy that was made because the tree was no such directory.
+    _copy: Option<Draft>,
+}
+
+impl Directory {
+    fn of(stores: &Stores, tree: &Tree) -> Result<Self, FilesError> {
+        if let Some(SnapshotMount::Bind { source, .. }) = stores.mount(tree)? {
+            return Ok(Self { path: source, _copy: None });
+        }
+        let draft = stores.begin(&Tree::empty())?;
+        let path = draft.directory().cloned().ok_or(FilesError::Unsupported {
+            path: PathBuf::from("/"),
+            why: "this driver cannot show an empty tree as a directory",
+        })?;
+        let (view, open) = (View::open(stores, tree)?, draft.open()?);
+        copy_tree(view.root(), open.root(), &CancellationToken::new())?;
+        Ok(Self { path, _copy: Some(draft) })
+    }
 }

@@ -19,8 +19,10 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod at;
 mod digest;
 mod error;
+mod glob;
 mod layers;
 
 pub use action::apply;

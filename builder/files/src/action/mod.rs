@@ -1,17 +1,205 @@
 //! Actions of a file op.
+//!
+//! ```text
+//!   FileOp ─ plan: which actions, in which order, whose result is shared
+//!             └─► each action on a draft of its input: mkdir, mkfile, symlink, rm (single), copy (copy, copier, content)
+//! ```
+//!
+//! A chain of actions writes one draft, so that it becomes one layer; it is committed where somebody else needs it.
 
-use lapstrake_builder_llb::pb;
-use lapstrake_layerstore_store::{Stores, Tree};
+mod content;
+mod copier;
+mod copy;
+mod mode;
+mod owner;
+mod plan;
+mod single;
+
+use std::os::fd::BorrowedFd;
+
+use lapstrake_builder_llb::pb::{self, file_action::Action};
+use lapstrake_layerstore_store::{Draft, OpenSnapshot, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use copy::copy_tree;
+
+use self::{
+    owner::Owner,
+    plan::{Input, Plan},
+};
 use crate::FilesError;
 
-/// Runs the actions of a file op and gives its outputs. Blocks; ends with [`FilesError::Canceled`] soon after `cancel`.
+/// Runs the actions of a file op and gives its outputs.
+///
+/// Blocks. Ends with [`FilesError::Canceled`] soon after `cancel`. After an error nothing of it is left. Errors of one action
+/// are [`FilesError::Action`].
 pub fn apply(
-    _stores: &Stores,
+    stores: &Stores,
     op: &pb::FileOp,
     inputs: &[Tree],
-    _cancel: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, FilesError> {
-    Err(FilesError::Invalid { what: format!("{} actions on {} inputs", op.actions.len(), inputs.len()) })
+    let plan = Plan::new(&op.actions, inputs.len())?;
+    let mut run = Run { stores, inputs, cancel, made: op.actions.iter().map(|_| None).collect() };
+    for index in &plan.order {
+        let action = &op.actions[*index];
+        let made = run.run(action, &plan).and_then(|working| {
+            if plan.committed[*index] { working.commit().map(Made::Tree) } else { Ok(Made::Working(working)) }
+        });
+        run.made[*index] = Some(made.map_err(|source| match source {
+            FilesError::Canceled => FilesError::Canceled,
+            source => FilesError::Action { index: *index, what: describe(action), source: Box::new(source) },
+        })?);
+    }
+    let outputs = plan.outputs.iter().map(|index| match &run.made[*index] {
+        Some(Made::Tree(tree)) => tree.clone(),
+        _ => unreachable!("the plan runs and commits outputs"),
+    });
+    Ok(outputs.collect())
+}
+
+/// The result of an action.
+enum Made {
+    Tree(Tree),
+    Working(Working),
+}
+
+/// A draft that is open for writing.
+struct Working {
+    // Closed before the draft is committed or discarded.
+    open: OpenSnapshot,
+    draft: Draft,
+}
+
+impl Working {
+    fn begin(stores: &Stores, tree: &Tree) -> Result<Self, FilesError> {
+        let draft = stores.begin(tree)?;
+        Ok(Self { open: draft.open()?, draft })
+    }
+
+    fn commit(self) -> Result<Tree, FilesError> {
+        drop(self.open);
+        Ok(self.draft.commit()?)
+    }
+}
+
+/// A tree that is read.
+pub(crate) struct View {
+    open: OpenSnapshot,
+    // What the empty tree is read from.
+    _draft: Option<Draft>,
+}
+
+impl View {
+    pub(crate) fn open(stores: &Stores, tree: &Tree) -> Result<Self, FilesError> {
+        if let Some(open) = stores.open(tree)? {
+            return Ok(Self { open, _draft: None });
+        }
+        let draft = stores.begin(tree)?;
+        Ok(Self { open: draft.open()?, _draft: Some(draft) })
+    }
+
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.open.root()
+    }
+}
+
+struct Run<'a> {
+    stores: &'a Stores,
+    inputs: &'a [Tree],
+    cancel: &'a CancellationToken,
+    made: Vec<Option<Made>>,
+}
+
+impl Run<'_> {
+    fn run(&mut self, action: &pb::FileAction, plan: &Plan) -> Result<Working, FilesError> {
+        if self.cancel.is_cancelled() {
+            return Err(FilesError::Canceled);
+        }
+        let working = self.primary(plan.input(action.input))?;
+        let root = working.open.root();
+        match &action.action {
+            Some(Action::Mkdir(mkdir)) => {
+                let owner = self.owner(mkdir.owner.as_ref(), action, plan, root)?;
+                single::mkdir(root, mkdir, owner)?;
+            }
+            Some(Action::Mkfile(mkfile)) => {
+                let owner = self.owner(mkfile.owner.as_ref(), action, plan, root)?;
+                single::mkfile(root, mkfile, owner)?;
+            }
+            Some(Action::Symlink(symlink)) => {
+                let owner = self.owner(symlink.owner.as_ref(), action, plan, root)?;
+                single::symlink(root, symlink, owner)?;
+            }
+            Some(Action::Rm(rm)) => single::rm(root, rm, self.cancel)?,
+            Some(Action::Copy(copy)) => {
+                let source = self.view(plan.input(action.secondary_input))?;
+                let owner = self.owner(copy.owner.as_ref(), action, plan, root)?;
+                copy::copy(source.root(), root, copy, owner, self.cancel)?;
+            }
+            None => return Err(FilesError::Invalid { what: "an action without a kind".to_owned() }),
+        }
+        Ok(working)
+    }
+
+    /// What an action writes to.
+    fn primary(&mut self, input: Input) -> Result<Working, FilesError> {
+        match input {
+            Input::Scratch => Working::begin(self.stores, &Tree::empty()),
+            Input::Given(index) => Working::begin(self.stores, &self.inputs[index]),
+            Input::Made(index) => match self.made[index].take() {
+                Some(Made::Working(working)) => Ok(working),
+                Some(Made::Tree(tree)) => {
+                    let working = Working::begin(self.stores, &tree);
+                    self.made[index] = Some(Made::Tree(tree));
+                    working
+                }
+                None => unreachable!("the plan orders actions after what they need"),
+            },
+        }
+    }
+
+    /// What an action reads.
+    fn view(&self, input: Input) -> Result<View, FilesError> {
+        match input {
+            Input::Scratch => View::open(self.stores, &Tree::empty()),
+            Input::Given(index) => View::open(self.stores, &self.inputs[index]),
+            Input::Made(index) => match &self.made[index] {
+                Some(Made::Tree(tree)) => View::open(self.stores, tree),
+                _ => unreachable!("the plan commits what is read"),
+            },
+        }
+    }
+
+    fn owner(
+        &self,
+        wanted: Option<&pb::ChownOpt>,
+        action: &pb::FileAction,
+        plan: &Plan,
+        primary: BorrowedFd<'_>,
+    ) -> Result<Option<Owner>, FilesError> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        Owner::look_up(wanted, |input, read| {
+            if input < 0 {
+                return Err(FilesError::Invalid { what: format!("invalid user index: {input}") });
+            }
+            // Names are looked up in what the action begins with, which is open already.
+            if input == action.input {
+                return read(primary);
+            }
+            read(self.view(plan.input(input))?.root())
+        })
+        .map(Some)
+    }
+}
+
+fn describe(action: &pb::FileAction) -> String {
+    match &action.action {
+        Some(Action::Mkdir(mkdir)) => format!("mkdir {}", mkdir.path),
+        Some(Action::Mkfile(mkfile)) => format!("mkfile {}", mkfile.path),
+        Some(Action::Symlink(symlink)) => format!("symlink {} -> {}", symlink.newpath, symlink.oldpath),
+        Some(Action::Rm(rm)) => format!("rm {}", rm.path),
+        Some(Action::Copy(copy)) => format!("copy {} to {}", copy.src, copy.dest),
+        None => "file action".to_owned(),
+    }
 }

@@ -1,0 +1,502 @@
+//! Copying one file or directory into a tree. Facts: `github.com/tonistiigi/fsutil/copy`.
+//!
+//! Directories are walked with a stack of open ones, source and target side by side; each entry is named relative to them
+//! and never followed. Owner, mode and times of a directory are set when all is in it.
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use lapstrake_builder_dockerfile::ignore::{ParentMatch, PatternMatcher};
+use rustix::{
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid},
+    io::Errno,
+};
+
+use super::{
+    content::Copying,
+    mode::ModeChange,
+    owner::Owner,
+    single::{both_times, open_parent},
+};
+use crate::{
+    FilesError,
+    at::{self, Node},
+};
+
+/// What modes copies get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Modes {
+    /// Those of what is copied.
+    Keep,
+    /// These.
+    Set(u32),
+    /// Changed ones.
+    Change(ModeChange),
+}
+
+/// How copies differ from what is copied.
+pub(super) struct Options {
+    pub(super) owner: Option<Owner>,
+    pub(super) time: Option<Timespec>,
+    pub(super) modes: Modes,
+    pub(super) include: Option<PatternMatcher>,
+    pub(super) exclude: Option<PatternMatcher>,
+    /// Whether what is in the way is removed even where a directory stands for a file or the other way round.
+    pub(super) replace: bool,
+}
+
+impl Options {
+    fn mode(&self, stat: &Stat) -> u32 {
+        match &self.modes {
+            Modes::Keep => stat.st_mode & 0o7777,
+            Modes::Set(mode) => mode & 0o7777,
+            Modes::Change(change) => change.apply(stat.st_mode),
+        }
+    }
+
+    fn owner(&self, stat: &Stat) -> Owner {
+        self.owner.unwrap_or(Owner { uid: stat.st_uid, gid: stat.st_gid })
+    }
+
+    fn times(&self, stat: &Stat) -> Timestamps {
+        self.time.map_or_else(|| at::times(stat), both_times)
+    }
+}
+
+/// What a directory is given when it is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Finish {
+    All,
+    Times,
+    Nothing,
+}
+
+/// A directory that is being copied.
+struct Frame {
+    source: OwnedFd,
+    stat: Stat,
+    /// Its name in the target's parent.
+    name: OsString,
+    /// `None` as long as nothing in it is included.
+    target: Option<OwnedFd>,
+    finish: Finish,
+    names: std::vec::IntoIter<OsString>,
+    include: Option<ParentMatch>,
+    exclude: Option<ParentMatch>,
+}
+
+/// What the patterns say of an entry.
+struct Verdict {
+    wanted: bool,
+    /// Whether nothing below it can be wanted either.
+    final_below: bool,
+    include: Option<ParentMatch>,
+    exclude: Option<ParentMatch>,
+}
+
+pub(super) struct Copier<'a> {
+    options: &'a Options,
+    copying: Copying<'a>,
+    root: BorrowedFd<'a>,
+    /// Where files with several links were copied to, and how many links may still come.
+    links: HashMap<(u64, u64), (PathBuf, u64)>,
+    frames: Vec<Frame>,
+    /// The entry that is worked on, below what is copied.
+    relative: PathBuf,
+    target: PathBuf,
+}
+
+impl<'a> Copier<'a> {
+    /// Copies to a tree.
+    pub(super) fn new(root: BorrowedFd<'a>, options: &'a Options, copying: Copying<'a>) -> Self {
+        Self {
+            options,
+            copying,
+            root,
+            links: HashMap::new(),
+            frames: Vec::new(),
+            relative: PathBuf::new(),
+            target: PathBuf::new(),
+        }
+    }
+
+    /// Copies what is at one resolved path, of which the last component is not followed, to exactly another one, whose
+    /// parent is there.
+    pub(super) fn copy(
+        mut self,
+        source_root: BorrowedFd<'_>,
+        source: &Path,
+        target: &Path,
+    ) -> Result<(), FilesError> {
+        let stat = at::lstat(source_root, source)
+            .and_then(|stat| stat.ok_or(Errno::NOENT))
+            .map_err(FilesError::io("lstat", source))?;
+        self.target = target.to_owned();
+        if !at::is_directory(&stat) {
+            let (parent, name) = open_parent(source_root, source, "lstat")?;
+            let (target_parent, target_name) = open_parent(self.root, target, "open")?;
+            return self.entry(parent.as_fd(), name, &stat, target_parent.as_fd(), target_name);
+        }
+        let directory =
+            at::open(source_root, source, at::READ_DIRECTORY).map_err(FilesError::io("open", source))?;
+        let (opened, made) = if target == Path::new("/") {
+            (at::open(self.root, target, at::READ_DIRECTORY).map_err(FilesError::io("open", target))?, false)
+        } else {
+            let (parent, name) = open_parent(self.root, target, "mkdir")?;
+            self.directory_target(parent.as_fd(), name)?
+        };
+        let finish = if made { Finish::All } else { Finish::Times };
+        self.enter(directory, stat, OsString::new(), Some(opened), finish, (None, None))?;
+        self.walk()
+    }
+
+    fn walk(&mut self) -> Result<(), FilesError> {
+        while let Some(frame) = self.frames.last_mut() {
+            self.copying.check()?;
+            let Some(name) = frame.names.next() else {
+                let frame = self.frames.pop().expect("it was there");
+                self.leave(&frame)?;
+                if !self.frames.is_empty() {
+                    self.relative.pop();
+                    self.target.pop();
+                }
+                continue;
+            };
+            self.relative.push(&name);
+            self.target.push(&name);
+            if !self.child(&name)? {
+                self.relative.pop();
+                self.target.pop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies an entry of the innermost directory; whether it was a directory that is now entered.
+    fn child(&mut self, name: &OsStr) -> Result<bool, FilesError> {
+        let verdict = self.judge();
+        if !verdict.wanted && verdict.final_below {
+            return Ok(false);
+        }
+        let frame = self.frames.last().expect("a child has a parent");
+        let Some(stat) =
+            at::stat(frame.source.as_fd(), name).map_err(FilesError::io("lstat", &self.relative))?
+        else {
+            return Ok(false);
+        };
+        if at::is_directory(&stat) {
+            let source = rustix::fs::openat(&frame.source, name, at::READ_DIRECTORY, Mode::empty())
+                .map_err(FilesError::io("open", &self.relative))?;
+            let target = if verdict.wanted {
+                self.make_parents()?;
+                let frame = self.frames.last().expect("a child has a parent");
+                let parent = frame.target.as_ref().expect("parents were made");
+                Some(self.directory_target(parent.as_fd(), name)?.0)
+            } else {
+                None
+            };
+            let finish = if target.is_some() { Finish::All } else { Finish::Nothing };
+            self.enter(source, stat, name.to_owned(), target, finish, (verdict.include, verdict.exclude))?;
+            return Ok(true);
+        }
+        if verdict.wanted {
+            self.make_parents()?;
+            let frame = self.frames.pop().expect("a child has a parent");
+            let target = frame.target.as_ref().expect("parents were made");
+            let copied = self.entry(frame.source.as_fd(), name, &stat, target.as_fd(), name);
+            self.frames.push(frame);
+            copied?;
+        }
+        Ok(false)
+    }
+
+    fn judge(&self) -> Verdict {
+        let mut verdict = Verdict { wanted: true, final_below: false, include: None, exclude: None };
+        if self.options.include.is_none() && self.options.exclude.is_none() {
+            return verdict;
+        }
+        let frame = self.frames.last().expect("a child has a parent");
+        let path = self.relative.to_string_lossy();
+        if let Some(include) = &self.options.include {
+            let (matches, states) = include.matches_below(&path, frame.include.as_ref());
+            verdict.wanted = matches;
+            verdict.final_below = !matches && include.matches_nothing_below(&path);
+            verdict.include = Some(states);
+        }
+        if let Some(exclude) = &self.options.exclude {
+            let (matches, states) = exclude.matches_below(&path, frame.exclude.as_ref());
+            if matches {
+                verdict.wanted = false;
+                verdict.final_below |= exclude.decides_everything_below(&path);
+            }
+            verdict.exclude = Some(states);
+        }
+        verdict
+    }
+
+    fn enter(
+        &mut self,
+        source: OwnedFd,
+        stat: Stat,
+        name: OsString,
+        target: Option<OwnedFd>,
+        finish: Finish,
+        (include, exclude): (Option<ParentMatch>, Option<ParentMatch>),
+    ) -> Result<(), FilesError> {
+        if self.frames.len() >= at::MAX_DEPTH {
+            let why = "more directories inside of each other than can be copied";
+            return Err(FilesError::Unsupported { path: self.target.clone(), why });
+        }
+        let names = at::names(source.as_fd()).map_err(FilesError::io("readdir", &self.target))?.into_iter();
+        self.frames.push(Frame { source, stat, name, target, finish, names, include, exclude });
+        Ok(())
+    }
+
+    fn leave(&mut self, frame: &Frame) -> Result<(), FilesError> {
+        let Some(target) = &frame.target else { return Ok(()) };
+        match frame.finish {
+            Finish::All => {
+                self.attributes(target.as_fd(), &frame.stat)?;
+                self.xattrs(Node::Open(frame.source.as_fd()), Node::Open(target.as_fd()))
+            }
+            Finish::Times => rustix::fs::futimens(target, &self.options.times(&frame.stat))
+                .map_err(FilesError::io("utime", &self.target)),
+            Finish::Nothing => Ok(()),
+        }
+    }
+
+    /// Makes the directories around an entry that were left out so far, because nothing in them was included.
+    fn make_parents(&mut self) -> Result<(), FilesError> {
+        let Some(first) = self.frames.iter().position(|frame| frame.target.is_none()) else { return Ok(()) };
+        for index in first..self.frames.len() {
+            let parent = self.frames[index - 1].target.as_ref().expect("the outermost one has a target");
+            let (target, made) = self.directory_target(parent.as_fd(), &self.frames[index].name)?;
+            let frame = &mut self.frames[index];
+            if !made {
+                let mode = at::mode(frame.stat.st_mode);
+                rustix::fs::fchmod(&target, mode).map_err(FilesError::io("chmod", &self.target))?;
+            }
+            frame.finish = if made { Finish::All } else { Finish::Nothing };
+            frame.target = Some(target);
+        }
+        Ok(())
+    }
+
+    /// Opens the directory that another one is copied to; whether it was made for that.
+    fn directory_target(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, bool), FilesError> {
+        let io = |doing| FilesError::io(doing, &self.target);
+        let mut made = true;
+        match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+            Err(Errno::EXIST) => {
+                made = false;
+                let stat = at::stat(parent, name).map_err(io("lstat"))?;
+                if !stat.is_some_and(|stat| at::is_directory(&stat)) {
+                    if !self.options.replace {
+                        return Err(FilesError::NotADirectory { path: self.target.clone() });
+                    }
+                    at::remove(parent, name).map_err(io("remove"))?;
+                    rustix::fs::mkdirat(parent, name, Mode::RWXU).map_err(io("mkdir"))?;
+                    made = true;
+                }
+            }
+            result => result.map_err(io("mkdir"))?,
+        }
+        let directory =
+            rustix::fs::openat(parent, name, at::READ_DIRECTORY, Mode::empty()).map_err(io("open"))?;
+        Ok((directory, made))
+    }
+
+    /// Copies what is no directory.
+    fn entry(
+        &mut self,
+        source: BorrowedFd<'_>,
+        name: &OsStr,
+        stat: &Stat,
+        target: BorrowedFd<'_>,
+        target_name: &OsStr,
+    ) -> Result<(), FilesError> {
+        match at::kind(stat) {
+            FileType::RegularFile => self.file(source, name, stat, target, target_name),
+            FileType::Symlink => {
+                let io = |doing| FilesError::io(doing, &self.target);
+                let link = rustix::fs::readlinkat(source, name, Vec::new()).map_err(io("readlink"))?;
+                self.make(target, target_name, || {
+                    rustix::fs::symlinkat(link.as_c_str(), target, target_name)
+                })
+                .map_err(|error| error.named("symlink", &self.target))?;
+                self.node_attributes(source, name, stat, target, target_name)
+            }
+            kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) => {
+                let device = if kind == FileType::Fifo { 0 } else { stat.st_rdev };
+                let mode = Mode::RUSR | Mode::WUSR;
+                self.make(target, target_name, || {
+                    rustix::fs::mknodat(target, target_name, kind, mode, device)
+                })
+                .map_err(|error| error.named("mknod", &self.target))?;
+                self.node_attributes(source, name, stat, target, target_name)
+            }
+            // A socket means nothing without its process; as with BuildKit an empty file takes its place.
+            FileType::Socket => {
+                let mode = Mode::RUSR | Mode::WUSR;
+                let kind = FileType::RegularFile;
+                self.make(target, target_name, || rustix::fs::mknodat(target, target_name, kind, mode, 0))
+                    .map_err(|error| error.named("mknod", &self.target))?;
+                self.node_attributes(source, name, stat, target, target_name)
+            }
+            FileType::Directory | FileType::Unknown => {
+                let why = "is of a type that cannot be copied";
+                Err(FilesError::Unsupported { path: self.relative.clone(), why })
+            }
+        }
+    }
+
+    fn file(
+        &mut self,
+        source: BorrowedFd<'_>,
+        name: &OsStr,
+        stat: &Stat,
+        target: BorrowedFd<'_>,
+        target_name: &OsStr,
+    ) -> Result<(), FilesError> {
+        if stat.st_nlink > 1 && self.link(stat, target, target_name)? {
+            return Ok(());
+        }
+        let from = rustix::fs::openat(source, name, at::READ, Mode::empty())
+            .map_err(FilesError::io("open", &self.relative))?;
+        let opened = rustix::fs::fstat(&from).map_err(FilesError::io("stat", &self.relative))?;
+        if at::kind(&opened) != FileType::RegularFile {
+            let why = "became something else while it was copied";
+            return Err(FilesError::Unsupported { path: self.relative.clone(), why });
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let to = self
+            .make(target, target_name, || {
+                rustix::fs::openat(target, target_name, flags, Mode::RUSR | Mode::WUSR)
+            })
+            .map_err(|error| error.named("open", &self.target))?;
+        self.copying.copy(from.as_fd(), &opened, to.as_fd(), &self.target)?;
+        self.attributes(to.as_fd(), &opened)?;
+        self.xattrs(Node::Open(from.as_fd()), Node::Open(to.as_fd()))
+    }
+
+    /// Links to the copy of another link to the same file, if there is one.
+    fn link(&mut self, stat: &Stat, target: BorrowedFd<'_>, name: &OsStr) -> Result<bool, FilesError> {
+        let inode = (stat.st_dev, stat.st_ino);
+        let Some((copy, left)) = self.links.get_mut(&inode) else {
+            self.links.insert(inode, (self.target.clone(), stat.st_nlink - 1));
+            return Ok(false);
+        };
+        *left -= 1;
+        let (copy, left) = (copy.clone(), *left);
+        if left == 0 {
+            self.links.remove(&inode);
+        }
+        let (parent, copy_name) = open_parent(self.root, &copy, "link")?;
+        let linked = self
+            .make(target, name, || rustix::fs::linkat(&parent, copy_name, target, name, AtFlags::empty()));
+        match linked {
+            Ok(()) => Ok(true),
+            Err(MakeError::Errno(Errno::MLINK)) => Ok(false),
+            Err(error) => Err(error.named("link", &self.target)),
+        }
+    }
+
+    /// Makes an entry, after what is in its way was removed.
+    fn make<T>(
+        &self,
+        target: BorrowedFd<'_>,
+        name: &OsStr,
+        make: impl Fn() -> rustix::io::Result<T>,
+    ) -> Result<T, MakeError> {
+        match make() {
+            Err(Errno::EXIST) => {}
+            made => return made.map_err(MakeError::Errno),
+        }
+        if self.options.replace {
+            at::remove(target, name)?;
+        } else {
+            match rustix::fs::unlinkat(target, name, AtFlags::empty()) {
+                Err(Errno::ISDIR | Errno::PERM)
+                    if at::stat(target, name)?.is_some_and(|stat| at::is_directory(&stat)) =>
+                {
+                    return Err(MakeError::Files(FilesError::IsADirectory { path: self.target.clone() }));
+                }
+                removed => removed?,
+            }
+        }
+        Ok(make()?)
+    }
+
+    /// Owner, then mode, which a change of owner takes bits from, then times.
+    fn attributes(&self, target: BorrowedFd<'_>, stat: &Stat) -> Result<(), FilesError> {
+        let io = |doing| FilesError::io(doing, &self.target);
+        let owner = self.options.owner(stat);
+        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        rustix::fs::fchown(target, Some(uid), Some(gid)).map_err(io("chown"))?;
+        rustix::fs::fchmod(target, at::mode(self.options.mode(stat))).map_err(io("chmod"))?;
+        rustix::fs::futimens(target, &self.options.times(stat)).map_err(io("utime"))
+    }
+
+    /// The same for what cannot be opened.
+    fn node_attributes(
+        &self,
+        source: BorrowedFd<'_>,
+        name: &OsStr,
+        stat: &Stat,
+        target: BorrowedFd<'_>,
+        target_name: &OsStr,
+    ) -> Result<(), FilesError> {
+        let io = |doing| FilesError::io(doing, &self.target);
+        let owner = self.options.owner(stat);
+        at::chown(target, target_name, owner.uid, owner.gid).map_err(io("chown"))?;
+        if at::kind(stat) != FileType::Symlink {
+            // It was made a moment ago in a draft that is ours alone, and is no link.
+            let mode = at::mode(self.options.mode(stat));
+            rustix::fs::chmodat(target, target_name, mode, AtFlags::empty()).map_err(io("chmod"))?;
+        }
+        at::set_times(target, target_name, &self.options.times(stat)).map_err(io("utime"))?;
+        self.xattrs(Node::Entry(source, name), Node::Entry(target, target_name))
+    }
+
+    /// Attributes that the target's file system cannot have are left out, as by BuildKit.
+    fn xattrs(&self, source: Node<'_>, target: Node<'_>) -> Result<(), FilesError> {
+        for (name, value) in at::xattrs(source).map_err(FilesError::io("listxattr", &self.target))? {
+            match at::set_xattr(target, &name, &value) {
+                Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
+                    return Err(FilesError::io("setxattr", &self.target)(errno));
+                }
+                Err(errno) => {
+                    let name = String::from_utf8_lossy(&name).into_owned();
+                    tracing::debug!(path = %self.target.display(), name, %errno, "extended attribute not copied");
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why an entry could not be made.
+enum MakeError {
+    Errno(Errno),
+    Files(FilesError),
+}
+
+impl From<Errno> for MakeError {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl MakeError {
+    fn named(self, doing: &'static str, path: &Path) -> FilesError {
+        match self {
+            Self::Errno(errno) => FilesError::io(doing, path)(errno),
+            Self::Files(error) => error,
+        }
+    }
+}
