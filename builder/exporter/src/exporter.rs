@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, io::Write, path::Path};
 
 use lapstrake_builder_progress::{Event, VertexHandle, Warning};
 use lapstrake_layerstore_diff::{WriteOptions, write_tree};
-use lapstrake_layerstore_oci::{Digest, ImageId, Reference};
+use lapstrake_layerstore_oci::{Digest, ImageId, LayerCompression, Reference};
 use lapstrake_layerstore_store::{ImageName, Layer, NewImage, Stores, Tree};
-use lapstrake_layerstore_transfer::layers;
+use lapstrake_layerstore_transfer::{
+    ArchiveImage, ManifestForm, ManifestOptions, layers, make_manifest, write_docker_archive,
+    write_oci_archive,
+};
 use lapstrake_session::{Coverage, ExporterId, SessionCaller, SessionId, Sessions, Wait};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +62,7 @@ impl Client<'_> {
 struct Finished {
     id: ImageId,
     config: Vec<u8>,
+    created: Option<String>,
     layers: Vec<Layer>,
     tree: Tree,
 }
@@ -96,8 +100,12 @@ impl Exporter {
                 }
                 Output::Local(to) => self.local(request.results, to, &client, vertex, cancel).await,
                 Output::Tar(to) => self.tar(only(request.results, name)?, to, &client, vertex, cancel).await,
-                Output::Docker { .. } | Output::Oci { .. } => {
-                    Err(ExportError::Unsupported { output: name, why: "not written yet" })
+                Output::Docker { names, to } => {
+                    let result = only(request.results, name)?;
+                    self.docker(result, names, to, &client, vertex, cancel).await
+                }
+                Output::Oci { names, to } => {
+                    self.oci(request.results, names, to, &client, vertex, cancel).await
                 }
             }
         };
@@ -118,9 +126,11 @@ impl Exporter {
                 let created = OffsetDateTime::from(stores.snapshots.stat(&layer.snapshot)?.created);
                 made.push(MadeLayer { diff_id: layer.diff_id.clone(), created });
             }
-            let config = config::finish(result.config, &made, result.epoch)?.to_json()?;
+            let config = config::finish(result.config, &made, result.epoch)?;
+            let created = config.created.as_ref().map(|created| created.as_str().to_owned());
+            let config = config.to_json()?;
             let id = ImageId(Digest::sha256_of(&config));
-            Ok(Finished { id, config, layers, tree: result.tree })
+            Ok(Finished { id, config, created, layers, tree: result.tree })
         })
         .await?;
         exporting.done();
@@ -161,6 +171,85 @@ impl Exporter {
             vertex.part(format!("naming to {name}"), "", 0).done();
         }
         Ok(Exported { image: Some(id), names, manifest: None })
+    }
+
+    async fn docker(
+        &self,
+        result: PlatformResult,
+        names: Vec<Reference>,
+        to: Destination,
+        client: &Client<'_>,
+        vertex: &VertexHandle,
+        cancel: &CancellationToken,
+    ) -> Result<Exported, ExportError> {
+        let Finished { id, config, layers, tree, .. } = self.finish(result, vertex).await?;
+        let sending = vertex.part("sending tarball", "", 0);
+        let metadata = BTreeMap::from([("containerimage.config.digest".to_owned(), id.to_string())]);
+        let (stores, canceled) = (self.stores.clone(), cancel.clone());
+        let image = ArchiveImage { config, layers, names: names.clone(), parent: None };
+        stream::write_to(to, client, &metadata, cancel, move |out| {
+            let written = write_docker_archive(&stores, &[image], out, &canceled);
+            // Held until here.
+            drop(tree);
+            Ok(written?)
+        })
+        .await?;
+        sending.done();
+        Ok(Exported { image: Some(id), names, manifest: None })
+    }
+
+    async fn oci(
+        &self,
+        results: Vec<PlatformResult>,
+        names: Vec<Reference>,
+        to: Destination,
+        client: &Client<'_>,
+        vertex: &VertexHandle,
+        cancel: &CancellationToken,
+    ) -> Result<Exported, ExportError> {
+        let mut manifests = Vec::with_capacity(results.len());
+        let mut created: Option<String> = None;
+        let mut image = None;
+        for result in results {
+            let platform = result.platform.clone();
+            let finished = self.finish(result, vertex).await?;
+            let exporting = vertex.part(format!("exporting manifest for {platform}"), "", 0);
+            image = Some(finished.id.clone());
+            created = created.max(finished.created.clone());
+            let (stores, cancel) = (self.stores.clone(), cancel.clone());
+            manifests.push(
+                ExportError::blocking(move || {
+                    let options =
+                        ManifestOptions { form: ManifestForm::Oci, compression: LayerCompression::Gzip };
+                    let mut made =
+                        make_manifest(&stores, &finished.config, &finished.layers, &options, &cancel)?;
+                    made.descriptor.platform = Some(platform);
+                    Ok(made)
+                })
+                .await?,
+            );
+            exporting.done();
+        }
+        let image = match manifests.len() {
+            0 => return Err(ExportError::NoResults),
+            1 => image,
+            // An index has no one config.
+            _ => None,
+        };
+        let sending = vertex.part("sending tarball", "", 0);
+        let annotations =
+            created.map(|time| ("org.opencontainers.image.created".to_owned(), time)).into_iter().collect();
+        let (stores, canceled, archived_names) = (self.stores.clone(), cancel.clone(), names.clone());
+        let (tell, told) = tokio::sync::oneshot::channel();
+        stream::write_to(to, client, &BTreeMap::new(), cancel, move |out| {
+            let root = write_oci_archive(&stores, &manifests, &archived_names, &annotations, out, &canceled)?;
+            // It is asked for below.
+            let _ = tell.send(root);
+            Ok(())
+        })
+        .await?;
+        sending.done();
+        Ok(Exported { image, names, manifest: told.await.ok() })
     }
 
     async fn tar(

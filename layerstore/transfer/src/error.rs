@@ -41,6 +41,25 @@ pub enum TransferError {
         /// What it is.
         actual: DiffId,
     },
+    /// An archive is not what it should be.
+    #[error("invalid archive: {why}")]
+    BadArchive {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An archive's tar stream cannot be read.
+    #[error("read archive")]
+    ReadArchive(#[source] DiffError),
+    /// A layer's tar stream has another length than a moment before.
+    #[error("layer {layer}: its tar stream is {actual} bytes long, and was {expected} before")]
+    WrongSize {
+        /// The layer.
+        layer: DiffId,
+        /// Its length before.
+        expected: u64,
+        /// Its length now, at least.
+        actual: u64,
+    },
     /// The image is not made for this.
     #[error("{what}")]
     Unsuitable {
@@ -65,6 +84,17 @@ impl TransferError {
     /// An I/O error with what was being done. Use as `.map_err(TransferError::io("read archive"))`.
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { doing, source }
+    }
+
+    /// An archive that is not what it should be.
+    pub(crate) fn archive(why: impl Into<String>) -> Self {
+        Self::BadArchive { why: why.into() }
+    }
+
+    /// A document's error with its name. Use as `.map_err(TransferError::document("config"))`.
+    pub(crate) fn document(what: impl Into<String>) -> impl FnOnce(OciError) -> Self {
+        let what = what.into();
+        move |source| Self::Document { what, source }
     }
 
     /// A layer's error with its name.

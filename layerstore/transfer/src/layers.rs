@@ -26,12 +26,8 @@ pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError>
                 let written = write_layer(&source, &WriteOptions::default(), io::sink())
                     .map_err(TransferError::layer(&snapshot))?;
                 let chain_id = ChainId::on(layers.last().map(|below| &below.chain_id), &written.diff_id);
-                let layer = Layer {
-                    snapshot,
-                    diff_id: written.diff_id,
-                    chain_id,
-                    size: written.content_size,
-                };
+                let layer =
+                    Layer { snapshot, diff_id: written.diff_id, chain_id, size: written.content_size };
                 stores.layers.record(&layer)?;
                 layer
             }

@@ -12,12 +12,23 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod error;
+mod gzip;
+mod import;
 mod layers;
+mod manifest;
 mod pull;
+mod pull_store;
+mod push;
 mod unpack;
 
+pub use archive::{ArchiveImage, SaveImage, save, write_docker_archive, write_oci_archive};
 pub use error::TransferError;
+pub use import::import;
 pub use layers::{layer_tar, layers};
+pub use manifest::{ImageManifest, ManifestForm, ManifestOptions, image_manifest, make_manifest};
 pub use pull::{PulledImage, pull_image};
+pub use pull_store::{PullOutcome, pull};
+pub use push::push;
 pub use unpack::{LayerBlob, UnpackEvent, unpack};

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use lapstrake_layerstore_oci::Platform;
-use lapstrake_layerstore_registry::{
-    ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage,
-};
+use lapstrake_layerstore_registry::{ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage};
 use lapstrake_layerstore_store::{Lease, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
@@ -41,9 +39,7 @@ pub async fn pull_image(
         let documents = client.resolved_image(resolved, platform, &target, progress).await?;
         // What is unpacked now is held until the unpacking below has found it again.
         let (unpacked, _present) = present(stores, &documents).await?;
-        client
-            .layers(&documents, &target, &|layer| layer.index >= unpacked, progress)
-            .await?;
+        client.layers(&documents, &target, &|layer| layer.index >= unpacked, progress).await?;
         let blobs: Vec<LayerBlob> = documents
             .manifest
             .layers
@@ -55,8 +51,7 @@ pub async fn pull_image(
             })
             .collect();
         let (stores, cancel) = (stores.clone(), cancel.clone());
-        let tree =
-            TransferError::blocking(move || unpack(&stores, &blobs, &cancel, &*unpacking)).await?;
+        let tree = TransferError::blocking(move || unpack(&stores, &blobs, &cancel, &*unpacking)).await?;
         Ok::<_, TransferError>((documents, tree))
     };
     let (documents, tree) = tokio::select! {

@@ -1,6 +1,8 @@
 //! From layer blobs to a tree.
 
-use lapstrake_layerstore_diff::{Limits, apply, decompress};
+use std::io::Read;
+
+use lapstrake_layerstore_diff::{Compression, Limits, apply, decompress};
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId};
 use lapstrake_layerstore_store::{Layer, Stores, Tree};
 use tokio_util::sync::CancellationToken;
@@ -58,7 +60,7 @@ pub fn unpack(
     Ok(below)
 }
 
-fn held(stores: &Stores, chain: &ChainId) -> Result<Option<Tree>, TransferError> {
+pub(crate) fn held(stores: &Stores, chain: &ChainId) -> Result<Option<Tree>, TransferError> {
     match stores.layers.by_chain(chain)? {
         // It may be collected between the two: then it is unpacked again.
         Some(layer) => Ok(stores.hold(&layer.snapshot)?),
@@ -75,18 +77,38 @@ fn unpack_one(
 ) -> Result<Tree, TransferError> {
     if blob.descriptor.media_type.is_nondistributable() {
         return Err(TransferError::Unsuitable {
-            what: format!("layer {} is a foreign layer, which only its vendor may distribute", blob.descriptor.digest),
+            what: format!(
+                "layer {} is a foreign layer, which only its vendor may distribute",
+                blob.descriptor.digest
+            ),
         });
     }
+    let reader = stores.content.reader(&blob.descriptor.digest)?;
+    let (tree, _) =
+        unpack_stream(stores, below, &blob.diff_id, chain_id, reader, &blob.descriptor.digest, cancel)?;
+    stores.layers.record_blob(&blob.diff_id, &blob.descriptor)?;
+    Ok(tree)
+}
+
+/// Unpacks one layer's stream, plain or compressed, and says how it was compressed. `name` is what errors call it.
+pub(crate) fn unpack_stream(
+    stores: &Stores,
+    below: &Tree,
+    diff_id: &DiffId,
+    chain_id: &ChainId,
+    reader: impl Read + Send,
+    name: &dyn std::fmt::Display,
+    cancel: &CancellationToken,
+) -> Result<(Tree, Compression), TransferError> {
     let draft = stores.begin(below)?;
-    let reader = Cancellable { reader: stores.content.reader(&blob.descriptor.digest)?, cancel };
-    let named = || TransferError::layer(&blob.descriptor.digest);
-    let plain = decompress(reader).map_err(named())?;
-    let applied = apply(plain, &draft.diff()?, &Limits::default()).map_err(|error| {
-        if cancel.is_cancelled() { TransferError::Canceled } else { named()(error) }
-    })?;
-    if applied.diff_id != blob.diff_id {
-        return Err(TransferError::WrongDiffId { expected: blob.diff_id.clone(), actual: applied.diff_id });
+    let named = |error| {
+        if cancel.is_cancelled() { TransferError::Canceled } else { TransferError::layer(name)(error) }
+    };
+    let plain = decompress(Cancellable { reader, cancel }).map_err(named)?;
+    let compression = plain.compression();
+    let applied = apply(plain, &draft.diff()?, &Limits::default()).map_err(named)?;
+    if applied.diff_id != *diff_id {
+        return Err(TransferError::WrongDiffId { expected: diff_id.clone(), actual: applied.diff_id });
     }
     let tree = draft.commit()?;
     let snapshot = tree.snapshot().expect("a committed draft is a snapshot").clone();
@@ -96,17 +118,16 @@ fn unpack_one(
         chain_id: chain_id.clone(),
         size: applied.size,
     })?;
-    stores.layers.record_blob(&blob.diff_id, &blob.descriptor)?;
-    Ok(tree)
+    Ok((tree, compression))
 }
 
 /// A reader that fails once nobody waits any more.
-struct Cancellable<'a, R> {
-    reader: R,
-    cancel: &'a CancellationToken,
+pub(crate) struct Cancellable<'a, R> {
+    pub(crate) reader: R,
+    pub(crate) cancel: &'a CancellationToken,
 }
 
-impl<R: std::io::Read> std::io::Read for Cancellable<'_, R> {
+impl<R: Read> Read for Cancellable<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.cancel.is_cancelled() {
             return Err(std::io::Error::other("canceled"));

@@ -1,0 +1,271 @@
+//! The archive that `docker save` writes (Moby 25 and later): an OCI layout and Docker's `manifest.json` over the same blobs.
+//!
+//! Differences to Moby's: layers come first and the documents that name them last, because only then are all sizes known; the configs of single layers for
+//! Docker 1.9 and before are left out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Write},
+};
+
+use lapstrake_layerstore_oci::{
+    Descriptor, DiffId, Digest, ImageConfig, ImageId, Index, LayerCompression, Manifest, MediaType,
+    Reference, gojson,
+};
+use lapstrake_layerstore_store::{Layer, Stores};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{ArchiveImage, SaveImage, created, hold_image, stored_layers, tar::ArchiveWriter};
+use crate::{TransferError, layer_tar};
+
+/// A layer's tar of up to this many bytes is held in memory rather than made twice.
+const SMALL_LAYER: usize = 4 << 20;
+
+/// One image in `manifest.json`. Field names and order are Moby's.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Item {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<ImageId>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    layer_sources: BTreeMap<DiffId, Descriptor>,
+}
+
+/// Writes images of the image store as `docker save` does. The same images give the same bytes. Blocks.
+///
+/// They are held meanwhile. `cancel` is looked at while writing. After an error the stream is not an archive.
+pub fn save(
+    stores: &Stores,
+    images: &[SaveImage],
+    out: impl Write,
+    cancel: &CancellationToken,
+) -> Result<(), TransferError> {
+    let lease = stores.leases.create();
+    let mut held = Vec::with_capacity(images.len());
+    let mut archived = Vec::with_capacity(images.len());
+    for image in images {
+        hold_image(stores, &image.record, &lease)?;
+        let (tree, layers) = stored_layers(stores, &image.record)?;
+        held.push(tree);
+        archived.push(ArchiveImage {
+            config: image.record.config.clone(),
+            layers,
+            names: image.names.clone(),
+            parent: image.record.parent.clone(),
+        });
+    }
+    write_docker_archive(stores, &archived, out, cancel)
+}
+
+/// Writes images, which the caller holds, as `docker save` does. Blocks. See [`save`].
+pub fn write_docker_archive(
+    stores: &Stores,
+    images: &[ArchiveImage],
+    out: impl Write,
+    cancel: &CancellationToken,
+) -> Result<(), TransferError> {
+    let ids: BTreeSet<ImageId> =
+        images.iter().map(|image| ImageId(Digest::sha256_of(&image.config))).collect();
+    let mut archive = Archive {
+        stores,
+        tar: ArchiveWriter::new(out, cancel),
+        layers: BTreeMap::new(),
+        blobs: BTreeSet::new(),
+        items: Vec::new(),
+        manifests: Vec::new(),
+        repositories: BTreeMap::new(),
+    };
+    archive.tar.directory("blobs", 0)?;
+    archive.tar.directory("blobs/sha256", 0)?;
+    for image in images {
+        archive.image(image, &ids)?;
+    }
+    archive.finish()
+}
+
+struct Archive<'a, W> {
+    stores: &'a Stores,
+    tar: ArchiveWriter<'a, W>,
+    /// Lengths of the layers that are written.
+    layers: BTreeMap<DiffId, u64>,
+    blobs: BTreeSet<Digest>,
+    items: Vec<Item>,
+    manifests: Vec<Descriptor>,
+    repositories: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl<W: Write> Archive<'_, W> {
+    fn image(&mut self, image: &ArchiveImage, ids: &BTreeSet<ImageId>) -> Result<(), TransferError> {
+        let id = ImageId(Digest::sha256_of(&image.config));
+        let document = ImageConfig::from_json(&image.config)
+            .map_err(TransferError::document(format!("config of image {id}")))?;
+        let mtime = created(&document);
+        let mut sources = BTreeMap::new();
+        let mut layers = Vec::with_capacity(image.layers.len());
+        for layer in &image.layers {
+            let size = self.layer(layer, mtime)?;
+            let descriptor = Descriptor::new(MediaType::OCI_LAYER, layer.diff_id.digest().clone(), size);
+            sources.insert(layer.diff_id.clone(), descriptor.clone());
+            layers.push(descriptor);
+        }
+        self.blob(id.digest(), &image.config, mtime)?;
+        let config = Descriptor::of(MediaType::OCI_CONFIG, &image.config);
+        let manifest = Manifest::new(MediaType::OCI_MANIFEST, config, layers)
+            .to_json()
+            .map_err(TransferError::document("manifest"))?;
+        let manifest_descriptor = Descriptor::of(MediaType::OCI_MANIFEST, &manifest);
+        self.blob(&manifest_descriptor.digest, &manifest, 0)?;
+
+        let names = tagged(&image.names)?;
+        for (name, tag) in &names {
+            let mut named = manifest_descriptor.clone();
+            named.annotations = BTreeMap::from([
+                ("io.containerd.image.name".to_owned(), name.to_string()),
+                ("org.opencontainers.image.ref.name".to_owned(), tag.clone()),
+            ]);
+            self.manifests.push(named);
+            if let Some(top) = image.layers.last() {
+                let tags = self.repositories.entry(name.familiar_name()).or_default();
+                tags.insert(tag.clone(), top.diff_id.hex().to_owned());
+            }
+        }
+        if names.is_empty() {
+            self.manifests.push(manifest_descriptor);
+        }
+        self.items.push(Item {
+            config: blob_path(id.digest()),
+            repo_tags: (!names.is_empty()).then(|| names.iter().map(|(name, _)| name.familiar()).collect()),
+            layers: image.layers.iter().map(|layer| blob_path(layer.diff_id.digest())).collect(),
+            // A parent that is not in the archive would not be found where it is loaded.
+            parent: image.parent.clone().filter(|parent| *parent != id && ids.contains(parent)),
+            layer_sources: sources,
+        });
+        Ok(())
+    }
+
+    /// Writes a layer's tar, once, and returns its length.
+    fn layer(&mut self, layer: &Layer, mtime: u64) -> Result<u64, TransferError> {
+        if let Some(size) = self.layers.get(&layer.diff_id) {
+            return Ok(*size);
+        }
+        let stores = self.stores;
+        let measured = measure(stores, layer)?;
+        let size = measured.size();
+        let written =
+            self.tar.stream(&blob_path(layer.diff_id.digest()), size, mtime, |out| match measured {
+                Measured::Small(bytes) => out.write_all(&bytes).map_err(TransferError::io("write archive")),
+                Measured::Large(_) => layer_tar(stores, layer, out),
+            })?;
+        if written != size {
+            return Err(TransferError::WrongSize {
+                layer: layer.diff_id.clone(),
+                expected: size,
+                actual: written,
+            });
+        }
+        self.layers.insert(layer.diff_id.clone(), size);
+        Ok(size)
+    }
+
+    fn blob(&mut self, digest: &Digest, bytes: &[u8], mtime: u64) -> Result<(), TransferError> {
+        if self.blobs.insert(digest.clone()) {
+            self.tar.file(&blob_path(digest), bytes, mtime)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), TransferError> {
+        let index = Index::new(MediaType::OCI_INDEX, std::mem::take(&mut self.manifests));
+        self.document("index.json", &index.to_json().map_err(TransferError::document("index"))?)?;
+        let items = gojson::to_vec(&self.items).map_err(TransferError::document("manifest.json"))?;
+        self.document("manifest.json", &[items.as_slice(), b"\n"].concat())?;
+        self.document("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#)?;
+        if !self.repositories.is_empty() {
+            let repositories =
+                gojson::to_vec(&self.repositories).map_err(TransferError::document("repositories"))?;
+            self.document("repositories", &[repositories.as_slice(), b"\n"].concat())?;
+        }
+        self.tar.finish()
+    }
+
+    fn document(&mut self, name: &str, bytes: &[u8]) -> Result<(), TransferError> {
+        self.tar.file(name, bytes, 0)
+    }
+}
+
+/// Where a blob is in a layout.
+pub(super) fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// Names with their tags, each once. A name without a tag cannot be in an archive.
+pub(super) fn tagged(names: &[Reference]) -> Result<Vec<(Reference, String)>, TransferError> {
+    let mut seen = BTreeSet::new();
+    let mut tagged = Vec::with_capacity(names.len());
+    for name in names {
+        let Some(tag) = name.tag() else {
+            return Err(TransferError::Unsuitable {
+                what: format!("{}: a name in an archive needs a tag", name.familiar()),
+            });
+        };
+        if seen.insert(name) {
+            tagged.push((name.clone(), tag.to_owned()));
+        }
+    }
+    Ok(tagged)
+}
+
+enum Measured {
+    Small(Vec<u8>),
+    Large(u64),
+}
+
+impl Measured {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Small(bytes) => bytes.len() as u64,
+            Self::Large(size) => *size,
+        }
+    }
+}
+
+/// Finds out how long a layer's tar is, which its header says before it comes.
+fn measure(stores: &Stores, layer: &Layer) -> Result<Measured, TransferError> {
+    let plain = |blob: &Descriptor| blob.media_type.layer_compression() == Some(LayerCompression::None);
+    if let Some(blob) = stores.layers.blobs(&layer.diff_id)?.into_iter().find(plain) {
+        return Ok(Measured::Large(blob.size));
+    }
+    let mut meter = Meter { bytes: Vec::new(), size: 0 };
+    layer_tar(stores, layer, &mut meter)?;
+    Ok(if meter.size == meter.bytes.len() as u64 {
+        Measured::Small(meter.bytes)
+    } else {
+        Measured::Large(meter.size)
+    })
+}
+
+/// Counts what is written, and keeps it as long as it is small.
+struct Meter {
+    bytes: Vec<u8>,
+    size: u64,
+}
+
+impl Write for Meter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.size == self.bytes.len() as u64 && self.bytes.len() + data.len() <= SMALL_LAYER {
+            self.bytes.extend_from_slice(data);
+        } else {
+            self.bytes = Vec::new();
+        }
+        self.size += data.len() as u64;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

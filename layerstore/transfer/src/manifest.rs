@@ -1,0 +1,286 @@
+//! Manifests of images that have none: compresses layers when somebody needs them compressed, once.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
+
+use lapstrake_layerstore_diff::Compression;
+use lapstrake_layerstore_oci::{
+    Descriptor, Digest, ImageConfig, LayerCompression, Manifest, MediaType, gojson,
+};
+use lapstrake_layerstore_store::{ImageRecord, Layer, Lease, NewImage, Resource, StoreError, Stores};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    TransferError,
+    archive::{hold_image, stored_layers},
+    gzip::gzip,
+    layer_tar,
+};
+
+/// Larger manifests are refused where they come in.
+const MAX_MANIFEST: u64 = 4 << 20;
+/// zstd's own default, which is BuildKit's too.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Whose media types a manifest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManifestForm {
+    /// Docker's schema 2, as Moby pushes it.
+    Docker,
+    /// OCI's.
+    Oci,
+}
+
+/// How a manifest is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManifestOptions {
+    /// Its media types.
+    pub form: ManifestForm,
+    /// How layers are compressed that have no blob in this compression.
+    pub compression: LayerCompression,
+}
+
+impl Default for ManifestOptions {
+    /// What Moby pushes.
+    fn default() -> Self {
+        Self { form: ManifestForm::Docker, compression: LayerCompression::Gzip }
+    }
+}
+
+/// A manifest that is in the content store with all its blobs, which its lease holds.
+#[derive(Debug, Clone)]
+pub struct ImageManifest {
+    /// What names it, with its platform.
+    pub descriptor: Descriptor,
+    /// What it says.
+    pub manifest: Manifest,
+    /// Holds it, the config and the layers' blobs.
+    pub lease: Arc<Lease>,
+}
+
+/// The manifest of a stored image: the one that it was pulled with, when all that it names is here; else one is made, and kept with the
+/// image. Blocks.
+///
+/// `cancel` is looked at while compressing.
+pub fn image_manifest(
+    stores: &Stores,
+    record: &ImageRecord,
+    options: &ManifestOptions,
+    cancel: &CancellationToken,
+) -> Result<ImageManifest, TransferError> {
+    let image = stores.leases.create();
+    hold_image(stores, record, &image)?;
+    if let Some(digest) = &record.manifest
+        && let Some(kept) = kept_manifest(stores, record, digest)?
+    {
+        return Ok(kept);
+    }
+    let (_tree, layers) = stored_layers(stores, record)?;
+    let made = make_manifest(stores, &record.config, &layers, options, cancel)?;
+    stores.images.put(NewImage {
+        config: record.config.clone(),
+        top: record.top.clone(),
+        diff_ids: record.diff_ids.clone(),
+        parent: None,
+        manifest: Some(made.descriptor.digest.clone()),
+        names: Vec::new(),
+    })?;
+    Ok(made)
+}
+
+/// Makes a manifest for a config and its layers, which the caller holds. Blobs that the layers have already are used. Blocks.
+pub fn make_manifest(
+    stores: &Stores,
+    config: &[u8],
+    layers: &[Layer],
+    options: &ManifestOptions,
+    cancel: &CancellationToken,
+) -> Result<ImageManifest, TransferError> {
+    let lease = Arc::new(stores.leases.create());
+    let document = ImageConfig::from_json(config).map_err(TransferError::document("image config"))?;
+    let mut blobs = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let blob = layer_blob(stores, layer, options.compression, &lease, cancel)?;
+        blobs.push(described(&blob, options.form));
+    }
+    let (config_type, manifest_type) = match options.form {
+        ManifestForm::Docker => (MediaType::DOCKER_CONFIG, MediaType::DOCKER_MANIFEST),
+        ManifestForm::Oci => (MediaType::OCI_CONFIG, MediaType::OCI_MANIFEST),
+    };
+    stores.content.write_small_held(config, &lease)?;
+    let manifest = Manifest::new(manifest_type.clone(), Descriptor::of(config_type, config), blobs);
+    let bytes = match options.form {
+        // Indented as Moby and BuildKit do, so that the same image has the same digest.
+        ManifestForm::Docker => gojson::to_vec_indent(&manifest, "   "),
+        ManifestForm::Oci => gojson::to_vec_indent(&manifest, "  "),
+    };
+    let bytes = bytes.map_err(TransferError::document("manifest"))?;
+    stores.content.write_small_held(&bytes, &lease)?;
+    let descriptor = Descriptor::of(manifest_type, &bytes).with_platform(document.platform().normalized());
+    Ok(ImageManifest { descriptor, manifest, lease })
+}
+
+/// The manifest that an image has, if all that it names is here.
+fn kept_manifest(
+    stores: &Stores,
+    record: &ImageRecord,
+    digest: &Digest,
+) -> Result<Option<ImageManifest>, TransferError> {
+    let lease = Arc::new(stores.leases.create());
+    if hold_blob(stores, digest, &lease)?.is_none() {
+        return Ok(None);
+    }
+    let bytes = stores.content.read_small(digest, MAX_MANIFEST)?;
+    let Ok(manifest) = Manifest::from_json(&bytes) else {
+        tracing::warn!(%digest, image = %record.id, "the image's manifest is none; another one is made");
+        return Ok(None);
+    };
+    if manifest.config.digest != *record.id.digest() {
+        return Ok(None);
+    }
+    for layer in &manifest.layers {
+        // Foreign layers are not ours to have; whoever needs them fetches them from their vendor.
+        let foreign = layer.media_type.is_nondistributable() && !layer.urls.is_empty();
+        if !foreign && hold_blob(stores, &layer.digest, &lease)?.is_none_or(|size| size != layer.size) {
+            return Ok(None);
+        }
+    }
+    if manifest.config.size != record.config.len() as u64 {
+        return Ok(None);
+    }
+    stores.content.write_small_held(&record.config, &lease)?;
+    let media_type = manifest.media_type.clone().unwrap_or(MediaType::OCI_MANIFEST);
+    let config = ImageConfig::from_json(&record.config).map_err(TransferError::document("image config"))?;
+    let descriptor = Descriptor::new(media_type, digest.clone(), bytes.len() as u64)
+        .with_platform(config.platform().normalized());
+    Ok(Some(ImageManifest { descriptor, manifest, lease }))
+}
+
+/// Holds a blob if it is there, and returns its length.
+pub(crate) fn hold_blob(stores: &Stores, digest: &Digest, lease: &Lease) -> Result<Option<u64>, StoreError> {
+    // Looked up and held without a gap: collection waits.
+    let _guard = stores.leases.guard();
+    let info = stores.content.info(digest)?;
+    if info.is_some() {
+        lease.hold(Resource::Blob(digest.clone()));
+    }
+    Ok(info.map(|info| info.size))
+}
+
+/// A layer's blob in this compression, made when there is none.
+fn layer_blob(
+    stores: &Stores,
+    layer: &Layer,
+    compression: LayerCompression,
+    lease: &Lease,
+    cancel: &CancellationToken,
+) -> Result<Descriptor, TransferError> {
+    for blob in stores.layers.blobs(&layer.diff_id)? {
+        let fits = blob.media_type.layer_compression() == Some(compression)
+            && !blob.media_type.is_nondistributable();
+        if fits && hold_blob(stores, &blob.digest, lease)? == Some(blob.size) {
+            return Ok(blob);
+        }
+    }
+    let mut writer = stores.content.writer()?;
+    let compressed = compress(&mut CancellableWriter { out: &mut writer, cancel }, compression, |out| {
+        layer_tar(stores, layer, out)
+    });
+    if cancel.is_cancelled() {
+        return Err(TransferError::Canceled);
+    }
+    compressed?;
+    let (digest, size) = (writer.digest(), writer.offset());
+    // Held before it is there, so that collection never sees it unheld.
+    lease.hold(Resource::Blob(digest.clone()));
+    writer.commit(Some(&digest), Some(size))?;
+    let blob = Descriptor::new(layer_type(compression, ManifestForm::Docker), digest, size);
+    stores.layers.record_blob(&layer.diff_id, &blob)?;
+    Ok(blob)
+}
+
+fn compress(
+    out: &mut dyn Write,
+    compression: LayerCompression,
+    produce: impl FnOnce(&mut dyn Write) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    const DOING: &str = "compress a layer";
+    match compression {
+        LayerCompression::None => produce(out),
+        LayerCompression::Gzip => {
+            gzip(out, |plain| produce(plain).map_err(Produced::Transfer)).map_err(|error| match error {
+                Produced::Transfer(error) => error,
+                Produced::Io(error) => TransferError::io(DOING)(error),
+            })
+        }
+        LayerCompression::Zstd => {
+            let mut encoder =
+                zstd::stream::write::Encoder::new(out, ZSTD_LEVEL).map_err(TransferError::io(DOING))?;
+            // One worker beside this thread; the bytes do not depend on how many there are.
+            encoder.multithread(1).map_err(TransferError::io(DOING))?;
+            produce(&mut encoder)?;
+            encoder.finish().map(drop).map_err(TransferError::io(DOING))
+        }
+    }
+}
+
+/// An error of making a layer, or of compressing it.
+enum Produced {
+    Transfer(TransferError),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Produced {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A blob's descriptor in a manifest of this form: the type alone changes, and nothing is carried along from where it was pulled.
+fn described(blob: &Descriptor, form: ManifestForm) -> Descriptor {
+    let compression = blob.media_type.layer_compression().unwrap_or(LayerCompression::None);
+    Descriptor::new(layer_type(compression, form), blob.digest.clone(), blob.size)
+}
+
+fn layer_type(compression: LayerCompression, form: ManifestForm) -> MediaType {
+    match (form, compression) {
+        (ManifestForm::Docker, LayerCompression::None) => MediaType::DOCKER_LAYER,
+        (ManifestForm::Docker, LayerCompression::Gzip) => MediaType::DOCKER_LAYER_GZIP,
+        (ManifestForm::Docker, LayerCompression::Zstd) => MediaType::DOCKER_LAYER_ZSTD,
+        (ManifestForm::Oci, LayerCompression::None) => MediaType::OCI_LAYER,
+        (ManifestForm::Oci, LayerCompression::Gzip) => MediaType::OCI_LAYER_GZIP,
+        (ManifestForm::Oci, LayerCompression::Zstd) => MediaType::OCI_LAYER_ZSTD,
+    }
+}
+
+/// The media type of a blob that is compressed so, where there is one.
+pub(crate) fn media_type_of(compression: Compression) -> Option<MediaType> {
+    let compression = match compression {
+        Compression::None => LayerCompression::None,
+        Compression::Gzip => LayerCompression::Gzip,
+        Compression::Zstd => LayerCompression::Zstd,
+        Compression::Bzip2 | Compression::Xz => return None,
+    };
+    Some(layer_type(compression, ManifestForm::Docker))
+}
+
+/// A writer that fails once nobody waits any more.
+struct CancellableWriter<'a> {
+    out: &'a mut dyn Write,
+    cancel: &'a CancellationToken,
+}
+
+impl Write for CancellableWriter<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("canceled"));
+        }
+        self.out.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
