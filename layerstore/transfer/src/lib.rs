@@ -17,6 +17,7 @@ mod error;
 mod gzip;
 mod import;
 mod layers;
+mod load;
 mod manifest;
 mod pull;
 mod pull_store;
@@ -27,6 +28,7 @@ pub use archive::{ArchiveImage, SaveImage, save, write_docker_archive, write_oci
 pub use error::TransferError;
 pub use import::import;
 pub use layers::{layer_tar, layers};
+pub use load::{LoadEvent, Loaded, load};
 pub use manifest::{ImageManifest, ManifestForm, ManifestOptions, image_manifest, make_manifest};
 pub use pull::{PulledImage, pull_image};
 pub use pull_store::{PullOutcome, pull};
