@@ -48,11 +48,12 @@ impl CacheStore<Tree> for BuildCache {
         &'a self,
         key: &'a KeyId,
         links: Vec<(KeyId, Link)>,
-        value: &'a Tree,
+        value: Option<&'a Tree>,
     ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
-        let (metadata, key, value) = (self.metadata.clone(), key.clone(), value.clone());
+        let (metadata, key, value) = (self.metadata.clone(), key.clone(), value.cloned());
         Box::pin(async move {
-            let saved = tokio::task::spawn_blocking(move || save(&metadata, &key, &links, &value)).await;
+            let saved =
+                tokio::task::spawn_blocking(move || save(&metadata, &key, &links, value.as_ref())).await;
             saved.map_err(|_| CacheError::Lost)?.map_err(Into::into)
         })
     }
@@ -81,20 +82,27 @@ fn load(metadata: &Metadata, stores: &Stores, key: &KeyId) -> Result<Option<Tree
 
 /// Writes lazily: a result that a power cut takes is built again. The tree is durable before its entry is, because both are in the
 /// database's log in that order and start-up removes what was committed but lost its files' record.
-fn save(metadata: &Metadata, key: &KeyId, links: &[(KeyId, Link)], value: &Tree) -> Result<(), StoreError> {
+fn save(
+    metadata: &Metadata,
+    key: &KeyId,
+    links: &[(KeyId, Link)],
+    value: Option<&Tree>,
+) -> Result<(), StoreError> {
     metadata.write_lazily(|txn| {
         let failed = "save a cached result";
-        let snapshot = value.snapshot().map(SnapshotName::as_str);
-        txn.prepare_cached(
-            // A tree without an entry is not kept: nothing would hold it.
-            "INSERT INTO cache_result (key, snapshot) SELECT ?1, ?2
-              WHERE CASE WHEN ?2 IS NULL
-                    THEN NOT EXISTS (SELECT 1 FROM cache_result WHERE key = ?1 AND snapshot IS NULL)
-                    ELSE EXISTS (SELECT 1 FROM cache_entry WHERE snapshot = ?2) END
-             ON CONFLICT DO NOTHING",
-        )
-        .and_then(|mut statement| statement.execute((key.as_str(), snapshot)))
-        .map_err(StoreError::metadata(failed))?;
+        if let Some(value) = value {
+            let snapshot = value.snapshot().map(SnapshotName::as_str);
+            txn.prepare_cached(
+                // A tree without an entry is not kept: nothing would hold it.
+                "INSERT INTO cache_result (key, snapshot) SELECT ?1, ?2
+                  WHERE CASE WHEN ?2 IS NULL
+                        THEN NOT EXISTS (SELECT 1 FROM cache_result WHERE key = ?1 AND snapshot IS NULL)
+                        ELSE EXISTS (SELECT 1 FROM cache_entry WHERE snapshot = ?2) END
+                 ON CONFLICT DO NOTHING",
+            )
+            .and_then(|mut statement| statement.execute((key.as_str(), snapshot)))
+            .map_err(StoreError::metadata(failed))?;
+        }
         let mut insert = txn
             .prepare_cached(
                 "INSERT OR IGNORE INTO cache_link (source, input, output, digest, selector, target)

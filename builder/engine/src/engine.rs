@@ -212,7 +212,7 @@ impl Engine {
         }
         let graph = Graph::parse(definition, Limits::default())?;
         let make = |vertex: &_| ops::op(&self.0.workshop, vertex);
-        let build = self.0.solver.load(&graph, make, Arc::clone(scope), progress)?;
+        let build = self.0.solver.load(&graph, make, Arc::clone(scope), &[], progress)?;
         Ok(build.resolve().await?.value)
     }
 }

@@ -13,6 +13,8 @@ use futures::future::BoxFuture;
 use lapstrake_layerstore_oci::Digest;
 use parking_lot::Mutex;
 
+const FOREIGN: &str = "foreign:";
+
 /// Identifies a cache key within one store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(Arc<str>);
@@ -31,6 +33,16 @@ impl KeyId {
     /// A key read back from a store, or made by one.
     pub fn new(id: impl Into<Arc<str>>) -> Self {
         Self(id.into())
+    }
+
+    /// A key of a cache that a build brought with it: it means nothing to any other. `id` is unique among all such caches.
+    pub fn foreign(id: impl fmt::Display) -> Self {
+        Self(format!("{FOREIGN}{id}").into())
+    }
+
+    /// Whether the key is one of [`Self::foreign`].
+    pub fn is_foreign(&self) -> bool {
+        self.0.starts_with(FOREIGN)
     }
 
     /// The key as text.
@@ -72,12 +84,12 @@ pub trait CacheStore<V>: Send + Sync {
     /// A result of the key that can still be used, kept alive by the returned value; the newest where there are several.
     fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<V>, CacheStoreError>>;
 
-    /// Saves a result under `key` together with the links that lead there, as one change.
+    /// Saves a result, if there is one, under `key`, together with links that lead there, as one change.
     fn save<'a>(
         &'a self,
         key: &'a KeyId,
         links: Vec<(KeyId, Link)>,
-        value: &'a V,
+        value: Option<&'a V>,
     ) -> BoxFuture<'a, Result<(), CacheStoreError>>;
 }
 
@@ -127,14 +139,16 @@ impl<V: Clone + Send + Sync> CacheStore<V> for MemoryCache<V> {
         &'a self,
         key: &'a KeyId,
         links: Vec<(KeyId, Link)>,
-        value: &'a V,
+        value: Option<&'a V>,
     ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
         Box::pin(async move {
             let mut state = self.state.lock();
             for (from, link) in links {
                 state.links.entry((from, link)).or_default().insert(key.clone());
             }
-            state.results.insert(key.clone(), value.clone());
+            if let Some(value) = value {
+                state.results.insert(key.clone(), value.clone());
+            }
             Ok(())
         })
     }

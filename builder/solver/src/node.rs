@@ -24,11 +24,17 @@ type ByOutput<T, X> = Mutex<BTreeMap<u32, Shared<T, X>>>;
 /// What an op made, each output with the key it is saved under.
 type Outputs<X> = Arc<Vec<(<X as Types>::Value, Option<KeyId>)>>;
 
-/// Keys by which a result may be found, best first.
-type Keys = Arc<Vec<KeyId>>;
-
 /// The keys of one input that links may lead from, each with its selector.
 type InputKeys = Vec<(KeyId, Option<Digest>)>;
+
+/// Keys by which a result may be found, best first, and the keys of the inputs that led to them.
+#[derive(Default)]
+pub(crate) struct Found {
+    keys: Vec<KeyId>,
+    inputs: Vec<InputKeys>,
+}
+
+type Keys = Arc<Found>;
 
 /// What an op needs before it runs, and the keys its result will be linked from.
 pub(crate) struct Ready<X: Types> {
@@ -42,11 +48,28 @@ pub(crate) struct Node<X: Types> {
     pub(crate) inputs: Vec<(Arc<Node<X>>, u32)>,
     pub(crate) ignore_cache: bool,
     pub(crate) op: Arc<dyn Op<X>>,
-    pub(crate) cache: Arc<dyn CacheStore<X::Value>>,
+    pub(crate) caches: Caches<X::Value>,
     pub(crate) vertex: VertexHandle,
     pub(crate) fan: Fan,
     pub(crate) scopes: Arc<Scopes<X::Scope>>,
     pub(crate) stages: Stages<X>,
+}
+
+/// A cache, shared.
+pub(crate) type Cache<V> = Arc<dyn CacheStore<V>>;
+
+/// Where a node looks for results: the solver's own cache, and those that builds brought with them.
+pub(crate) struct Caches<V> {
+    pub(crate) own: Cache<V>,
+    pub(crate) brought: Mutex<Vec<(u64, Cache<V>)>>,
+}
+
+impl<V> Caches<V> {
+    /// All of them, the own first.
+    fn all(&self) -> Vec<Cache<V>> {
+        let brought = self.brought.lock();
+        std::iter::once(&self.own).chain(brought.iter().map(|(_, cache)| cache)).cloned().collect()
+    }
 }
 
 /// The stages' answers. Those that differ by output are kept by output.
@@ -153,26 +176,19 @@ impl<X: Types> Node<X> {
     fn follow_one(&self, map: &CacheMap, output: u32, input: usize, keys: &InputKeys) -> Vec<KeyId> {
         let mut seen = BTreeSet::new();
         let mut reached = Vec::new();
+        let caches = self.caches.all();
         for (from, selector) in keys {
             let link = link(map, output, input, selector.clone());
-            match self.cache.linked(from, &link) {
-                Ok(keys) => reached.extend(keys.into_iter().filter(|key| seen.insert(key.clone()))),
-                Err(error) => {
-                    tracing::warn!(%error, vertex = %self.name, "cache lookup failed; taken as a miss")
+            for cache in &caches {
+                match cache.linked(from, &link) {
+                    Ok(keys) => reached.extend(keys.into_iter().filter(|key| seen.insert(key.clone()))),
+                    Err(error) => {
+                        tracing::warn!(%error, vertex = %self.name, "cache lookup failed; taken as a miss");
+                    }
                 }
             }
         }
         reached
-    }
-
-    async fn load(&self, key: &KeyId) -> Option<X::Value> {
-        match self.cache.load(key).await {
-            Ok(value) => value,
-            Err(error) => {
-                tracing::warn!(%error, vertex = %self.name, "cached result cannot be loaded; taken as a miss");
-                None
-            }
-        }
     }
 
     /// Keys by definition alone.
@@ -188,7 +204,8 @@ impl<X: Types> Node<X> {
                         return Ok(Keys::default());
                     }
                     if node.inputs.is_empty() {
-                        return Ok(Arc::new(vec![KeyId::root(&map.digest, output)]));
+                        let keys = vec![KeyId::root(&map.digest, output)];
+                        return Ok(Arc::new(Found { keys, inputs: Vec::new() }));
                     }
                     if node.ignore_cache {
                         return Ok(Keys::default());
@@ -196,9 +213,13 @@ impl<X: Types> Node<X> {
                     let inputs =
                         try_join_all(node.inputs.iter().map(|(input, output)| input.fast_keys(*output)))
                             .await?;
-                    let inputs: Vec<InputKeys> =
-                        inputs.iter().zip(&map.deps).map(|(keys, dep)| with_selector(keys, dep)).collect();
-                    Ok(Arc::new(node.follow(&map, output, &inputs)))
+                    let inputs: Vec<InputKeys> = inputs
+                        .iter()
+                        .zip(&map.deps)
+                        .map(|(found, dep)| with_selector(&found.keys, dep))
+                        .collect();
+                    let found = Found { keys: node.follow(&map, output, &inputs), inputs };
+                    Ok(Arc::new(node.adopt(&map, output, found).await))
                 })
             };
             node.shared(&flight, work).await
@@ -214,7 +235,7 @@ impl<X: Types> Node<X> {
                 let node = Arc::clone(&node);
                 droppable::<_, X>(cancel, async move {
                     let fast = node.fast_keys(output).await?;
-                    if node.inputs.is_empty() || node.ignore_cache || !fast.is_empty() {
+                    if node.inputs.is_empty() || node.ignore_cache || !fast.keys.is_empty() {
                         return Ok(fast);
                     }
                     node.search_by_content(output).await.map(Arc::new)
@@ -224,22 +245,22 @@ impl<X: Types> Node<X> {
         })
     }
 
-    async fn search_by_content(self: &Arc<Self>, output: u32) -> Answer<Vec<KeyId>, X> {
+    async fn search_by_content(self: &Arc<Self>, output: u32) -> Answer<Found, X> {
         let map = self.cache_map().await?;
         // Inputs that count by definition only must lead somewhere, or nothing will: look at them before anything is resolved.
         let by_definition = self.inputs.iter().zip(&map.deps).map(|((input, output), dep)| async move {
-            let keys =
+            let found =
                 if dep.content { input.fast_keys(*output).await? } else { input.full_keys(*output).await? };
-            Ok(with_selector(&keys, dep))
+            Ok(with_selector(&found.keys, dep))
         });
-        let mut keys: Vec<InputKeys> = try_join_all(by_definition).await?;
-        let found = self.follow(&map, output, &keys);
-        if !found.is_empty() {
-            return Ok(found);
+        let mut inputs: Vec<InputKeys> = try_join_all(by_definition).await?;
+        let keys = self.follow(&map, output, &inputs);
+        if !keys.is_empty() {
+            return Ok(self.adopt(&map, output, Found { keys, inputs }).await);
         }
         for (input, dep) in map.deps.iter().enumerate() {
-            if !dep.content && self.follow_one(&map, output, input, &keys[input]).is_empty() {
-                return Ok(Vec::new());
+            if !dep.content && self.follow_one(&map, output, input, &inputs[input]).is_empty() {
+                return Ok(Found::default());
             }
         }
         let by_content =
@@ -250,10 +271,11 @@ impl<X: Types> Node<X> {
                 Ok((input, resolved.keys, content))
             });
         for (input, known, content) in try_join_all(by_content).await? {
-            keys[input] = with_selector(&known, &map.deps[input]);
-            keys[input].push((KeyId::content(&content), None));
+            inputs[input] = with_selector(&known, &map.deps[input]);
+            inputs[input].push((KeyId::content(&content), None));
         }
-        Ok(self.follow(&map, output, &keys))
+        let found = Found { keys: self.follow(&map, output, &inputs), inputs };
+        Ok(self.adopt(&map, output, found).await)
     }
 
     fn content(self: &Arc<Self>, input: usize, value: X::Value) -> BoxFuture<'static, Answer<Digest, X>> {
@@ -324,7 +346,7 @@ impl<X: Types> Node<X> {
                     let saves = outputs.into_iter().zip(0..).map(|(value, output)| {
                         let (node, map, ready) = (&node, &map, &ready);
                         async move {
-                            let key = node.save(map, output, ready, &value).await;
+                            let key = node.save(map, output, &ready.keys, &value).await;
                             (value, key)
                         }
                     });
@@ -337,8 +359,30 @@ impl<X: Types> Node<X> {
         })
     }
 
+    async fn keep(&self, key: &KeyId, links: Vec<(KeyId, Link)>, value: Option<&X::Value>) {
+        if let Err(error) = self.caches.own.save(key, links, value).await {
+            tracing::warn!(%error, vertex = %self.name, "the result is not kept in the cache");
+        }
+    }
+
+    /// Gives a node that only brought caches know a key in the own one, so that what follows from it can be kept there.
+    async fn adopt(&self, map: &CacheMap, output: u32, mut found: Found) -> Found {
+        if !found.keys.is_empty() && own_key(&found.keys).is_none() {
+            let key = self.caches.own.fresh_key();
+            self.keep(&key, links(map, output, &found.inputs), None).await;
+            found.keys.push(key);
+        }
+        found
+    }
+
     /// Saves one output; `None` when it has no key.
-    async fn save(&self, map: &CacheMap, output: u32, ready: &Ready<X>, value: &X::Value) -> Option<KeyId> {
+    async fn save(
+        &self,
+        map: &CacheMap,
+        output: u32,
+        inputs: &[InputKeys],
+        value: &X::Value,
+    ) -> Option<KeyId> {
         if map.ephemeral {
             return None;
         }
@@ -346,20 +390,10 @@ impl<X: Types> Node<X> {
             KeyId::root(&map.digest, output)
         } else {
             // A result made in spite of the cache must not be found by what was made of an older one, so it gets a key of its own.
-            let known = if self.ignore_cache {
-                None
-            } else {
-                self.follow(map, output, &ready.keys).into_iter().next()
-            };
-            known.unwrap_or_else(|| self.cache.fresh_key())
+            let known = if self.ignore_cache { None } else { own_key(&self.follow(map, output, inputs)) };
+            known.unwrap_or_else(|| self.caches.own.fresh_key())
         };
-        let links = ready.keys.iter().enumerate().flat_map(|(input, keys)| {
-            keys.iter()
-                .map(move |(from, selector)| (from.clone(), link(map, output, input, selector.clone())))
-        });
-        if let Err(error) = self.cache.save(&key, links.collect(), value).await {
-            tracing::warn!(%error, vertex = %self.name, "the result is not kept in the cache");
-        }
+        self.keep(&key, links(map, output, inputs), Some(value)).await;
         Some(key)
     }
 
@@ -382,11 +416,11 @@ impl<X: Types> Node<X> {
     async fn find_or_make(self: &Arc<Self>, output: u32) -> Answer<Resolved<X::Value>, X> {
         if !self.ignore_cache {
             let fast = self.fast_keys(output).await?;
-            if let Some(found) = self.load_any(&fast).await {
+            if let Some(found) = self.load_any(&fast.keys).await {
                 return Ok(found);
             }
             let full = self.full_keys(output).await?;
-            let rest: Vec<KeyId> = full.iter().filter(|key| !fast.contains(key)).cloned().collect();
+            let rest: Vec<KeyId> = full.keys.iter().filter(|key| !fast.keys.contains(key)).cloned().collect();
             if let Some(found) = self.load_any(&rest).await {
                 return Ok(found);
             }
@@ -408,15 +442,44 @@ impl<X: Types> Node<X> {
         Ok(Resolved { value, keys: Arc::new(key.into_iter().collect()) })
     }
 
+    /// The first result that any of the keys has. One that a brought cache gives is kept in the own one.
     async fn load_any(&self, keys: &[KeyId]) -> Option<Resolved<X::Value>> {
+        let caches = self.caches.all();
         for key in keys {
-            if let Some(value) = self.load(key).await {
+            for cache in &caches {
+                let value = match cache.load(key).await {
+                    Ok(Some(value)) => value,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        tracing::warn!(%error, vertex = %self.name, "cached result cannot be loaded; taken as a miss");
+                        continue;
+                    }
+                };
+                if !Arc::ptr_eq(cache, &self.caches.own)
+                    && let Some(own) = own_key(keys)
+                {
+                    self.keep(&own, Vec::new(), Some(&value)).await;
+                }
                 self.vertex.cached();
                 return Some(Resolved { value, keys: Arc::new(keys.to_vec()) });
             }
         }
         None
     }
+}
+
+/// The first key that is the own cache's.
+fn own_key(keys: &[KeyId]) -> Option<KeyId> {
+    keys.iter().find(|key| !key.is_foreign()).cloned()
+}
+
+/// The links that lead to an op's output. A foreign key means nothing to the own cache.
+fn links(map: &CacheMap, output: u32, inputs: &[InputKeys]) -> Vec<(KeyId, Link)> {
+    let of_input = |(input, keys): (usize, &InputKeys)| -> Vec<(KeyId, Link)> {
+        let own = keys.iter().filter(|(from, _)| !from.is_foreign());
+        own.map(|(from, selector)| (from.clone(), link(map, output, input, selector.clone()))).collect()
+    };
+    inputs.iter().enumerate().flat_map(of_input).collect()
 }
 
 fn link(map: &CacheMap, output: u32, input: usize, selector: Option<Digest>) -> Link {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::{
     CacheStore, KeyId, Op, SolveError, Types,
-    node::{Node, Stages},
+    node::{Caches, Node, Stages},
     op::Scopes,
 };
 
@@ -51,13 +51,14 @@ impl<X: Types> Solver<X> {
 
     /// Takes up a graph. Nothing is executed until [`Build::resolve`]; dropping the build cancels what nobody else needs.
     ///
-    /// `op` makes the op of a vertex that no running build has; `scope` is what this build offers to ops; `progress` hears of
-    /// every vertex of the graph.
+    /// `op` makes the op of a vertex that no running build has; `scope` is what this build offers to ops; `brought` are caches to
+    /// look into besides the solver's own; `progress` hears of every vertex of the graph.
     pub fn load(
         &self,
         graph: &Graph,
         op: impl Fn(&Vertex) -> Result<Arc<dyn Op<X>>, X::Error>,
         scope: X::Scope,
+        brought: &[Arc<dyn CacheStore<X::Value>>],
         progress: &Progress,
     ) -> Result<Build<X>, SolveError<X::Error>> {
         let number = self.0.builds.fetch_add(1, Ordering::Relaxed);
@@ -84,6 +85,7 @@ impl<X: Types> Solver<X> {
                 }
             };
             node.scopes.join(number, scope.clone());
+            node.caches.brought.lock().extend(brought.iter().map(|cache| (number, Arc::clone(cache))));
             node.fan.join(number, progress);
             build.nodes.push(node);
         }
@@ -116,7 +118,7 @@ impl<X: Types> Solver<X> {
             inputs,
             ignore_cache: vertex.metadata.ignore_cache,
             op,
-            cache: Arc::clone(&self.0.cache),
+            caches: Caches { own: Arc::clone(&self.0.cache), brought: Mutex::default() },
             vertex: VertexHandle::announce(Arc::new(fan.clone()), state),
             fan,
             scopes: Arc::new(Scopes::default()),
@@ -172,6 +174,7 @@ impl<X: Types> Drop for Build<X> {
         // Targets first, so that a node's inputs outlive it (see `Node::drop`).
         while let Some(node) = self.nodes.pop() {
             node.scopes.leave(self.number);
+            node.caches.brought.lock().retain(|(number, _)| *number != self.number);
             node.fan.leave(self.number);
         }
     }

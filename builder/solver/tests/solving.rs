@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lapstrake_builder_solver::SolveError;
 use proptest::prelude::*;
-use support::{Behaviour, Bench, Node, expected, node};
+use support::{Behaviour, Bench, Brought, Node, expected, node};
 use tokio::sync::Semaphore;
 
 #[tokio::test]
@@ -97,6 +97,25 @@ async fn ignoring_the_cache_executes_again_and_what_depends_on_it_too() {
     nodes[1].ignore_cache = false;
     bench.solve(&nodes).await.unwrap();
     assert_eq!(bench.world.executions(), 5, "what was made in spite of the cache is cached");
+}
+
+#[tokio::test]
+async fn a_brought_cache_hits_and_is_learned() {
+    let elsewhere = Bench::new();
+    let nodes = [node("base", &[]), node("step", &[0]), node("more", &[1]), node("target", &[2])];
+    elsewhere.solve(&nodes).await.unwrap();
+    let mut bench = Bench::new();
+    bench.brought.push(Arc::new(Brought(elsewhere.cache.clone())));
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.executions(), 0);
+    bench.brought.clear();
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.executions(), 0, "what was brought once is in the own cache");
+    // What goes on from it is cached too.
+    let longer = [&nodes[..], &[node("after", &[3])]].concat();
+    bench.solve(&longer).await.unwrap();
+    bench.solve(&longer).await.unwrap();
+    assert_eq!(bench.world.executions(), 1);
 }
 
 #[tokio::test]

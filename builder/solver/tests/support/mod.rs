@@ -9,7 +9,8 @@ use futures::future::BoxFuture;
 use lapstrake_builder_llb::{Definition, Graph, Limits, Metadata, Vertex, pb};
 use lapstrake_builder_progress::Progress;
 use lapstrake_builder_solver::{
-    Build, CacheMap, CacheStore, Dep, MemoryCache, Op, OpContext, SolveError, Solver, Types,
+    Build, CacheMap, CacheStore, CacheStoreError, Dep, KeyId, Link, MemoryCache, Op, OpContext, SolveError,
+    Solver, Types,
 };
 use lapstrake_layerstore_oci::Digest;
 use parking_lot::Mutex;
@@ -183,13 +184,14 @@ pub(crate) struct Bench {
     pub(crate) world: Arc<World>,
     pub(crate) cache: Arc<MemoryCache<String>>,
     pub(crate) solver: Solver<Toy>,
+    pub(crate) brought: Vec<Arc<dyn CacheStore<String>>>,
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
         let cache = Arc::new(MemoryCache::default());
         let store: Arc<dyn CacheStore<String>> = cache.clone();
-        Self { world: Arc::default(), cache, solver: Solver::new(store) }
+        Self { world: Arc::default(), cache, solver: Solver::new(store), brought: Vec::new() }
     }
 
     pub(crate) fn load(&self, nodes: &[Node]) -> Build<Toy> {
@@ -201,11 +203,43 @@ impl Bench {
                 Arc::new(ToyOp { world: Arc::clone(&self.world), name, inputs: vertex.inputs.len() });
             Ok(op)
         };
-        self.solver.load(&graph(nodes), make, 0, &progress).expect("ops are made")
+        self.solver.load(&graph(nodes), make, 0, &self.brought, &progress).expect("ops are made")
     }
 
     pub(crate) async fn solve(&self, nodes: &[Node]) -> Result<String, SolveError<ToyError>> {
         Ok(self.load(nodes).resolve().await?.value)
+    }
+}
+
+/// Another builder's cache: what it knows, under foreign keys where keys are not common to all.
+pub(crate) struct Brought(pub(crate) Arc<MemoryCache<String>>);
+
+impl CacheStore<String> for Brought {
+    fn fresh_key(&self) -> KeyId {
+        unreachable!("nothing is saved here")
+    }
+
+    fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
+        let inner = from.as_str().strip_prefix("foreign:").map_or_else(|| from.clone(), KeyId::new);
+        Ok(self.0.linked(&inner, link)?.into_iter().map(|key| KeyId::foreign(key.as_str())).collect())
+    }
+
+    fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<String>, CacheStoreError>> {
+        Box::pin(async move {
+            match key.as_str().strip_prefix("foreign:") {
+                Some(inner) => self.0.load(&KeyId::new(inner)).await,
+                None => Ok(None),
+            }
+        })
+    }
+
+    fn save<'a>(
+        &'a self,
+        _: &'a KeyId,
+        _: Vec<(KeyId, Link)>,
+        _: Option<&'a String>,
+    ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
+        unreachable!("nothing is saved here")
     }
 }
 
