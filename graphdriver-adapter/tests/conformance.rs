@@ -1,4 +1,5 @@
 //! Both drivers keep the promises of the Snapshotter contract.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
 use std::{path::Path, sync::Arc};
 

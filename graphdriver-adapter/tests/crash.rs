@@ -1,4 +1,5 @@
 //! Whatever line the process dies at, the next start finds a store without rubbish in which everything works.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,5 @@
 //! What the drivers leave on disk.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 

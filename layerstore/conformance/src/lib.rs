@@ -28,8 +28,11 @@ pub use snapshot::SnapshotFixture;
 /// One check of a suite.
 pub type Check = fn(&Fixture);
 
+/// Named checks, each of which is given a store of its own.
+pub type Suite<'a, F> = [(&'a str, fn(&F))];
+
 /// Runs every check of a suite, each on a store of its own. Panics naming those that failed.
-pub fn run<F>(suite: &[(&str, fn(&F))], factory: impl Fn() -> F) {
+pub fn run<F>(suite: &Suite<'_, F>, factory: impl Fn() -> F) {
     let failed = |(_, check): &&(&str, fn(&F))| {
         let fixture = factory();
         panic::catch_unwind(AssertUnwindSafe(|| check(&fixture))).is_err()

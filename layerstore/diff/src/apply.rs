@@ -1,7 +1,7 @@
 //! Applying a layer's tar stream to the difference of an active snapshot.
 //!
 //! In overlayfs's form the entries go straight into the upper directory; nothing is mounted. A snapshot that is a complete
-//! tree gets the same treatment in a directory beside it, whose content is then moved in ([`merge`]): so both come out the
+//! tree gets the same treatment in a directory beside it, whose content is then moved in: so both come out the
 //! same, and entries of one layer may come in any order.
 
 mod merge;
@@ -23,7 +23,7 @@ use crate::{
     unpack::{Extractor, Rules},
 };
 
-/// What [`apply`] found in a layer.
+/// What [`apply()`] found in a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// Digest of the whole decompressed stream, padding behind the archive included.

@@ -107,7 +107,7 @@ pub enum DiffError {
         /// What it is.
         why: &'static str,
     },
-    /// The target of [`crate::apply`] has files in it already.
+    /// The target of [`crate::apply()`] has files in it already.
     #[error("{path}: not an empty difference")]
     NotEmpty {
         /// The directory.

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::tar::Time;
+use crate::tar::{Time, Xattrs};
 
 /// `PATH_MAX` without the terminating zero.
 pub(crate) const PATH_LIMIT: usize = 4095;
@@ -107,7 +107,7 @@ pub(crate) fn entry_path(at: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 }
 
 /// All extended attributes, by name. A file system without any has none.
-pub(crate) fn xattrs(path: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn xattrs(path: &[u8]) -> rustix::io::Result<Xattrs> {
     // Most files have none: ask for the length first.
     let length = match rustix::fs::llistxattr_query(path) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),

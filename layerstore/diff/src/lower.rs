@@ -113,7 +113,7 @@ impl Lower {
 
     /// The entry that shows at a path's name.
     pub(crate) fn lookup(&self, directory: &[u8], name: &[u8]) -> Result<Option<(PathBuf, Stat)>, DiffError> {
-        self.find(&*self.members(directory)?, name)
+        self.find(&self.members(directory)?, name)
     }
 
     /// The directories that merge at a name below merged directories.

@@ -1,4 +1,5 @@
 //! What layers mean, the same on overlayfs and on complete trees.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
 mod common;
 

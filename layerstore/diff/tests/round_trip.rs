@@ -1,4 +1,5 @@
 //! Trees to layers and back.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
 mod common;
 

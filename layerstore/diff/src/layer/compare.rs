@@ -9,8 +9,8 @@ use std::{
 
 use rustix::fs::{CWD, FileType, Stat};
 
-use super::output::{Node, Xattrs};
-use crate::{DiffError, fsat};
+use super::output::Node;
+use crate::{DiffError, fsat, tar::Xattrs};
 
 /// The extended attributes of an entry that a layer keeps.
 pub(super) fn layer_xattrs(all: Xattrs) -> Xattrs {

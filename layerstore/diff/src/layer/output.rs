@@ -16,11 +16,8 @@ use rustix::{
 use super::{LayerDigest, WriteOptions};
 use crate::{
     DiffError, EntryName, fsat,
-    tar::{Entry, Kind, Time, writer::TarWriter},
+    tar::{Entry, Kind, Time, Xattrs, writer::TarWriter},
 };
-
-/// Extended attributes that a layer keeps, in order.
-pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// An entry of the tree that is written.
 pub(super) struct Node<'a> {
@@ -31,6 +28,7 @@ pub(super) struct Node<'a> {
     /// Its name there.
     pub(super) name: &'a [u8],
     pub(super) stat: &'a Stat,
+    /// Those that a layer keeps.
     pub(super) xattrs: Xattrs,
 }
 

@@ -31,6 +31,9 @@ pub(crate) struct Time {
     pub(crate) nanos: u32,
 }
 
+/// Extended attributes: names, each once and in order, and values.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One entry, its extended headers merged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -47,8 +50,7 @@ pub(crate) struct Entry {
     pub(crate) mtime: Time,
     pub(crate) atime: Option<Time>,
     pub(crate) device: (u32, u32),
-    /// Extended attributes in order of their names, each once.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Xattrs,
     /// Where the bytes that follow belong, for files with holes.
     pub(crate) sparse: Option<Vec<sparse::Segment>>,
 }

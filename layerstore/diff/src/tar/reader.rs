@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use super::{
-    BLOCK, Entry, Kind, Time,
+    BLOCK, Entry, Kind, Time, Xattrs,
     pax::{self, Records},
     sparse::{self, PaxSparse, Segment},
 };
@@ -270,7 +270,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    fn xattrs(&self, pax: &Records) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DiffError> {
+    fn xattrs(&self, pax: &Records) -> Result<Xattrs, DiffError> {
         const PREFIX: &[u8] = b"SCHILY.xattr.";
         let mut xattrs = Vec::new();
         for (key, value) in &pax.values {

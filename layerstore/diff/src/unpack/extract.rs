@@ -446,7 +446,7 @@ impl Extractor {
     fn lower_target(&self, target: &[&[u8]]) -> Result<Option<(std::path::PathBuf, Stat)>, DiffError> {
         let mut path = Vec::new();
         for (at, name) in target.iter().enumerate() {
-            let parent = std::mem::replace(&mut path, Vec::new());
+            let parent = std::mem::take(&mut path);
             path = fsat::join(&parent, name);
             let there = match fsat::open_below(self.root.handle.as_fd(), &path, fsat::HANDLE) {
                 Ok(handle) => rustix::fs::fstat(handle).map_err(self.failed("stat"))?,

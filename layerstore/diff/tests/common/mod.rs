@@ -1,4 +1,5 @@
 //! Tars made by hand and trees read back, for the tests of this crate.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 #![allow(unreachable_pub, dead_code, reason = "each test file uses its own part")]
 
 use std::{
