@@ -28,6 +28,8 @@ use crate::{
 
 /// Chunk of output.
 const CHUNK: usize = 64 << 10;
+/// A helper that has said nothing for so long is none.
+const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// How to start the helper process, and how it deals with containers.
 #[derive(Debug, Clone)]
@@ -108,7 +110,7 @@ impl Helper {
                 let _ = child.wait();
             })
             .map_err(|source| ExecError::Io { doing: "start thread", source })?;
-        match became_ready.recv() {
+        match became_ready.recv_timeout(READY_WITHIN) {
             Ok(Reply::Ready { without_devices }) => {
                 if let Some(reason) = without_devices {
                     tracing::warn!(reason, "no device list for containers: they run without CAP_MKNOD");
@@ -116,7 +118,12 @@ impl Helper {
             }
             Ok(Reply::Refused { failure }) => return Err(failure.into_error(&RunId::random())),
             Ok(_) => return Err(ExecError::Protocol("was not ready")),
-            Err(mpsc::RecvError) => return Err(ExecError::HelperGone),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ExecError::HelperGone),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                // Whatever it is, it reads from this socket, or will die of it.
+                let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+                return Err(start_error(std::io::ErrorKind::TimedOut.into()));
+            }
         }
         Ok(Self { inner: Arc::new(Inner { socket, options, runs }) })
     }

@@ -467,3 +467,106 @@ fn rlimit(limit: &crate::Ulimit) -> Result<Rlimit, ExecError> {
     }
     Ok(Rlimit { name, resource, soft, hard })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{MountSpec, Ulimit};
+
+    fn spec() -> ProcessSpec {
+        let root = SnapshotMount::Bind { source: "/image".into(), read_only: false };
+        ProcessSpec::new(root, ["/bin/true"])
+    }
+
+    /// The field that a changed specification is refused for.
+    fn refused(change: impl FnOnce(&mut ProcessSpec)) -> &'static str {
+        let mut spec = spec();
+        change(&mut spec);
+        match Plan::new(&spec) {
+            Err(ExecError::Invalid { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn bad_fields_are_refused_by_name() {
+        assert_eq!(refused(|spec| spec.args.clear()), "args");
+        assert_eq!(refused(|spec| spec.args = vec![String::new()]), "args");
+        assert_eq!(refused(|spec| spec.args.push("a\0b".into())), "args");
+        assert_eq!(refused(|spec| spec.args.push("x".repeat(MAX_ARGUMENT_BYTES))), "args");
+        assert_eq!(refused(|spec| spec.env = vec!["novalue".into()]), "env");
+        assert_eq!(refused(|spec| spec.env = vec!["=x".into()]), "env");
+        assert_eq!(refused(|spec| spec.cwd = "relative".into()), "cwd");
+        assert_eq!(refused(|spec| spec.hostname = "a b".into()), "hostname");
+        assert_eq!(refused(|spec| spec.hostname = "x".repeat(65)), "hostname");
+        assert_eq!(refused(|spec| spec.cgroup_parent = Some("/a/../../b".into())), "cgroup-parent");
+        assert_eq!(refused(|spec| spec.root = SnapshotMount::Overlay { lower: vec![], upper: None }), "root");
+        assert_eq!(
+            refused(|spec| spec.root = SnapshotMount::Bind { source: "x".into(), read_only: false }),
+            "root"
+        );
+        for target in ["", "x", "/", "/..", "/a/.."] {
+            let mount = MountSpec { target: target.into(), kind: MountKind::Tmpfs { size: None } };
+            assert_eq!(refused(|spec| spec.mounts = vec![mount]), "mount target", "{target}");
+        }
+        for (soft, hard) in [(2, 1), (-2, 1), (-1, 5)] {
+            let limit = Ulimit { name: "nofile".into(), soft, hard };
+            assert_eq!(refused(|spec| spec.ulimits = vec![limit]), "ulimit");
+        }
+    }
+
+    #[test]
+    fn bad_limits_are_refused_by_name() {
+        assert_eq!(refused(|spec| spec.resources.memory_swap = Some(5)), "memory-swap");
+        assert_eq!(
+            refused(|spec| {
+                spec.resources.memory = Some(10);
+                spec.resources.memory_swap = Some(5);
+            }),
+            "memory-swap"
+        );
+        assert_eq!(refused(|spec| spec.resources.cpu_shares = Some(1)), "cpu-shares");
+        assert_eq!(refused(|spec| spec.resources.cpu_period = Some(1)), "cpu-period");
+        assert_eq!(refused(|spec| spec.resources.cpuset_cpus = Some("0; rm".into())), "cpuset-cpus");
+    }
+
+    #[test]
+    fn the_last_of_equal_variables_counts_in_the_firsts_place() {
+        let env = ["A=1", "B=2", "A=3"].map(String::from);
+        assert_eq!(environment(&env).unwrap(), ["A=3", "B=2"]);
+    }
+
+    #[test]
+    fn cgroups_are_below_their_parent() {
+        let mut spec = spec();
+        let id = spec.id.to_string();
+        assert_eq!(Plan::new(&spec).unwrap().cgroup, Path::new("lapstrake").join(&id));
+        spec.cgroup_parent = Some("/a//./b/".into());
+        assert_eq!(Plan::new(&spec).unwrap().cgroup, Path::new("a/b").join(&id));
+    }
+
+    #[test]
+    fn a_plan_crosses_unchanged() {
+        let mut spec = spec();
+        spec.mounts = vec![MountSpec {
+            target: "/s".into(),
+            kind: MountKind::Secret { data: vec![0, 255, 10], uid: 1, gid: 2, mode: 0o400 },
+        }];
+        let plan = Plan::new(&spec).unwrap();
+        let text = serde_json::to_string(&plan).unwrap();
+        let back: Plan = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&back).unwrap(), text);
+    }
+
+    proptest! {
+        #[test]
+        fn cleaned_paths_are_absolute_and_plain(path in "/[a./]{0,20}") {
+            let cleaned = clean(&path);
+            prop_assert!(cleaned.starts_with('/'));
+            prop_assert!(cleaned == "/" || cleaned.split('/').skip(1).all(|part| !part.is_empty() && part != "." && part != ".."));
+            prop_assert_eq!(clean(&cleaned), cleaned.clone());
+        }
+    }
+}

@@ -155,3 +155,26 @@ fn device_program() -> Vec<u64> {
     program.extend([insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)]);
     program
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_version_2_program_lets_only_dockers_devices_through() {
+        let hierarchies = Hierarchies::find().unwrap();
+        let Some(v2) = hierarchies.v2() else { return };
+        let dir = v2.mount.join(format!("lapstrake-test-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let nodes = tempfile::tempdir().unwrap();
+        restrict_v2(&dir).unwrap();
+        let script = "echo $$ > \"$0/cgroup.procs\" || exit 9; cd \"$1\"; head -c1 /dev/zero > /dev/null && echo zero; \
+            mknod mem c 1 1 && echo made; head -c1 mem > /dev/null && echo opened; \
+            mknod loop b 7 0 && echo made; head -c1 loop > /dev/null && echo opened";
+        let output = Command::new("sh").args(["-c", script]).arg(&dir).arg(nodes.path()).output().unwrap();
+        fs::remove_dir(&dir).unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "zero\nmade\nmade\n", "{output:?}");
+    }
+}

@@ -1,5 +1,8 @@
 //! What a RUN costs beyond its program. Measures and prints; run it with
 //! `cargo nextest run -p lapstrake-builder-executor --run-ignored only --no-capture overhead`.
+//!
+//! On ext4 the time depends on what was deleted in the last five seconds, whose inodes it passes over one by one to find a free
+//! one; with `TMPDIR=/dev/shm` one sees the executor's own part.
 
 use std::time::{Duration, Instant};
 
