@@ -1,3 +1,58 @@
-//! The lapstrake program.
+//! The `lapstrake` program: configuration, sockets, signals. It constructs everything and decides nothing.
+//!
+//! ```text
+//!   main ─► executor's helper? (a re-exec of this program: never returns)
+//!        └► command line ─► daemon      settings ─► assembly ─► listeners ─► api/server, until a signal
+//!                          build       the same assembly, one build in this process, no sockets
+//!                          df, prune   a daemon's API, or the store itself when no daemon has it open
+//!                          completion  for a shell
+//! ```
+//!
+//! This crate is not for: HTTP (`api/server`), running builds (`builder/engine`), or anything that a second program would need.
 
-fn main() {}
+#![deny(unsafe_code)]
+
+mod assembly;
+mod bridge;
+mod cli;
+mod config;
+mod daemon;
+mod error;
+mod host;
+mod inherited;
+mod listen;
+mod logging;
+mod notify;
+mod process;
+mod settings;
+mod sweeper;
+mod tls;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::{cli::Command, error::ProgramError};
+
+fn main() -> ExitCode {
+    // Before anything else: a helper has one thread and needs nothing of what follows.
+    lapstrake_builder_executor::maybe_run_helper();
+    let cli = cli::Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lapstrake: {}", error::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: cli::Cli) -> Result<ExitCode, ProgramError> {
+    match cli.command {
+        Command::Daemon(args) => daemon::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Completion { shell } => {
+            cli::print_completion(shell);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

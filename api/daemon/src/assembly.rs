@@ -1,0 +1,128 @@
+//! Puts everything together: stores, cache, sources, executor, exporter, engine. Nothing is decided here that settings do not say.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_engine::{Engine, Parts};
+use lapstrake_builder_executor::{Executor, Helper, HelperOptions, NativeExecutor, OciRuntime};
+use lapstrake_builder_exporter::Exporter;
+use lapstrake_builder_source::{SourceLimits, Sources, SourcesOptions};
+use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
+use lapstrake_layerstore_registry::{ClientOptions, RegistryClient};
+use lapstrake_layerstore_store::{Collector, Holder, LocalStore, Metadata, Stores};
+use lapstrake_session::Sessions;
+
+use crate::{error::ProgramError, settings::StoreSettings};
+
+/// The store, opened: what `df` and `prune` need.
+pub(crate) struct OpenStore {
+    /// All stores.
+    pub(crate) stores: Stores,
+    /// Its database.
+    pub(crate) metadata: Metadata,
+    /// The build cache.
+    pub(crate) cache: Arc<BuildCache>,
+    /// Frees what nobody needs.
+    pub(crate) collector: Arc<Collector>,
+    /// Which graph driver is used.
+    pub(crate) driver: DriverKind,
+}
+
+impl OpenStore {
+    /// Opens the store and removes directories that a crash left.
+    ///
+    /// Errors: [`StoreError::Locked`](lapstrake_layerstore_store::StoreError::Locked) while another process has it open.
+    pub(crate) fn open(settings: &StoreSettings) -> Result<Self, ProgramError> {
+        let store = LocalStore::open(&settings.root)?;
+        let driver = match settings.driver {
+            Some(driver) => driver,
+            None => detect(&settings.root)?,
+        };
+        let adapter = Adapter::new(driver.open(&settings.root)?, store.records.clone());
+        let orphans = adapter.collect_orphans()?;
+        if orphans > 0 {
+            tracing::info!(orphans, "removed directories that the last run left half-made");
+        }
+        let stores = store.stores(Arc::new(adapter));
+        let cache = BuildCache::open(store.metadata.clone(), stores.clone())?;
+        let holders: Vec<Arc<dyn Holder>> = vec![Arc::<BuildCache>::clone(&cache)];
+        let collector = Arc::new(Collector::new(stores.clone(), holders));
+        Ok(Self { stores, metadata: store.metadata, cache, collector, driver })
+    }
+}
+
+/// The driver that the store was made with; for a new one, what works best.
+fn detect(root: &std::path::Path) -> Result<DriverKind, ProgramError> {
+    let has = |kind: DriverKind| {
+        fs::read_dir(root.join(kind.as_str())).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok()))
+    };
+    if has(DriverKind::Vfs) && !has(DriverKind::Overlay2) {
+        return Ok(DriverKind::Vfs);
+    }
+    Ok(DriverKind::detect(root)?)
+}
+
+/// Starts the process that containers are made by. Before any thread, and before anything is opened that it should not inherit.
+pub(crate) fn start_helper() -> Result<Helper, ProgramError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(ProgramError::setting("user", "building needs root: containers are made without a rootless mode"));
+    }
+    Ok(Helper::start(HelperOptions::default())?)
+}
+
+/// An engine and all that it stands on.
+pub(crate) struct Assembly {
+    /// The store.
+    pub(crate) store: OpenStore,
+    /// Runs builds.
+    pub(crate) engine: Engine,
+    /// Live client sessions.
+    pub(crate) sessions: Sessions,
+    /// Asks registries as a stranger.
+    pub(crate) registry: RegistryClient,
+}
+
+impl Assembly {
+    /// Opens the store and builds an engine on it. Called within a tokio runtime.
+    pub(crate) fn new(settings: &StoreSettings, helper: Helper) -> Result<Self, ProgramError> {
+        let store = OpenStore::open(settings)?;
+        let executor: Arc<dyn Executor> = match &settings.oci_runtime {
+            Some(path) => Arc::new(OciRuntime::new(path, helper)?),
+            None => Arc::new(NativeExecutor::new(helper)?),
+        };
+        let sessions = Sessions::new();
+        let registry = RegistryClient::new(settings.registry.clone(), ClientOptions::default());
+        let sources = Sources::new(SourcesOptions {
+            stores: store.stores.clone(),
+            cache: Arc::clone(&store.cache),
+            sessions: sessions.clone(),
+            registry: registry.clone(),
+            root: settings.root.join("git"),
+            limits: SourceLimits::default(),
+        });
+        let engine = Engine::new(Parts {
+            stores: store.stores.clone(),
+            cache: Arc::clone(&store.cache),
+            sources,
+            sessions: sessions.clone(),
+            executor,
+            exporter: Exporter::new(store.stores.clone()),
+            runtime_dir: runtime_directory(settings)?,
+            parallelism: settings.parallelism,
+        });
+        Ok(Self { store, engine, sessions, registry })
+    }
+}
+
+/// A directory for sockets that belong to running steps: nothing in it means anything to the next run.
+fn runtime_directory(settings: &StoreSettings) -> Result<PathBuf, ProgramError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let path = settings.root.join("run");
+    match fs::remove_dir_all(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(ProgramError::file("empty", path)(source)),
+    }
+    fs::DirBuilder::new().mode(0o700).create(&path).map_err(ProgramError::file("make", &path))?;
+    Ok(path)
+}

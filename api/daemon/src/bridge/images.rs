@@ -1,0 +1,420 @@
+//! Images in and out, by the transfer crate and the registry client.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, future::BoxFuture};
+use lapstrake_api_server::{
+    ApiError, ApiErrorKind, BodyStream, ImageTransfer, ImportOrder, Imported, LoadOrder, Loaded, PullOrder,
+    Pulled, PushOrder, Pushed, SaveOrder, SaveSink, Saving, TransferNews, TransferSink,
+};
+use lapstrake_api_types::{AuthConfig, DistributionInspect};
+use lapstrake_layerstore_oci::{ImageId, Index, Platform, Reference};
+use lapstrake_layerstore_registry::{
+    ErrorKind as RegistryErrorKind, Item, ProgressFn, RegistryClient, RegistryError, TransferEvent,
+    TransferStatus,
+};
+use lapstrake_layerstore_store::{ImageName, ImageRecord, Stores};
+use lapstrake_layerstore_transfer::{
+    LoadEvent, SaveImage, TransferError, UnpackEvent, import, load, pull, push, save,
+};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::{
+    io::{StreamReader, SyncIoBridge},
+    sync::CancellationToken,
+};
+
+use super::{changes, credentials};
+use crate::{error::chain, sweeper::Sweep};
+
+/// News of a transfer that may wait for a client that reads slowly; byte counts beyond are left out.
+const NEWS_DEPTH: usize = 4096;
+
+/// The image store and registries, as the doors want them.
+pub(crate) struct StoreTransfer {
+    stores: Stores,
+    registry: RegistryClient,
+    sweep: Sweep,
+}
+
+impl StoreTransfer {
+    /// `sweep` is asked for after transfers, which may leave what nobody needs.
+    pub(crate) fn new(stores: Stores, registry: RegistryClient, sweep: Sweep) -> Self {
+        Self { stores, registry, sweep }
+    }
+
+    fn client(&self, registry: &str, auth: &AuthConfig) -> RegistryClient {
+        self.registry.with_credentials(Arc::new(credentials::by_registry([(registry, auth)])))
+    }
+}
+
+impl ImageTransfer for StoreTransfer {
+    fn pull(&self, order: PullOrder, news: TransferSink) -> BoxFuture<'_, Result<Pulled, ApiError>> {
+        Box::pin(async move {
+            if order.reference.is_name_only() {
+                return Err(ApiError::not_implemented("pulling all tags of a repository is not supported"));
+            }
+            let reference = order.reference;
+            let client = self.client(reference.domain(), &order.auth);
+            let platform = order.platform.unwrap_or_else(Platform::host);
+            let (feed, forward) = feed(news);
+            let id = reference.tag().map_or_else(|| reference.familiar(), str::to_owned);
+            feed.say(TransferNews::Status {
+                id: Some(id),
+                text: format!("Pulling from {}", reference.path()),
+            });
+            let layers = Arc::new(Mutex::new(BTreeMap::new()));
+            let (told, progress) = (feed.clone(), Arc::clone(&layers));
+            let progress: ProgressFn = Arc::new(move |event: TransferEvent| {
+                if let Item::Layer(index) = event.item {
+                    progress.lock().insert(index, event.id().to_owned());
+                    told.layer(&event);
+                }
+            });
+            let unpacking = Arc::new(move |index: usize, event: UnpackEvent| {
+                let Some(id) = layers.lock().get(&index).cloned() else { return };
+                let text = match event {
+                    UnpackEvent::Exists => return,
+                    UnpackEvent::Extracting => "Extracting",
+                    UnpackEvent::Extracted => "Pull complete",
+                };
+                feed.say(TransferNews::Status { id: Some(id), text: text.to_owned() });
+            });
+            // Dropped with this future, which is what its client's end does.
+            let cancel = CancellationToken::new();
+            let _cancelled = cancel.clone().drop_guard();
+            let (stores, pulled) = (&self.stores, &reference);
+            // Owns the feeds: they end with it, and with them the forwarding.
+            let work = async move {
+                pull(stores, &client, pulled, &platform, &progress, unpacking, &cancel).await
+            };
+            let (outcome, ()) = tokio::join!(work, forward);
+            self.sweep.soon();
+            let outcome = outcome.map_err(|error| transfer_error(&error))?;
+            Ok(Pulled {
+                images: vec![(outcome.reference, outcome.id)],
+                digest: Some(outcome.digest),
+                is_newer: outcome.is_newer,
+            })
+        })
+    }
+
+    fn push(&self, order: PushOrder, news: TransferSink) -> BoxFuture<'_, Result<Pushed, ApiError>> {
+        Box::pin(async move {
+            if order.platform.is_some() {
+                return Err(ApiError::not_implemented("pushing one platform of an index is not supported"));
+            }
+            let client = self.client(order.reference.domain(), &order.auth);
+            let records = self.to_push(&order.reference).await?;
+            let (feed, forward) = feed(news);
+            let cancel = CancellationToken::new();
+            let _cancelled = cancel.clone().drop_guard();
+            let progress: ProgressFn = Arc::new(move |event: TransferEvent| {
+                if let Item::Layer(_) = event.item {
+                    feed.layer(&event);
+                }
+            });
+            let work = async move {
+                let mut manifests = Vec::with_capacity(records.len());
+                for (record, reference) in records {
+                    let pushed = push(&self.stores, &client, &record, &reference, &progress, &cancel).await?;
+                    manifests.push((pushed.reference, pushed.descriptor.digest, pushed.descriptor.size));
+                }
+                Ok(manifests)
+            };
+            let (manifests, ()) = tokio::join!(work, forward);
+            self.sweep.soon();
+            let manifests = manifests.map_err(|error: TransferError| transfer_error(&error))?;
+            Ok(Pushed { manifests })
+        })
+    }
+
+    fn load(
+        &self,
+        order: LoadOrder,
+        archive: BodyStream,
+        news: TransferSink,
+    ) -> BoxFuture<'_, Result<Loaded, ApiError>> {
+        Box::pin(async move {
+            let (feed, forward) = feed(news);
+            let cancel = CancellationToken::new();
+            let _cancelled = cancel.clone().drop_guard();
+            let (stores, reader) = (self.stores.clone(), readable(archive, &cancel));
+            let work = blocking(move || {
+                let report = |event: LoadEvent| {
+                    if !order.quiet {
+                        feed.loading(&event);
+                    }
+                };
+                load(&stores, reader, &order.platforms, &cancel, &report)
+            });
+            let (loaded, ()) = tokio::join!(work, forward);
+            self.sweep.soon();
+            let loaded = loaded.map_err(|error| transfer_error(&error))?;
+            Ok(Loaded { images: loaded.into_iter().map(|image| (image.id, image.names)).collect() })
+        })
+    }
+
+    fn save(&self, order: SaveOrder, sink: SaveSink) -> BoxFuture<'_, Result<Saving, ApiError>> {
+        Box::pin(async move {
+            if !order.platforms.is_empty() {
+                return Err(ApiError::not_implemented("saving some platforms of an index is not supported"));
+            }
+            let stores = self.stores.clone();
+            let images = blocking(move || images_to_save(&stores, &order.names)).await?;
+            let stores = self.stores.clone();
+            let saving: Saving = Box::pin(async move {
+                let ids: Vec<ImageId> = images.iter().map(|image| image.record.id.clone()).collect();
+                let cancel = CancellationToken::new();
+                let _cancelled = cancel.clone().drop_guard();
+                let out = std::io::BufWriter::with_capacity(256 << 10, ChunkWriter(sink));
+                blocking(move || save(&stores, &images, out, &cancel))
+                    .await
+                    .map_err(|error| transfer_error(&error))?;
+                Ok(ids)
+            });
+            Ok(saving)
+        })
+    }
+
+    fn import(&self, order: ImportOrder, archive: BodyStream) -> BoxFuture<'_, Result<Imported, ApiError>> {
+        Box::pin(async move {
+            let platform = order.platform.unwrap_or_else(Platform::host);
+            let config = changes::config(&platform, &order.changes)?;
+            let names = order
+                .reference
+                .map(|reference| ImageName { reference: reference.with_default_tag(), target: None })
+                .into_iter()
+                .collect();
+            let cancel = CancellationToken::new();
+            let _cancelled = cancel.clone().drop_guard();
+            let reader = readable(archive, &cancel);
+            let stores = self.stores.clone();
+            let imported =
+                blocking(move || import(&stores, reader, config, &order.message, names, &cancel)).await;
+            self.sweep.soon();
+            Ok(Imported { id: imported.map_err(|error| transfer_error(&error))? })
+        })
+    }
+
+    fn download(&self, url: String) -> BoxFuture<'_, Result<(BodyStream, Option<u64>), ApiError>> {
+        Box::pin(async move {
+            Err(ApiError::not_implemented(format!("importing from a URL ({url}) is not supported: send the archive")))
+        })
+    }
+
+    fn inspect(
+        &self,
+        reference: Reference,
+        auth: AuthConfig,
+    ) -> BoxFuture<'_, Result<DistributionInspect, ApiError>> {
+        Box::pin(async move {
+            let client = self.client(reference.domain(), &auth);
+            let resolved = client.resolve(&reference).await.map_err(|error| registry_error(&error))?;
+            let document = client
+                .fetch_document(&reference, &resolved.descriptor)
+                .await
+                .map_err(|error| registry_error(&error))?;
+            let platforms = Index::from_json(&document).ok().map(|index| {
+                index.manifests.into_iter().filter_map(|manifest| manifest.platform).collect()
+            });
+            Ok(DistributionInspect { descriptor: resolved.descriptor, platforms })
+        })
+    }
+
+    fn authenticate(&self, auth: AuthConfig) -> BoxFuture<'_, Result<Option<String>, ApiError>> {
+        Box::pin(async move {
+            let address = auth.server_address.as_str();
+            let domain = address.split_once("://").map_or(address, |(_, rest)| rest);
+            let domain = domain.split('/').next().unwrap_or(domain);
+            let domain = if matches!(domain, "" | "index.docker.io") { "docker.io" } else { domain };
+            let client = self.client(domain, &auth);
+            client.check_credentials(domain).await.map_err(|error| registry_error(&error))?;
+            Ok(None)
+        })
+    }
+}
+
+impl StoreTransfer {
+    /// The image that a tag means; without a tag, all tags of the repository.
+    async fn to_push(&self, reference: &Reference) -> Result<Vec<(ImageRecord, Reference)>, ApiError> {
+        let (stores, reference) = (self.stores.clone(), reference.clone());
+        blocking(move || {
+            if !reference.is_name_only() {
+                return Ok(vec![(stores.images.find(&reference.to_string())?, reference)]);
+            }
+            let mut found = Vec::new();
+            for record in stores.images.list()? {
+                let names: Vec<Reference> = tagged(&record, &reference.name()).collect();
+                found.extend(names.into_iter().map(|name| (record.clone(), name)));
+            }
+            if found.is_empty() {
+                let name = reference.name();
+                return Err(ApiError::not_found(format!(
+                    "An image does not exist locally with the tag: {name}"
+                )));
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+/// An image's tags in a repository.
+fn tagged<'a>(record: &'a ImageRecord, repository: &'a str) -> impl Iterator<Item = Reference> + 'a {
+    let names = record.names.iter().map(|name| &name.reference);
+    names.filter(move |name| name.tag().is_some() && name.name() == repository).cloned()
+}
+
+/// What a client means by the names that it wants saved: an id is the image without a name, a name is the image with that name, and a
+/// repository is all of its tags.
+fn images_to_save(stores: &Stores, names: &[String]) -> Result<Vec<SaveImage>, ApiError> {
+    let mut images: Vec<SaveImage> = Vec::new();
+    let mut add = |record: ImageRecord, names: Vec<Reference>| {
+        match images.iter_mut().find(|image| image.record.id == record.id) {
+            Some(image) => {
+                let new = names.into_iter().filter(|name| !image.names.contains(name)).collect::<Vec<_>>();
+                image.names.extend(new);
+            }
+            None => images.push(SaveImage { record, names }),
+        }
+    };
+    for text in names {
+        let reference = Reference::parse(text).ok();
+        if let Some(repository) = reference.as_ref().filter(|reference| reference.is_name_only()) {
+            let mut is_repository = false;
+            for record in stores.images.list()? {
+                let tags: Vec<Reference> = tagged(&record, &repository.name()).collect();
+                if !tags.is_empty() {
+                    is_repository = true;
+                    add(record, tags);
+                }
+            }
+            if is_repository {
+                continue;
+            }
+        }
+        let record = stores.images.find(text)?;
+        let name = reference.filter(|reference| {
+            reference.tag().is_some() && record.names.iter().any(|name| name.reference == *reference)
+        });
+        add(record, name.into_iter().collect());
+    }
+    Ok(images)
+}
+
+/// A body as a reader for a thread that may block. It ends early once nobody waits any more.
+fn readable(body: BodyStream, cancel: &CancellationToken) -> impl std::io::Read + Send + 'static {
+    SyncIoBridge::new(StreamReader::new(Box::pin(body.take_until(cancel.clone().cancelled_owned()))))
+}
+
+/// Runs work that blocks on a thread that may. A panic in it is passed on.
+async fn blocking<T: Send + 'static, E: Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// A registry's failure as the API tells it.
+fn registry_error(error: &RegistryError) -> ApiError {
+    let kind = match error.kind() {
+        RegistryErrorKind::NotFound => ApiErrorKind::NotFound,
+        RegistryErrorKind::Unauthorized => ApiErrorKind::Unauthorized,
+        RegistryErrorKind::Denied => ApiErrorKind::Forbidden,
+        RegistryErrorKind::Invalid => ApiErrorKind::Invalid,
+        RegistryErrorKind::Unavailable | RegistryErrorKind::Corrupt => ApiErrorKind::Unavailable,
+        RegistryErrorKind::Internal => ApiErrorKind::Internal,
+    };
+    ApiError::new(kind, chain(error))
+}
+
+/// A transfer's failure as the API tells it.
+fn transfer_error(error: &TransferError) -> ApiError {
+    match error {
+        TransferError::Registry(error) => registry_error(error),
+        TransferError::Store(error) => {
+            let kind = match error.kind() {
+                lapstrake_layerstore_store::ErrorKind::NotFound => ApiErrorKind::NotFound,
+                lapstrake_layerstore_store::ErrorKind::Conflict => ApiErrorKind::Conflict,
+                lapstrake_layerstore_store::ErrorKind::Invalid => ApiErrorKind::Invalid,
+                _ => ApiErrorKind::Internal,
+            };
+            ApiError::new(kind, chain(error))
+        }
+        _ => ApiError::new(ApiErrorKind::Internal, chain(error)),
+    }
+}
+
+/// Takes news from work that must not wait.
+#[derive(Clone)]
+struct Feed(mpsc::Sender<TransferNews>);
+
+impl Feed {
+    fn say(&self, news: TransferNews) {
+        // A client thousands of lines behind misses some; the outcome it gets.
+        let _ = self.0.try_send(news);
+    }
+
+    fn loading(&self, event: &LoadEvent) {
+        match event {
+            LoadEvent::Layer { diff_id, current, total } => self.say(TransferNews::Progress {
+                id: diff_id.short().to_owned(),
+                action: "Loading layer".to_owned(),
+                current: *current,
+                total: *total,
+            }),
+            LoadEvent::Renamed { .. } => {
+                if let Some(line) = event.docker_line() {
+                    self.say(TransferNews::Text(format!("{line}\n")));
+                }
+            }
+            // The door says these, once all is done.
+            LoadEvent::Loaded { .. } | LoadEvent::LoadedUnnamed { .. } => {}
+        }
+    }
+
+    fn layer(&self, event: &TransferEvent) {
+        let id = event.id().to_owned();
+        let text = match event.status {
+            TransferStatus::Waiting => "Pulling fs layer".to_owned(),
+            _ => event.docker_status(),
+        };
+        self.say(match event.current() {
+            Some(current) => TransferNews::Progress { id, action: text, current, total: event.total },
+            None => TransferNews::Status { id: Some(id), text },
+        });
+    }
+}
+
+/// A feed, and the future that passes its news on until the last feed is gone.
+fn feed(sink: TransferSink) -> (Feed, impl Future<Output = ()>) {
+    let (sender, mut news) = mpsc::channel(NEWS_DEPTH);
+    let forward = async move {
+        while let Some(one) = news.recv().await {
+            if sink.send(one).await.is_err() {
+                return;
+            }
+        }
+    };
+    (Feed(sender), forward)
+}
+
+/// Writes to the client, at its speed.
+struct ChunkWriter(SaveSink);
+
+impl std::io::Write for ChunkWriter {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        match self.0.blocking_send(Bytes::copy_from_slice(data)) {
+            Ok(()) => Ok(data.len()),
+            Err(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! Builds, with a collection after each.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use lapstrake_api_server::{ApiError, BodyStream, BuildOrder, Builds, Built, ReceivedContext};
+use lapstrake_builder_progress::Progress;
+use tokio_util::sync::CancellationToken;
+
+use crate::sweeper::Sweep;
+
+/// Passes everything on, and asks for a collection when a build has ended.
+pub(crate) struct Swept {
+    builds: Arc<dyn Builds>,
+    sweep: Sweep,
+}
+
+impl Swept {
+    /// `builds`, and then `sweep`.
+    pub(crate) fn new(builds: Arc<dyn Builds>, sweep: Sweep) -> Self {
+        Self { builds, sweep }
+    }
+}
+
+impl Builds for Swept {
+    fn receive_context(
+        &self,
+        body: BodyStream,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>> {
+        let after = After(self.sweep.clone());
+        Box::pin(async move {
+            let received = self.builds.receive_context(body, cancel).await;
+            // What did not become a context is left over; asking once too often costs a look.
+            drop(after);
+            received
+        })
+    }
+
+    fn receive_dockerfile(
+        &self,
+        name: String,
+        text: Bytes,
+    ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>> {
+        self.builds.receive_dockerfile(name, text)
+    }
+
+    fn build(
+        &self,
+        order: BuildOrder,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<Built, ApiError>> {
+        let after = After(self.sweep.clone());
+        Box::pin(async move {
+            let built = self.builds.build(order, progress, cancel).await;
+            drop(after);
+            built
+        })
+    }
+}
+
+/// Asks for a collection when it goes, however that comes.
+struct After(Sweep);
+
+impl Drop for After {
+    fn drop(&mut self) {
+        self.0.soon();
+    }
+}

@@ -1,0 +1,130 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use lapstrake_graphdriver_adapter::DriverKind;
+
+use crate::{host::Host, logging::LogFormat};
+
+/// Builds container images for every Docker client, without dockerd, buildkitd or runc.
+#[derive(Debug, Parser)]
+#[command(name = "lapstrake", version, arg_required_else_help = true, max_term_width = 120)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve the Docker Engine API: point DOCKER_HOST or a docker context at it
+    Daemon(Box<DaemonArgs>),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  lapstrake completion bash > /etc/bash_completion.d/lapstrake")]
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// What the store is opened with.
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Directory of images, layers and cache [default: /var/lib/lapstrake; for others than root,
+    /// $XDG_DATA_HOME/lapstrake]
+    #[arg(long, value_name = "DIR", env = "LAPSTRAKE_ROOT")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// Configuration, in the format of BuildKit's buildkitd.toml [default: /etc/lapstrake/buildkitd.toml where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// How layers are kept: overlay2 or vfs [default: overlay2 where it works]
+    #[arg(long, value_name = "DRIVER", value_parser = driver)]
+    pub(crate) storage_driver: Option<DriverKind>,
+
+    /// Run processes with this OCI runtime (runc, crun) in place of the built-in executor
+    #[arg(long, value_name = "PATH")]
+    pub(crate) oci_runtime: Option<PathBuf>,
+
+    /// Log what helps to find out why something failed
+    #[arg(long, short = 'D')]
+    pub(crate) debug: bool,
+
+    /// How lines of the log are written
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+fn driver(text: &str) -> Result<DriverKind, String> {
+    text.parse().map_err(|error: lapstrake_layerstore_store::StoreError| error.to_string())
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lapstrake daemon
+  lapstrake daemon -H unix:///run/lapstrake/lapstrake.sock -H tcp://10.0.0.5:2376 \\
+      --tlscacert ca.pem --tlscert server.pem --tlskey server-key.pem
+
+Then, in another terminal:
+  DOCKER_HOST=unix:///run/lapstrake/lapstrake.sock docker build .
+
+Signals: SIGTERM and SIGINT cancel what is being built and end the daemon; a second one ends it at once.")]
+pub(crate) struct DaemonArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Listen here: unix:///path, tcp://address:port, or fd:// for systemd's sockets; may be repeated
+    /// [default: unix:///run/lapstrake/lapstrake.sock]
+    #[arg(long, short = 'H', value_name = "HOST")]
+    pub(crate) host: Vec<Host>,
+
+    /// Group, by name or number, that may use unix sockets [default: docker, where there is one]
+    #[arg(long, short = 'G', value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+
+    /// Write the process id to this file
+    #[arg(long, short = 'p', value_name = "FILE")]
+    pub(crate) pidfile: Option<PathBuf>,
+
+    /// Use TLS on TCP (implied by the options below)
+    #[arg(long)]
+    pub(crate) tls: bool,
+
+    /// Use TLS on TCP and accept only clients with a certificate (implied by --tlscacert)
+    #[arg(long)]
+    pub(crate) tlsverify: bool,
+
+    /// PEM file of the authority that clients' certificates come from
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tlscacert: Option<PathBuf>,
+
+    /// PEM file of the daemon's certificate
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tlscert: Option<PathBuf>,
+
+    /// PEM file of the key of the daemon's certificate
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tlskey: Option<PathBuf>,
+
+    /// Serve TCP without asking clients for a certificate: everybody who can connect is as good as root on this machine
+    #[arg(long)]
+    pub(crate) insecure_tcp: bool,
+}
+
+/// Prints a shell's completion script.
+pub(crate) fn print_completion(shell: Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "lapstrake", &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

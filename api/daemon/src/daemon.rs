@@ -1,0 +1,127 @@
+//! `lapstrake daemon`: from settings to a served socket, and to an orderly end.
+
+use std::{path::Path, sync::Arc};
+
+use lapstrake_api_server::{AppState, EngineBuilds, Parts, RequestLimits, SystemFacts};
+use lapstrake_layerstore_oci::Digest;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    assembly::{self, Assembly},
+    bridge::{StoreTransfer, Swept},
+    cli::DaemonArgs,
+    error::ProgramError,
+    inherited, listen, logging, notify, process,
+    settings::DaemonSettings,
+    sweeper::{self, Sweep},
+};
+
+/// Runs until a signal.
+pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
+    // Taken before anything is opened: their numbers are known by heart.
+    let sockets = inherited::sockets();
+    let settings = DaemonSettings::new(args)?;
+    logging::start(settings.store.log_format, settings.store.log_level);
+    for doubt in &settings.store.doubts {
+        tracing::warn!("configuration: {doubt}");
+    }
+    process::raise_open_files();
+    // Before the runtime's threads.
+    let helper = assembly::start_helper()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(ProgramError::system("start threads"))?;
+    let served = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        process::stop_on_signals(stop.clone())?;
+        // The store's lock is what tells that no other daemon runs on it: nothing of it is touched before.
+        let assembly = Assembly::new(&settings.store, helper)?;
+        let pid_file = settings.pid_file.as_deref().map(process::PidFile::create).transpose()?;
+        let listeners = listen::bind(&settings, sockets).await?;
+        let sweep = Sweep::default();
+        let state = Arc::new(AppState::new(parts(&settings, &assembly, &sweep)));
+        let sweeping = tokio::spawn(sweeper::run(
+            Arc::clone(&assembly.store.collector),
+            assembly.store.metadata.clone(),
+            sweep,
+            stop.clone(),
+        ));
+        notify::ready();
+        listen::serve_all(listeners, state, stop.clone()).await;
+        notify::stopping();
+        if let Err(error) = sweeping.await {
+            tracing::error!(%error, "collection ended in a panic");
+        }
+        drop(pid_file);
+        Ok(())
+    });
+    // A blocking call that hangs (a dead network file system) is not waited for: the store is safe against that.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    tracing::info!("ended");
+    served
+}
+
+fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep) -> Parts {
+    let store = &assembly.store;
+    let builds = Arc::new(EngineBuilds::new(
+        assembly.engine.clone(),
+        Arc::clone(&store.collector),
+        settings.store.root.clone(),
+    ));
+    Parts {
+        stores: store.stores.clone(),
+        collector: Arc::clone(&store.collector),
+        sessions: assembly.sessions.clone(),
+        builds: Arc::new(Swept::new(Arc::<EngineBuilds>::clone(&builds), sweep.clone())),
+        cache: builds,
+        transfer: Arc::new(StoreTransfer::new(store.stores.clone(), assembly.registry.clone(), sweep.clone())),
+        facts: facts(settings, assembly),
+        limits: RequestLimits::default(),
+    }
+}
+
+fn facts(settings: &DaemonSettings, assembly: &Assembly) -> SystemFacts {
+    let root = &settings.store.root;
+    let (runtime, program) = match &settings.store.oci_runtime {
+        Some(path) => {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            (name, path.display().to_string())
+        }
+        None => ("lapstrake".to_owned(), "built-in".to_owned()),
+    };
+    let hosts = &settings.store.registry.hosts;
+    let insecure = hosts.iter().filter(|(_, host)| host.http == Some(true) || host.insecure == Some(true));
+    let mut warnings: Vec<String> =
+        settings.store.doubts.iter().map(|doubt| format!("WARNING: configuration: {doubt}")).collect();
+    if !matches!(settings.tcp, crate::settings::TcpSecurity::Mutual { .. }) {
+        let open = settings.hosts.iter().filter(|host| matches!(host, crate::host::Host::Tcp(_)));
+        warnings.extend(open.map(|host| {
+            format!("WARNING: API is accessible on {host} without client certificates: whoever can connect is as good as root")
+        }));
+    }
+    SystemFacts {
+        id: store_id(root),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        git_commit: option_env!("LAPSTRAKE_GIT_COMMIT").unwrap_or_default().to_owned(),
+        build_time: option_env!("LAPSTRAKE_BUILD_TIME").unwrap_or_default().to_owned(),
+        root: root.clone(),
+        driver: assembly.store.driver.to_string(),
+        driver_status: vec![("Root Dir".to_owned(), root.display().to_string())],
+        runtimes: vec![(runtime.clone(), program)],
+        default_runtime: runtime,
+        security_options: vec!["name=seccomp,profile=builtin".to_owned()],
+        insecure_registries: insecure.map(|(name, _)| name.clone()).collect(),
+        mirrors: hosts.get("docker.io").map(|host| host.mirrors.clone()).unwrap_or_default(),
+        proxies: lapstrake_api_types::Proxies::default(),
+        cgroup_driver: "cgroupfs".to_owned(),
+        debug: settings.store.log_level >= logging::LogLevel::Debug,
+        warnings,
+    }
+}
+
+/// Identifies this store on this machine, for as long as both are.
+fn store_id(root: &Path) -> String {
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    Digest::sha256_of(format!("lapstrake {} {}", machine.trim(), root.display())).hex()[..32].to_owned()
+}

@@ -1,0 +1,48 @@
+//! The program's own log, on standard error.
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// How much is written, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum LogLevel {
+    /// What an operator should do something about.
+    Warn,
+    /// What an operator wants to read.
+    #[default]
+    Info,
+    /// What helps to find out why something failed.
+    Debug,
+    /// What only its developers need.
+    Trace,
+}
+
+/// Starts the log. `RUST_LOG` overrules the level, for the whole program or parts of it.
+pub(crate) fn start(format: LogFormat, level: LogLevel) {
+    let ours = match level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+    };
+    // Libraries have a lot to say about every frame.
+    // A directive is for every target that begins so: all of our crates.
+    let default = format!("warn,lapstrake={ours}");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => registry.with(layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init(),
+        LogFormat::Json => registry.with(layer.json()).init(),
+    }
+}
