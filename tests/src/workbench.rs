@@ -20,10 +20,10 @@ use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
 use lapstrake_layerstore_registry::{Anonymous, ClientOptions, RegistryClient, RegistryConfig};
 use lapstrake_layerstore_store::{
-    ImageName, LocalStore, NewImage, OpenSnapshot, Stores, Tree, collect::Collector,
+    ImageName, LocalStore, NewImage, OpenSnapshot, SnapshotKey, Stores, Tree, collect::Collector,
 };
 use lapstrake_layerstore_transfer::layers;
-use lapstrake_session::{SessionId, Sessions};
+use lapstrake_session::Sessions;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -88,7 +88,8 @@ impl Built {
 impl Workbench {
     /// An empty store with the base image `busybox:latest`.
     pub fn new() -> Self {
-        let root = tempfile::Builder::new().prefix("lapstrake-test-").tempdir().expect("a temporary directory");
+        let root =
+            tempfile::Builder::new().prefix("lapstrake-test-").tempdir().expect("a temporary directory");
         let local = LocalStore::open(root.path().join("root")).expect("a store opens");
         let driver = DriverKind::detect(local.root()).and_then(|kind| kind.open(local.root()));
         let snapshots = Adapter::new(driver.expect("a graph driver works"), local.records.clone());
@@ -124,7 +125,7 @@ impl Workbench {
     pub async fn request(&self, context: Context, name: &str) -> Result<BuildRequest, EngineError> {
         let received = self.engine.receive_context(Cursor::new(context.bytes())).await?;
         Ok(BuildRequest {
-            id: BuildId(SessionId::random().to_string()),
+            id: BuildId(SnapshotKey::random().to_string()),
             input: Input::Dockerfile {
                 options: Box::new(DockerfileOptions::new(Platform::host())),
                 context: ContextInput::Received(received),
@@ -199,7 +200,11 @@ fn helper() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let profile = test.parent().and_then(Path::parent).expect("a test is in target/<profile>/deps");
     let program = profile.join("lapstrake-exec-helper");
-    assert!(program.is_file(), "{} is not built; cargo build -p lapstrake-builder-executor", program.display());
+    assert!(
+        program.is_file(),
+        "{} is not built; cargo build -p lapstrake-builder-executor",
+        program.display()
+    );
     program
 }
 
