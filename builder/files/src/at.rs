@@ -163,9 +163,11 @@ fn entry_path(at: BorrowedFd<'_>, name: &OsStr) -> Vec<u8> {
     path
 }
 
-/// Whether an attribute is overlayfs's own. It shows where a layer is opened as a directory.
-fn is_overlay_xattr(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+/// Whether an attribute is overlayfs's own, which shows where a layer is opened as a directory, or ours.
+fn is_private_xattr(name: &[u8]) -> bool {
+    [b"trusted.overlay.".as_slice(), b"user.overlay.", b"trusted.lapstrake."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 /// Where extended attributes are read and written.
@@ -192,7 +194,7 @@ pub(crate) fn xattrs(node: Node<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>
     let length = list(&mut names)?;
     names.truncate(length);
     let mut found = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !is_overlay_xattr(name)) {
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !is_private_xattr(name)) {
         let get = |buffer: &mut [u8]| match node {
             Node::Open(fd) => rustix::fs::fgetxattr(fd, name, buffer),
             Node::Entry(at, entry) => rustix::fs::lgetxattr(entry_path(at, entry), name, buffer),

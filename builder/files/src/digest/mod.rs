@@ -1,26 +1,105 @@
-//! Digests of trees' content.
+//! Content digests of trees: BuildKit's, to the byte, because cache keys are made of them and caches are exchanged.
+//!
+//! ```text
+//!   Selector ─┬─ a path ─────────────► scan: a file's record, or a directory's over all that is in it
+//!             └─ wildcards, patterns ► select: records of what is chosen, in order
+//!                                         record: header and content of one file, link, device or directory header
+//!   memory: what is known of immutable trees and files already
+//! ```
+//!
+//! Only what is selected is read. (BuildKit also hashes what patterns leave out, and throws it away.)
 
-use lapstrake_builder_llb::cache_key::Selector;
+mod memory;
+mod record;
+mod scan;
+mod select;
+
+use lapstrake_builder_llb::{cache_key::Selector, clean_path};
 use lapstrake_layerstore_oci::Digest;
-use lapstrake_layerstore_store::{Stores, Tree};
+use lapstrake_layerstore_store::{OpenSnapshot, SnapshotMount, Stores, Tree};
 
+use self::{memory::Memory, scan::Scan};
 use crate::FilesError;
 
-/// Makes content digests, and remembers those of files. One per daemon.
-#[derive(Debug)]
+/// The extended attribute that marks the root directory of a tree that a client sent (a build context). Its value is `y`.
+///
+/// BuildKit learns the digests of such a tree while it arrives, and what arrives has no entry for the root: the header of the
+/// root directory then counts as empty. Who stores a context sets this on the root before it commits the draft; otherwise
+/// `COPY . .` has another key here than there.
+pub const RECEIVED_XATTR: &str = "trusted.lapstrake.received";
+
+/// Makes content digests, and remembers them. One per daemon.
 pub struct ContentHasher {
     stores: Stores,
+    memory: Memory,
 }
 
 impl ContentHasher {
     /// Digests of trees in these stores.
     pub fn new(stores: Stores) -> Self {
-        Self { stores }
+        Self { stores, memory: Memory::default() }
     }
 
     /// BuildKit's digest of what the selectors choose of a tree; without selectors, of all of it. Blocks.
+    ///
+    /// Errors: [`FilesError::NotFound`] for a path, without wildcards or patterns, where nothing is, and for a required path
+    /// that is not among what was chosen. A wildcard without a match is no error, but the digest of nothing.
     pub fn digest(&self, tree: &Tree, selectors: &[Selector]) -> Result<Digest, FilesError> {
-        let _ = self.stores.open(tree)?;
-        Err(FilesError::Invalid { what: format!("{} selectors", selectors.len()) })
+        let all = [Selector::default()];
+        let selectors = if selectors.is_empty() { &all } else { selectors };
+        let mut open = None;
+        let digests: Vec<String> = selectors
+            .iter()
+            .map(|selector| self.one(tree, selector, &mut open).map(|digest| digest.as_str().to_owned()))
+            .collect::<Result<_, _>>()?;
+        Ok(Digest::sha256_of(digests.join("\0")))
+    }
+
+    fn one(
+        &self,
+        tree: &Tree,
+        selector: &Selector,
+        open: &mut Option<(OpenSnapshot, bool)>,
+    ) -> Result<Digest, FilesError> {
+        let path = clean_path(&format!("/{}", selector.path));
+        let Some(snapshot) = tree.snapshot() else {
+            if path == "/" {
+                return Ok(Digest::sha256_of(b""));
+            }
+            return Err(FilesError::NotFound { tree: "scratch".to_owned(), path });
+        };
+        if let Some(digest) = self.memory.selection(snapshot, selector) {
+            return Ok(digest);
+        }
+        if open.is_none() {
+            let Some(mount) = self.stores.mount(tree)? else {
+                unreachable!("only the empty tree has no mount, and it has no snapshot either")
+            };
+            // Overlayfs gives files other device numbers each time, and inode numbers that a changed file shares with the
+            // one that it was; a directory gives the true ones.
+            let inodes_are_true = matches!(mount, SnapshotMount::Bind { .. });
+            *open = Some((OpenSnapshot::open(&mount)?, inodes_are_true));
+        }
+        let (snapshot_open, inodes_are_true) = open.as_ref().expect("it was just opened");
+        let mut scan = Scan::new(snapshot_open.root(), inodes_are_true.then_some(&self.memory))
+            .map_err(|source| failed(tree, source))?;
+        let digest = scan.select(&path, selector).map_err(|source| failed(tree, source))?;
+        self.memory.remember_selection(snapshot, selector, &digest);
+        Ok(digest)
+    }
+}
+
+/// Names the tree in an error.
+fn failed(tree: &Tree, source: FilesError) -> FilesError {
+    let tree = tree.snapshot().map_or_else(|| "scratch".to_owned(), ToString::to_string);
+    match source {
+        FilesError::NotFound { path, .. } => FilesError::NotFound { tree, path },
+        source => FilesError::Digest { tree, source: Box::new(source) },
+    }
+}
+
+impl std::fmt::Debug for ContentHasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ContentHasher").finish_non_exhaustive()
     }
 }
