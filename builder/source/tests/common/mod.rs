@@ -1,0 +1,199 @@
+//! What the tests share: sources over a local store and overlay2 in a temporary directory, and somebody who waits for them.
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "shared by test programs, each of which uses a part"
+)]
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_llb::pb;
+use lapstrake_builder_progress::{Emit, Event, VertexHandle, VertexState};
+use lapstrake_builder_source::{
+    LocalProvider, Source, SourceContext, SourceError, SourceLimits, Sources, SourcesOptions,
+};
+use lapstrake_graphdriver_adapter::{Adapter, Overlay2};
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_registry::{ClientOptions, RegistryClient, RegistryConfig};
+use lapstrake_layerstore_store::{Collector, LocalStore, Stores, Tree};
+use lapstrake_session::{SessionId, Sessions};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+pub mod registry;
+pub mod server;
+
+/// Keeps what is reported.
+#[derive(Default)]
+pub struct Recorder(Mutex<Vec<Event>>);
+
+impl Emit for Recorder {
+    fn emit(&self, event: &Event) {
+        self.0.lock().push(event.clone());
+    }
+}
+
+impl Recorder {
+    /// Ids of the parts that were reported, each once, in order of first appearance.
+    pub fn parts(&self) -> Vec<String> {
+        let mut ids: Vec<String> = Vec::new();
+        for event in self.0.lock().iter() {
+            if let Event::Status(status) = event
+                && !ids.contains(&status.id)
+            {
+                ids.push(status.id.clone());
+            }
+        }
+        ids
+    }
+
+    /// The last that was said of a part: current, total, and whether it ended.
+    pub fn last(&self, id: &str) -> Option<(u64, u64, bool)> {
+        self.0.lock().iter().rev().find_map(|event| match event {
+            Event::Status(status) if status.id == id => {
+                Some((status.current, status.total, status.completed.is_some()))
+            }
+            _ => None,
+        })
+    }
+}
+
+pub struct Bench {
+    pub local: LocalStore,
+    pub stores: Stores,
+    pub cache: Arc<BuildCache>,
+    pub sources: Sources,
+    pub sessions: Sessions,
+    pub recorder: Arc<Recorder>,
+    pub cancel: CancellationToken,
+    pub dir: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Bench {
+        Bench::with(SourceLimits::default(), Sessions::new())
+    }
+
+    pub fn with(limits: SourceLimits, sessions: Sessions) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let local = LocalStore::open(dir.path().join("store")).unwrap();
+        let driver = Overlay2::open(&dir.path().join("store")).unwrap();
+        let snapshots = Arc::new(Adapter::new(driver, local.records.clone()));
+        let stores = local.stores(snapshots);
+        let cache = BuildCache::open(local.metadata.clone(), stores.clone()).unwrap();
+        let registry = RegistryClient::new(RegistryConfig::default(), ClientOptions::default());
+        let sources = Sources::new(SourcesOptions {
+            stores: stores.clone(),
+            cache: Arc::clone(&cache),
+            sessions: sessions.clone(),
+            registry,
+            root: dir.path().join("git"),
+            limits,
+        });
+        Bench {
+            local,
+            stores,
+            cache,
+            sources,
+            sessions,
+            recorder: Arc::default(),
+            cancel: CancellationToken::new(),
+            dir,
+        }
+    }
+
+    /// Removes what only the cache's entries, images and leases do not hold.
+    pub fn collect(&self) {
+        let collector = Collector::new(self.stores.clone(), vec![self.cache.clone()]);
+        collector.collect().unwrap();
+    }
+
+    pub fn context(&self) -> SourceContext {
+        let state = VertexState::pending(Digest::sha256_of("vertex"), "vertex", Vec::new());
+        SourceContext {
+            sessions: Vec::new(),
+            credentials: Vec::new(),
+            locals: HashMap::new(),
+            vertex: VertexHandle::announce(self.recorder.clone(), state),
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    pub fn context_of(&self, session: &str) -> SourceContext {
+        SourceContext { sessions: vec![SessionId::parse(session).unwrap()], ..self.context() }
+    }
+
+    pub fn context_with(&self, id: &str, provider: LocalProvider) -> SourceContext {
+        SourceContext { locals: HashMap::from([(id.to_owned(), provider)]), ..self.context() }
+    }
+
+    pub fn open(&self, identifier: &str, attrs: &[(&str, &str)]) -> Result<Arc<dyn Source>, SourceError> {
+        self.sources.open(&op(identifier, attrs), None)
+    }
+
+    /// Pins and fetches.
+    pub async fn get(
+        &self,
+        cx: &SourceContext,
+        identifier: &str,
+        attrs: &[(&str, &str)],
+    ) -> Result<(Digest, Tree), SourceError> {
+        let source = self.open(identifier, attrs)?;
+        let digest = source.pin(cx).await?;
+        Ok((digest, source.fetch(cx).await?))
+    }
+
+    /// Everything in a tree: path, and `d`, `f:content`, `l:target`, or `?`.
+    pub fn list(&self, tree: &Tree) -> Vec<(String, String)> {
+        let Some(open) = self.stores.open(tree).unwrap() else { return Vec::new() };
+        let mut found = Vec::new();
+        let root = open.path();
+        let mut waiting: Vec<PathBuf> = vec![PathBuf::new()];
+        while let Some(dir) = waiting.pop() {
+            for entry in std::fs::read_dir(root.join(&dir)).unwrap() {
+                let entry = entry.unwrap();
+                let path = dir.join(entry.file_name());
+                let kind = entry.file_type().unwrap();
+                let what = if kind.is_dir() {
+                    waiting.push(path.clone());
+                    "d".to_owned()
+                } else if kind.is_symlink() {
+                    format!("l:{}", std::fs::read_link(entry.path()).unwrap().display())
+                } else if kind.is_file() {
+                    format!("f:{}", String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()))
+                } else {
+                    "?".to_owned()
+                };
+                found.push((path.to_str().unwrap().to_owned(), what));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    pub fn names(&self, tree: &Tree) -> Vec<String> {
+        self.list(tree).into_iter().map(|(path, _)| path).collect()
+    }
+
+    pub fn read(&self, tree: &Tree, path: &str) -> Vec<u8> {
+        std::fs::read(self.stores.open(tree).unwrap().unwrap().path().join(path)).unwrap()
+    }
+
+    pub fn metadata(&self, tree: &Tree, path: &str) -> std::fs::Metadata {
+        let open = self.stores.open(tree).unwrap().unwrap();
+        std::fs::symlink_metadata(open.path().join(path)).unwrap()
+    }
+}
+
+pub fn op(identifier: &str, attrs: &[(&str, &str)]) -> pb::SourceOp {
+    pb::SourceOp {
+        identifier: identifier.to_owned(),
+        attrs: attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+    }
+}
+
+pub fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
