@@ -9,12 +9,18 @@
 mod base;
 mod client;
 mod daemon;
+mod dockerd;
 mod process;
+mod registry;
+mod tree;
 
 pub use base::{BASE_IMAGE, busybox_rootfs};
 pub use client::{Docker, Output};
 pub use daemon::Daemon;
+pub use dockerd::Dockerd;
 pub use process::{Process, wait_for_socket};
+pub use registry::{PASSWORD, Registry, USER, free_address};
+pub use tree::{Node, SavedImage, differences, saved_image};
 
 /// Whether a program is on this machine. Tests that need one that is not there fail, saying which package has it.
 pub fn require(program: &str, package: &str) {
