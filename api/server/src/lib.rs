@@ -25,6 +25,7 @@ mod blocking;
 mod body;
 mod build;
 mod elsewhere;
+mod engine;
 mod error;
 mod events;
 mod images;
@@ -42,6 +43,7 @@ pub use backend::{
     LoadOrder, Loaded, PullOrder, Pulled, PushOrder, Pushed, ReceivedContext, SaveOrder, SaveSink, Saving,
     TransferNews, TransferSink,
 };
+pub use engine::EngineBuilds;
 pub use error::{ApiError, ApiErrorKind};
 pub use events::EventBus;
 pub use serve::{Accept, ServeLimits, serve};

@@ -12,10 +12,14 @@
 
 #![forbid(unsafe_code)]
 
+mod board;
 pub mod classic;
 mod event;
 mod fan;
+mod plain;
+mod rawjson;
 mod spool;
+mod tty;
 mod vertex;
 
 pub use event::{
@@ -24,7 +28,10 @@ pub use event::{
 pub use fan::Fan;
 /// What an encoder is given: events of one moment, packed. See [`from_response`].
 pub use lapstrake_api_proto::control::StatusResponse;
+pub use plain::Plain;
+pub use rawjson::rawjson;
 pub use spool::{Limits, Progress, ProgressError, Subscription};
+pub use tty::{TerminalSize, Tty};
 pub use vertex::{StatusHandle, VertexHandle};
 
 /// Anything that takes events. Emitting never blocks on a reader and never fails the work that reports.

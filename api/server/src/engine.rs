@@ -1,0 +1,454 @@
+//! The engine behind the doors' contracts: orders become requests, its errors the clients' words.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture};
+use lapstrake_api_types::{
+    AuthConfig, BuildOutput, BuildQuery, CachePruneReport, CacheRecord, ProgressForm, PruneQuery, Timestamp,
+    bool_value,
+};
+use lapstrake_builder_cache::{CacheError, PruneBound, PruneFilter, PruneRequest};
+use lapstrake_builder_dockerfile::DockerfileOptions;
+use lapstrake_builder_engine::{
+    BuildId, BuildRequest, ContextInput, Destination, Engine, EngineError, Input, Output, Resources, Step,
+    StepKind,
+};
+use lapstrake_builder_progress::{
+    Progress,
+    classic::{ClassicKind, ClassicStep},
+};
+use lapstrake_layerstore_oci::{Platform, Reference};
+use lapstrake_layerstore_registry::{Credentials, Secret, StaticCredentials};
+use lapstrake_layerstore_store::Collector;
+use tokio::sync::oneshot;
+use tokio_util::{
+    io::{StreamReader, SyncIoBridge},
+    sync::CancellationToken,
+};
+
+use crate::{
+    ApiError, ApiErrorKind, BodyStream, BuildCache, BuildContext, BuildOrder, Builds, Built, ReceivedContext,
+    body, build::attrs::frontend_attrs, error::chain,
+};
+
+/// Builds and their cache, by the engine. Cheap to clone.
+#[derive(Clone)]
+pub struct EngineBuilds {
+    engine: Engine,
+    collector: Arc<Collector>,
+    /// Where the store is: its file system's free space bounds the cache.
+    root: PathBuf,
+}
+
+impl EngineBuilds {
+    /// The engine, what frees its leftovers, and the root directory of its store.
+    pub fn new(engine: Engine, collector: Arc<Collector>, root: PathBuf) -> Self {
+        Self { engine, collector, root }
+    }
+}
+
+impl Builds for EngineBuilds {
+    fn receive_context(
+        &self,
+        body: BodyStream,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>> {
+        async move {
+            // A cancelled build reads no further: the thread that unpacks sees an error.
+            let canceled = cancel.cancelled_owned().map(|()| Err(io::Error::other("context canceled")));
+            let ended = futures::stream::once(canceled);
+            let body = body::boxed(until(body, ended));
+            let reader = SyncIoBridge::new(StreamReader::new(body));
+            let received = self.engine.receive_context(reader).await.map_err(|error| told(&error))?;
+            Ok(ReceivedContext(Box::new(received)))
+        }
+        .boxed()
+    }
+
+    fn receive_dockerfile(
+        &self,
+        name: String,
+        text: Bytes,
+    ) -> BoxFuture<'_, Result<ReceivedContext, ApiError>> {
+        async move {
+            let received =
+                self.engine.receive_dockerfile(&name, text.to_vec()).await.map_err(|error| told(&error))?;
+            Ok(ReceivedContext(Box::new(received)))
+        }
+        .boxed()
+    }
+
+    fn build(
+        &self,
+        order: BuildOrder,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<Built, ApiError>> {
+        async move {
+            let form = order.query.progress_form();
+            let (request, steps) = request(order)?;
+            // The engine's steps, in the transcript's words, on their way.
+            let planned = steps.map(|steps| {
+                let (sender, receiver) = oneshot::channel::<Vec<Step>>();
+                tokio::spawn(async move {
+                    if let Ok(planned) = receiver.await {
+                        // The client may be gone.
+                        let _ = steps.send(planned.into_iter().map(classic).collect());
+                    }
+                });
+                sender
+            });
+            let exported = self
+                .engine
+                .build(request, progress, planned, cancel)
+                .await
+                .map_err(|error| failed(&error, form))?;
+            Ok(Built { image: exported.image, names: exported.names })
+        }
+        .boxed()
+    }
+}
+
+/// `stream` until it ends, or `stop` says its first and last word.
+fn until<S, T>(stream: S, stop: T) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static
+where
+    S: futures::Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
+    T: futures::Stream<Item = io::Result<Bytes>> + Send + 'static,
+{
+    let ended = stream.map(Some).chain(futures::stream::once(std::future::ready(None)));
+    futures::stream::select(ended, stop.map(Some).boxed()).scan((), |(), item| std::future::ready(item))
+}
+
+type Steps = Option<oneshot::Sender<Vec<ClassicStep>>>;
+
+/// An order as the engine takes it.
+fn request(order: BuildOrder) -> Result<(BuildRequest, Steps), ApiError> {
+    let BuildOrder { id, query, session, context, auth, steps } = order;
+    let url = match &context {
+        BuildContext::Url(url) => Some(url.as_str()),
+        _ => None,
+    };
+    let attrs = frontend_attrs(&query, url)?;
+    let session_id = session.as_ref().map(|session| session.as_str().to_owned());
+    let options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), session_id, &[])
+        .map_err(|error| ApiError::invalid(chain(&error)))?;
+    let context = match context {
+        BuildContext::Session => ContextInput::Session,
+        BuildContext::Url(_) => ContextInput::Remote,
+        BuildContext::Received(ReceivedContext(received)) => match received.downcast() {
+            Ok(received) => ContextInput::Received(*received),
+            Err(_) => return Err(ApiError::new(ApiErrorKind::Internal, "a context of another engine")),
+        },
+    };
+    let inline_cache =
+        query.build_args.get("BUILDKIT_INLINE_CACHE").and_then(Option::as_deref).is_some_and(bool_value);
+    let request = BuildRequest {
+        id: BuildId(id),
+        input: Input::Dockerfile { options: Box::new(options), context },
+        output: output(&query)?,
+        session,
+        cache_from: cache_from(&query.cache_from)?,
+        inline_cache,
+        credentials: Arc::new(credentials(auth)),
+        resources: Resources {
+            memory: query.memory,
+            memory_swap: query.memory_swap,
+            cpu_shares: query.cpu_shares,
+            cpu_period: query.cpu_period,
+            cpu_quota: query.cpu_quota,
+            cpuset_cpus: query.cpuset_cpus,
+            cpuset_mems: query.cpuset_mems,
+            shm_size: query.shm_size,
+        },
+    };
+    Ok((request, steps))
+}
+
+/// What the build leaves behind; options that are not honoured are refused by name.
+fn output(query: &BuildQuery) -> Result<Output, ApiError> {
+    let Some(BuildOutput { kind, attrs }) = query.outputs.first() else {
+        return Ok(Output::Image { names: query.tags.clone() });
+    };
+    // The client writes to `dest` itself, with what the session brings it.
+    let known: &[&str] = match kind.as_str() {
+        "" | "moby" | "image" | "docker" | "oci" => &["name", "dest", "tar"],
+        _ => &["dest"],
+    };
+    if let Some(name) = attrs.keys().find(|name| !known.contains(&name.as_str())) {
+        return Err(ApiError::not_implemented(format!("output {kind}: option {name} is not supported")));
+    }
+    if attrs.get("tar").is_some_and(|tar| !bool_value(tar)) {
+        return Err(ApiError::not_implemented(format!("output {kind}: option tar=false is not supported")));
+    }
+    let mut names = query.tags.clone();
+    for name in
+        attrs.get("name").into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty())
+    {
+        let name =
+            Reference::parse(name).map_err(|error| ApiError::invalid(error.to_string()))?.with_default_tag();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let to = Destination::Session;
+    match kind.as_str() {
+        "" | "moby" | "image" => Ok(Output::Image { names }),
+        "cacheonly" => Ok(Output::CacheOnly),
+        "local" => Ok(Output::Local(to)),
+        "tar" => Ok(Output::Tar(to)),
+        "oci" => Ok(Output::Oci { names, to }),
+        "docker" => Ok(Output::Docker { names, to }),
+        other => Err(ApiError::invalid(format!("exporter {other:?} could not be found"))),
+    }
+}
+
+/// Images whose cache may be used: names, or BuildKit's `type=registry,ref=…`.
+fn cache_from(texts: &[String]) -> Result<Vec<Reference>, ApiError> {
+    let parse = |text: &str| {
+        Reference::parse(text)
+            .map(Reference::with_default_tag)
+            .map_err(|error| ApiError::invalid(format!("cache-from {text:?}: {error}")))
+    };
+    let mut references = Vec::new();
+    for text in texts.iter().filter(|text| !text.is_empty()) {
+        if !text.contains('=') {
+            references.push(parse(text)?);
+            continue;
+        }
+        let fields: Vec<(&str, &str)> =
+            text.split(',').map(|field| field.split_once('=').unwrap_or((field, ""))).collect();
+        let field = |name: &str| fields.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
+        match (field("type"), field("ref")) {
+            (Some("registry"), Some(name)) if fields.len() == 2 => references.push(parse(name)?),
+            _ => return Err(ApiError::not_implemented(format!("cache-from {text:?} is not supported"))),
+        }
+    }
+    Ok(references)
+}
+
+/// Credentials by registry; an entry without one is Docker Hub's.
+fn credentials(auth: Vec<(String, AuthConfig)>) -> StaticCredentials {
+    auth.into_iter().fold(StaticCredentials::new(), |all, (host, auth)| {
+        let host = if host.is_empty() { "docker.io".to_owned() } else { host };
+        let credentials = if !auth.registry_token.is_empty() {
+            Some(Credentials::RegistryToken(Secret::new(auth.registry_token)))
+        } else if !auth.identity_token.is_empty() {
+            Some(Credentials::IdentityToken(Secret::new(auth.identity_token)))
+        } else {
+            auth.basic().and_then(|(user, password)| Credentials::from_pair(&user, &password))
+        };
+        match credentials {
+            Some(credentials) => all.with(&host, credentials),
+            None => all,
+        }
+    })
+}
+
+fn classic(step: Step) -> ClassicStep {
+    ClassicStep {
+        text: step.text,
+        kind: match step.kind {
+            StepKind::GlobalArg => ClassicKind::GlobalArg,
+            StepKind::From { image_id, scratch, triggers } => {
+                ClassicKind::From { image: image_id, scratch, triggers }
+            }
+            StepKind::Run { .. } => ClassicKind::Run,
+            StepKind::Copy | StepKind::Other => ClassicKind::Other,
+        },
+        vertex: step.vertex,
+        state: step.state,
+        trigger: step.trigger,
+    }
+}
+
+/// A build's failure in the words of the builder that the client believes it talks to.
+fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
+    if form == ProgressForm::Classic {
+        if let Some((args, code)) = error.failed_process() {
+            let message = format!("The command '{}' returned a non-zero code: {code}", args.join(" "));
+            return ApiError { exit_code: code.into(), ..ApiError::new(ApiErrorKind::Internal, message) };
+        }
+        if let EngineError::NoDockerfile { name } = error {
+            return ApiError::invalid(format!("Cannot locate specified Dockerfile: {name}"));
+        }
+    }
+    told(error)
+}
+
+fn told(error: &EngineError) -> ApiError {
+    let kind = match error {
+        EngineError::Dockerfile(_)
+        | EngineError::NoDockerfile { .. }
+        | EngineError::Graph(_)
+        | EngineError::Context(_) => ApiErrorKind::Invalid,
+        EngineError::Duplicate { .. } => ApiErrorKind::Conflict,
+        EngineError::NoSuchBuild { .. } => ApiErrorKind::NotFound,
+        EngineError::Unsupported { .. } => ApiErrorKind::NotImplemented,
+        _ => ApiErrorKind::Internal,
+    };
+    ApiError::new(kind, chain(error))
+}
+
+impl BuildCache for EngineBuilds {
+    fn records(&self) -> Result<Vec<CacheRecord>, ApiError> {
+        let entries = self.engine.cache().usage().map_err(|error| cache_error(&error))?;
+        let record = |entry: lapstrake_builder_cache::CacheEntry| CacheRecord {
+            id: entry.id,
+            parents: entry.parents,
+            kind: entry.kind.as_str().to_owned(),
+            description: entry.description,
+            in_use: entry.in_use,
+            shared: entry.shared,
+            size: i64::try_from(entry.size).unwrap_or(i64::MAX),
+            created: Timestamp::from(entry.created),
+            last_used: entry.last_used.map(Timestamp::from),
+            usage_count: i64::try_from(entry.uses).unwrap_or(i64::MAX),
+        };
+        Ok(entries.into_iter().map(record).collect())
+    }
+
+    fn prune(&self, query: &PruneQuery) -> Result<CachePruneReport, ApiError> {
+        let mut filters = Vec::new();
+        for name in ["id", "parent", "type", "description", "inuse", "shared", "private"] {
+            if query.filters.contains(name) {
+                let value = query.filters.get(name).next().unwrap_or_default();
+                filters.push(PruneFilter::parse(name, value).map_err(|error| cache_error(&error))?);
+            }
+        }
+        let now = SystemTime::now();
+        let unused_for = query
+            .unused_since
+            .map(|since| now.duration_since(SystemTime::from(since.0)).unwrap_or(Duration::ZERO));
+        let bound = PruneBound { reserved: self.keep(query)?, max_used: None };
+        let cache = self.engine.cache();
+        let pruned = cache
+            .prune(&PruneRequest { all: query.all, filters, unused_for, bound })
+            .map_err(|error| cache_error(&error))?;
+        let freed = self.collector.collect()?;
+        let ids: Vec<String> = pruned.entries.into_iter().map(|entry| entry.id).collect();
+        Ok(CachePruneReport {
+            caches_deleted: (!ids.is_empty()).then_some(ids),
+            space_reclaimed: freed.bytes,
+        })
+    }
+}
+
+impl EngineBuilds {
+    /// Bytes of cache that may stay (BuildKit's `calculateKeepBytes`): as many as `max-used-space` lets, fewer where the disk
+    /// must have `min-free-space`, but never fewer than `reserved-space`.
+    fn keep(&self, query: &PruneQuery) -> Result<u64, ApiError> {
+        let mut keep = query.max_used_space;
+        if query.min_free_space > 0 {
+            let disk = rustix::fs::statvfs(&self.root).map_err(|error| {
+                ApiError::new(
+                    ApiErrorKind::Internal,
+                    format!("free space of {}: {error}", self.root.display()),
+                )
+            })?;
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let missing = query.min_free_space.saturating_sub(free);
+            let total = crate::backend::bytes_of(&self.records()?);
+            let rest = total.saturating_sub(missing);
+            keep = if keep == 0 { rest } else { keep.min(rest) };
+        }
+        Ok(keep.max(query.reserved_space))
+    }
+}
+
+fn cache_error(error: &CacheError) -> ApiError {
+    let kind = match error {
+        CacheError::Filter { .. } => ApiErrorKind::Invalid,
+        _ => ApiErrorKind::Internal,
+    };
+    ApiError::new(kind, chain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use lapstrake_api_types::{ApiVersion, Form};
+    use lapstrake_layerstore_registry::CredentialSource;
+
+    use super::*;
+
+    fn output_of(query: &str) -> Result<Output, String> {
+        let query = BuildQuery::parse(&Form::parse(query).unwrap(), ApiVersion::MAX).unwrap();
+        output(&query).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn outputs_are_honoured_or_refused_by_name() {
+        let names =
+            |names: &[&str]| names.iter().map(|name| Reference::parse(name).unwrap()).collect::<Vec<_>>();
+        assert_eq!(output_of("t=a:1"), Ok(Output::Image { names: names(&["a:1"]) }));
+        let of = |json: &str| output_of(&format!("version=2&t=a:1&outputs=[{json}]"));
+        assert_eq!(of(r#"{"Type":"local","Attrs":{"dest":"x"}}"#), Ok(Output::Local(Destination::Session)));
+        assert_eq!(of(r#"{"Type":"tar"}"#), Ok(Output::Tar(Destination::Session)));
+        assert_eq!(of(r#"{"Type":"cacheonly","Attrs":null}"#), Ok(Output::CacheOnly));
+        assert_eq!(
+            of(r#"{"Type":"image","Attrs":{"name":"b:2,a:1"}}"#),
+            Ok(Output::Image { names: names(&["a:1", "b:2"]) })
+        );
+        assert_eq!(
+            of(r#"{"Type":"docker","Attrs":{}}"#),
+            Ok(Output::Docker { names: names(&["a:1"]), to: Destination::Session })
+        );
+        assert_eq!(
+            of(r#"{"Type":"image","Attrs":{"push":"true"}}"#),
+            Err("output image: option push is not supported".to_owned())
+        );
+        assert_eq!(of(r#"{"Type":"nope"}"#), Err("exporter \"nope\" could not be found".to_owned()));
+    }
+
+    #[test]
+    fn cache_comes_from_images() {
+        let from = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            cache_from(&texts).map(|names| names.iter().map(Reference::familiar).collect::<Vec<_>>())
+        };
+        assert_eq!(from(&["a", "", "type=registry,ref=r:5000/b:1"]).unwrap(), ["a:latest", "r:5000/b:1"]);
+        assert!(from(&["type=gha"]).unwrap_err().message.contains("type=gha"));
+        assert!(from(&["A"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn credentials_are_those_of_their_registry() {
+        let auth = |user: &str| AuthConfig {
+            username: user.to_owned(),
+            password: "p".to_owned(),
+            ..AuthConfig::default()
+        };
+        let all = credentials(vec![("r:5000".to_owned(), auth("one")), (String::new(), auth("two"))]);
+        let user = async |host: &str| match all.credentials(host).await.unwrap() {
+            Some(Credentials::Password { username, .. }) => Some(username),
+            _ => None,
+        };
+        assert_eq!(user("r:5000").await.as_deref(), Some("one"));
+        assert_eq!(user("registry-1.docker.io").await.as_deref(), Some("two"));
+        assert_eq!(user("other").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_body_ends_with_itself_or_with_the_build() {
+        let chunks = || {
+            body::boxed(futures::stream::iter([Ok(Bytes::from_static(b"a")), Ok(Bytes::from_static(b"b"))]))
+        };
+        let cancel = CancellationToken::new();
+        let stop = |cancel: &CancellationToken| {
+            let canceled = cancel.clone().cancelled_owned();
+            futures::stream::once(canceled.map(|()| Err(io::Error::other("context canceled"))))
+        };
+        let whole: Vec<_> = until(chunks(), stop(&cancel)).collect().await;
+        assert_eq!(whole.len(), 2);
+        let endless = body::boxed(chunks().chain(futures::stream::pending()));
+        let mut cut = std::pin::pin!(until(endless, stop(&cancel)));
+        assert!(cut.next().await.unwrap().is_ok() && cut.next().await.unwrap().is_ok());
+        cancel.cancel();
+        assert!(cut.next().await.unwrap().is_err());
+    }
+}
