@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_conformance::{MemoryRecords, SnapshotFixture, run, snapshot};
+use lapstrake_layerstore_store::local::LocalStore;
 
 fn fixture(kind: DriverKind) -> SnapshotFixture {
     let root = tempfile::tempdir().unwrap();
@@ -21,6 +22,17 @@ fn overlay2_keeps_the_promises() {
 #[test]
 fn vfs_keeps_the_promises() {
     run(snapshot::SUITE, || fixture(DriverKind::Vfs));
+}
+
+/// With the records where they really are.
+#[test]
+fn overlay2_on_the_local_store_keeps_the_promises() {
+    run(snapshot::SUITE, || {
+        let root = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(root.path()).unwrap();
+        let adapter = Adapter::new(DriverKind::Overlay2.open(root.path()).unwrap(), store.records.clone());
+        SnapshotFixture { snapshots: Arc::new(adapter), keep: Box::new((store, root)) }
+    });
 }
 
 #[test]

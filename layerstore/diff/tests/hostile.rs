@@ -357,7 +357,7 @@ fn entry() -> impl Strategy<Value = (u8, String, String)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_archive_touches_what_is_outside(entries in proptest::collection::vec(entry(), 1..25)) {
@@ -370,14 +370,24 @@ proptest! {
 
     #[test]
     fn the_drivers_agree_on_any_layer(
-        base in proptest::collection::vec(entry(), 1..15),
-        step in proptest::collection::vec(entry(), 1..15),
+        base in proptest::collection::vec(entry(), 1..10),
+        step in proptest::collection::vec(entry(), 1..10),
+        last in proptest::collection::vec(entry(), 1..10),
     ) {
         let (mut overlay, mut trees) = (Layers::new(), Trees::new());
-        for entries in [&base, &step] {
+        for entries in [&base, &step, &last] {
             let mut tar = Tar::new();
+            // Archives that are refused at their first name show nothing.
             for (flag, name, link) in entries {
-                tar = tar.item(Item { name: name.as_bytes(), flag: *flag, link: link.as_bytes(), content: if *flag == b'0' { b"data" } else { b"" }, ..Item::default() });
+                let plain = |path: &str| {
+                    let parts = path.split('/').map(|part| if part == ".." { "a" } else { part });
+                    parts.collect::<Vec<_>>().join("/")
+                };
+                let (name, target) = (plain(name), plain(link));
+                let link = if *flag == b'1' { &target } else { link };
+                let content: &[u8] = if *flag == b'0' { b"data" } else { b"" };
+                let (name, link) = (name.as_bytes(), link.as_bytes());
+                tar = tar.item(Item { name, flag: *flag, link, content, ..Item::default() });
             }
             let tar = tar.end();
             let (a, b) = (overlay.apply(&tar), trees.apply(&tar));
@@ -385,12 +395,22 @@ proptest! {
                 (Ok(a), Ok(b)) => prop_assert_eq!(a, b),
                 (Err(a), Err(b)) => {
                     prop_assert_eq!(a.to_string(), b.to_string());
-                    return Ok(());
+                    overlay.layers.pop();
+                    let half = trees.trees.pop().unwrap();
+                    fs::remove_dir_all(half).unwrap();
+                    // The next one is told apart from this one's leftovers.
+                    fs::rename(
+                        overlay.base.path().join(format!("layer-{}", overlay.layers.len())),
+                        overlay.base.path().join(format!("failed-{}", overlay.base.path().read_dir().unwrap().count())),
+                    )
+                    .unwrap();
                 }
                 (a, b) => prop_assert!(false, "{:?} {:?}", a, b),
             }
         }
-        prop_assert_eq!(overlay.merged(), trees.merged());
+        if !overlay.layers.is_empty() {
+            prop_assert_eq!(overlay.merged(), trees.merged());
+        }
     }
 
     #[test]
