@@ -75,7 +75,11 @@ fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep) -> Parts
         sessions: assembly.sessions.clone(),
         builds: Arc::new(Swept::new(Arc::<EngineBuilds>::clone(&builds), sweep.clone())),
         cache: builds,
-        transfer: Arc::new(StoreTransfer::new(store.stores.clone(), assembly.registry.clone(), sweep.clone())),
+        transfer: Arc::new(StoreTransfer::new(
+            store.stores.clone(),
+            assembly.registry.clone(),
+            sweep.clone(),
+        )),
         facts: facts(settings, assembly),
         limits: RequestLimits::default(),
     }

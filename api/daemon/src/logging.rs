@@ -42,7 +42,9 @@ pub(crate) fn start(format: LogFormat, level: LogLevel) {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => registry.with(layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init(),
+        LogFormat::Text => {
+            registry.with(layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init()
+        }
         LogFormat::Json => registry.with(layer.json()).init(),
     }
 }

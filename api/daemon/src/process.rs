@@ -1,6 +1,10 @@
 //! What the daemon asks of its own process: open files, the pid file, signals.
 
-use std::{fs, io, io::Write as _, path::{Path, PathBuf}};
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};

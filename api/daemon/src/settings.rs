@@ -171,7 +171,9 @@ fn tcp_security(args: &DaemonArgs, file: crate::config::Tls) -> Result<TcpSecuri
         (Some(cert), Some(key), None) => Ok(TcpSecurity::ServerOnly { cert, key }),
         (None, None, None) if !wanted => Ok(TcpSecurity::Plain),
         (None, _, _) => Err(ProgramError::setting("TLS", "needs --tlscert: the daemon's certificate")),
-        (Some(_), None, _) => Err(ProgramError::setting("TLS", "needs --tlskey: the key of the daemon's certificate")),
+        (Some(_), None, _) => {
+            Err(ProgramError::setting("TLS", "needs --tlskey: the key of the daemon's certificate"))
+        }
     }
 }
 
@@ -197,7 +199,8 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     fn settings(args: &[&str], config: &str) -> Result<DaemonSettings, String> {
-        let cli = Cli::try_parse_from(["lapstrake", "daemon"].iter().chain(args)).map_err(|e| e.to_string())?;
+        let cli =
+            Cli::try_parse_from(["lapstrake", "daemon"].iter().chain(args)).map_err(|e| e.to_string())?;
         let Command::Daemon(args) = cli.command else { panic!("daemon was asked for") };
         let file = ConfigFile::parse(config).unwrap();
         let (store, file) = StoreSettings::merge(&args.store, file).unwrap();
@@ -228,7 +231,10 @@ mod tests {
         let open = "whoever can connect is as good as root";
         assert!(refused(&["-H", "tcp://127.0.0.1:1"]).contains(open));
         assert!(refused(&["-H", "tcp://0.0.0.0:1", "--tlscert", "c", "--tlskey", "k"]).contains(open));
-        assert!(refused(&["-H", "tcp://:1", "--tlsverify", "--tlscert", "c", "--tlskey", "k"]).contains("--tlscacert"));
+        assert!(
+            refused(&["-H", "tcp://:1", "--tlsverify", "--tlscert", "c", "--tlskey", "k"])
+                .contains("--tlscacert")
+        );
         assert!(refused(&["-H", "tcp://:1", "--tls"]).contains("--tlscert"));
         assert!(refused(&["-H", "tcp://:1", "--tlscert", "c"]).contains("--tlskey"));
         let plain = settings(&["-H", "tcp://127.0.0.1:1", "--insecure-tcp"], "").unwrap();

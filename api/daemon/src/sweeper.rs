@@ -26,7 +26,12 @@ impl Sweep {
 ///
 /// Runs beside requests from the start: what they make is held by leases before it is there, so that even the first collection leaves
 /// it alone.
-pub(crate) async fn run(collector: Arc<Collector>, metadata: Metadata, sweep: Sweep, stop: CancellationToken) {
+pub(crate) async fn run(
+    collector: Arc<Collector>,
+    metadata: Metadata,
+    sweep: Sweep,
+    stop: CancellationToken,
+) {
     let first = Arc::clone(&collector);
     report("left by the last run", blocking(move || first.collect_at_start(&metadata)).await);
     loop {

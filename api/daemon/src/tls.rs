@@ -53,9 +53,11 @@ pub(crate) fn acceptor(security: &TcpSecurity) -> Result<Option<TlsAcceptor>, Pr
     };
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| ProgramError::setting(format!("key {}", key.display()), error.to_string()))?;
-    let mut config = builder
-        .with_single_cert(certificates(cert)?, private)
-        .map_err(failed(format!("certificate {} and key {}", cert.display(), key.display())))?;
+    let mut config = builder.with_single_cert(certificates(cert)?, private).map_err(failed(format!(
+        "certificate {} and key {}",
+        cert.display(),
+        key.display()
+    )))?;
     // The Engine API is HTTP/1.1; offering h2 would send its clients to a protocol that its hijacks are not made for.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(config))))

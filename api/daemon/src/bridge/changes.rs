@@ -6,7 +6,17 @@ use lapstrake_layerstore_oci::{ContainerConfig, ImageConfig, Platform};
 
 /// Instructions that change nothing but a config, as Moby lists them.
 const ALLOWED: [&str; 11] = [
-    "cmd", "entrypoint", "env", "expose", "healthcheck", "label", "onbuild", "stopsignal", "user", "volume", "workdir",
+    "cmd",
+    "entrypoint",
+    "env",
+    "expose",
+    "healthcheck",
+    "label",
+    "onbuild",
+    "stopsignal",
+    "user",
+    "volume",
+    "workdir",
 ];
 
 /// A config with these instructions applied, and nothing else.
@@ -65,7 +75,9 @@ mod tests {
     #[test]
     fn nothing_is_said_that_was_not_asked_for() {
         let config = changed(&[]).unwrap();
-        assert!(config.config.env.is_empty() && config.config.working_dir.is_empty() && config.history.is_empty());
+        assert!(
+            config.config.env.is_empty() && config.config.working_dir.is_empty() && config.history.is_empty()
+        );
         assert_eq!((config.os.as_str(), config.architecture.as_str()), ("linux", "amd64"));
     }
 

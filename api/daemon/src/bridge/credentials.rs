@@ -7,7 +7,9 @@ use lapstrake_layerstore_registry::{Credentials, Secret, StaticCredentials};
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
 /// Credentials by registry, as a build's headers carry them.
-pub(super) fn by_registry<'a>(auth: impl IntoIterator<Item = (&'a str, &'a AuthConfig)>) -> StaticCredentials {
+pub(super) fn by_registry<'a>(
+    auth: impl IntoIterator<Item = (&'a str, &'a AuthConfig)>,
+) -> StaticCredentials {
     auth.into_iter().fold(StaticCredentials::new(), |all, (registry, auth)| {
         let registry = if registry.is_empty() { DOCKER_HUB } else { registry };
         match credentials(auth) {
@@ -36,7 +38,8 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_go_before_passwords_and_no_registry_means_docker_hub() {
-        let password = AuthConfig { username: "u".to_owned(), password: "p".to_owned(), ..AuthConfig::default() };
+        let password =
+            AuthConfig { username: "u".to_owned(), password: "p".to_owned(), ..AuthConfig::default() };
         let token = AuthConfig { identity_token: "t".to_owned(), ..password.clone() };
         let empty = AuthConfig::default();
         let source = by_registry([("", &password), ("r.example:5000", &token), ("none.example", &empty)]);

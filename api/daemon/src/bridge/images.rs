@@ -86,9 +86,8 @@ impl ImageTransfer for StoreTransfer {
             let _cancelled = cancel.clone().drop_guard();
             let (stores, pulled) = (&self.stores, &reference);
             // Owns the feeds: they end with it, and with them the forwarding.
-            let work = async move {
-                pull(stores, &client, pulled, &platform, &progress, unpacking, &cancel).await
-            };
+            let work =
+                async move { pull(stores, &client, pulled, &platform, &progress, unpacking, &cancel).await };
             let (outcome, ()) = tokio::join!(work, forward);
             self.sweep.soon();
             let outcome = outcome.map_err(|error| transfer_error(&error))?;
@@ -200,7 +199,9 @@ impl ImageTransfer for StoreTransfer {
 
     fn download(&self, url: String) -> BoxFuture<'_, Result<(BodyStream, Option<u64>), ApiError>> {
         Box::pin(async move {
-            Err(ApiError::not_implemented(format!("importing from a URL ({url}) is not supported: send the archive")))
+            Err(ApiError::not_implemented(format!(
+                "importing from a URL ({url}) is not supported: send the archive"
+            )))
         })
     }
 
@@ -216,9 +217,9 @@ impl ImageTransfer for StoreTransfer {
                 .fetch_document(&reference, &resolved.descriptor)
                 .await
                 .map_err(|error| registry_error(&error))?;
-            let platforms = Index::from_json(&document).ok().map(|index| {
-                index.manifests.into_iter().filter_map(|manifest| manifest.platform).collect()
-            });
+            let platforms = Index::from_json(&document)
+                .ok()
+                .map(|index| index.manifests.into_iter().filter_map(|manifest| manifest.platform).collect());
             Ok(DistributionInspect { descriptor: resolved.descriptor, platforms })
         })
     }
@@ -271,14 +272,15 @@ fn tagged<'a>(record: &'a ImageRecord, repository: &'a str) -> impl Iterator<Ite
 /// repository is all of its tags.
 fn images_to_save(stores: &Stores, names: &[String]) -> Result<Vec<SaveImage>, ApiError> {
     let mut images: Vec<SaveImage> = Vec::new();
-    let mut add = |record: ImageRecord, names: Vec<Reference>| {
-        match images.iter_mut().find(|image| image.record.id == record.id) {
-            Some(image) => {
-                let new = names.into_iter().filter(|name| !image.names.contains(name)).collect::<Vec<_>>();
-                image.names.extend(new);
-            }
-            None => images.push(SaveImage { record, names }),
+    let mut add = |record: ImageRecord, names: Vec<Reference>| match images
+        .iter_mut()
+        .find(|image| image.record.id == record.id)
+    {
+        Some(image) => {
+            let new = names.into_iter().filter(|name| !image.names.contains(name)).collect::<Vec<_>>();
+            image.names.extend(new);
         }
+        None => images.push(SaveImage { record, names }),
     };
     for text in names {
         let reference = Reference::parse(text).ok();
