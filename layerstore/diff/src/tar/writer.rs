@@ -28,9 +28,6 @@ impl<W: Write> TarWriter<W> {
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), DiffError> {
         let mut records = Vec::new();
         let mut block = Block::new(type_flag(entry.kind));
-        if needs_record(&entry.name, 100) {
-            records.push((b"path".to_vec(), entry.name.clone()));
-        }
         if needs_record(&entry.link, 100) {
             records.push((b"linkpath".to_vec(), entry.link.clone()));
         }
@@ -51,11 +48,22 @@ impl<W: Write> TarWriter<W> {
         for (name, value) in &entry.xattrs {
             records.push(([b"SCHILY.xattr.", name.as_slice()].concat(), value.clone()));
         }
+        // Like Go, plain ustar where that is enough.
+        match split_ustar(&entry.name).filter(|_| records.is_empty()) {
+            Some((prefix, rest)) => {
+                block.text(0..100, rest);
+                block.text(345..500, prefix);
+            }
+            None => {
+                if needs_record(&entry.name, 100) {
+                    records.push((b"path".to_vec(), entry.name.clone()));
+                }
+                block.text(0..100, &ascii(&entry.name));
+            }
+        }
         if !records.is_empty() {
             self.extended(entry, records)?;
         }
-
-        block.text(0..100, &ascii(&entry.name));
         block.text(157..257, &ascii(&entry.link));
         block.octal(100..108, u64::from(entry.mode));
         let (major, minor) = entry.device;
@@ -65,35 +73,22 @@ impl<W: Write> TarWriter<W> {
         self.write(&block.finish())
     }
 
-    /// Writes a whiteout: an empty file without owner, mode or time, in ustar form where its name fits, as containerd does.
+    /// Writes a whiteout: an empty file without owner, mode or time, as containerd does.
     pub(crate) fn whiteout(&mut self, name: &[u8]) -> Result<(), DiffError> {
-        let mut block = Block::new(b'0');
-        if name.is_ascii() && name.len() <= 100 {
-            block.text(0..100, name);
-        } else if let Some((prefix, rest)) = split_ustar(name) {
-            block.text(0..100, rest);
-            block.text(345..500, prefix);
-        } else {
-            let entry = Entry {
-                name: name.to_vec(),
-                kind: Kind::File,
-                link: Vec::new(),
-                mode: 0,
-                uid: 0,
-                gid: 0,
-                size: 0,
-                mtime: super::Time::default(),
-                atime: None,
-                device: (0, 0),
-                xattrs: Vec::new(),
-                sparse: None,
-            };
-            return self.entry(&entry);
-        }
-        for field in [100..108, 108..116, 116..124, 124..136, 136..148, 329..337, 337..345] {
-            block.octal(field, 0);
-        }
-        self.write(&block.finish())
+        self.entry(&Entry {
+            name: name.to_vec(),
+            kind: Kind::File,
+            link: Vec::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: super::Time::default(),
+            atime: None,
+            device: (0, 0),
+            xattrs: Vec::new(),
+            sparse: None,
+        })
     }
 
     /// Writes some of the content of the file whose entry was last.
@@ -239,5 +234,82 @@ impl Block {
         self.octal(148..155, sum);
         self.0[155] = b' ';
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Limits, tar::Time, tar::reader::TarReader};
+
+    fn entry(name: &str) -> Entry {
+        Entry {
+            name: name.as_bytes().to_vec(),
+            kind: Kind::File,
+            link: Vec::new(),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: Time { seconds: 1_700_000_000, nanos: 0 },
+            atime: None,
+            device: (0, 0),
+            xattrs: Vec::new(),
+            sparse: None,
+        }
+    }
+
+    fn written(entry: &Entry) -> Vec<u8> {
+        let mut writer = TarWriter::new(Vec::new());
+        writer.entry(entry).unwrap();
+        writer.finish().unwrap()
+    }
+
+    /// What buildah 1.28 (Go's `archive/tar`) writes in these fields.
+    #[test]
+    fn headers_have_gos_form() {
+        let plain = written(&entry("d/f"));
+        assert_eq!(plain.len(), 3 * BLOCK);
+        assert_eq!(
+            &plain[100..157],
+            b"0000644\x000000000\x000000000\x0000000000000\x0014524770400\x00007630\x00 0"
+        );
+        assert_eq!(&plain[257..265], b"ustar\x0000");
+        assert_eq!(&plain[329..345], b"0000000\x000000000\0");
+
+        let long = format!("{}/{}", "p".repeat(140), "n".repeat(90));
+        let split = written(&entry(&long));
+        assert_eq!(split.len(), 3 * BLOCK);
+        assert_eq!(
+            (&split[..91], &split[345..486]),
+            ([&[b'n'; 90][..], b"\0"].concat().as_slice(), [&[b'p'; 140][..], b"\0"].concat().as_slice())
+        );
+
+        let unicode = written(&entry("d/ü"));
+        assert_eq!(&unicode[..20], b"d/PaxHeaders.0\0\0\0\0\0\0");
+        assert_eq!((unicode[156], &unicode[BLOCK..BLOCK + 14]), (b'x', "13 path=d/ü\n\0".as_bytes()));
+        assert_eq!(&unicode[2 * BLOCK..2 * BLOCK + 3], b"d/\0");
+    }
+
+    #[test]
+    fn what_does_not_fit_a_header_goes_into_records_and_back() {
+        let mut odd = entry(&"n".repeat(300));
+        odd.kind = Kind::Symlink;
+        odd.link = "l".repeat(200).into_bytes();
+        (odd.uid, odd.gid) = (3_000_000_000, 2_097_152);
+        odd.mtime = Time { seconds: -5, nanos: 0 };
+        odd.xattrs = vec![(b"user.a".to_vec(), b"\0\n=\xff".to_vec())];
+        let bytes = written(&odd);
+        let read = TarReader::new(bytes.as_slice(), &Limits::default()).next_entry().unwrap();
+        assert_eq!(read, Some(odd));
+    }
+
+    #[test]
+    fn names_of_attributes_that_records_cannot_hold_are_refused() {
+        let mut odd = entry("f");
+        odd.xattrs = vec![(b"user.a=b".to_vec(), b"".to_vec())];
+        assert!(TarWriter::new(Vec::new()).entry(&odd).is_err());
+        odd.xattrs = (0..40).map(|at| (format!("user.{at}").into_bytes(), vec![1; 60_000])).collect();
+        assert!(TarWriter::new(Vec::new()).entry(&odd).is_err());
     }
 }
