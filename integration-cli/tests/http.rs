@@ -1,0 +1,343 @@
+//! The Engine API as clients without a library use it: requests on the unix socket.
+
+#[allow(unreachable_pub)]
+mod common;
+
+use std::{collections::HashMap, fs, io::Write, path::Path, process::Command};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE};
+use common::{Files, archive, build, escape, eventually, is_running, leftovers, open, send};
+use http::StatusCode;
+use http_body_util::BodyExt;
+use lapstrake_integration_cli::{BASE_IMAGE, Daemon, PASSWORD, Process, Registry, USER, free_address, require, saved_image};
+
+/// What only BuildKit's Dockerfiles have.
+const MODERN: &str = "# syntax=docker/dockerfile:1\nFROM busybox AS base\nRUN --mount=type=cache,target=/cache <<EOF\n\
+                      echo run >> /cache/log\nwc -l < /cache/log > /runs\nEOF\nCOPY <<one <<two /files/\nfirst\none\nsecond\ntwo\n\
+                      COPY --chmod=600 a /a\nRUN --mount=type=bind,from=base,target=/mnt echo parallel\n";
+
+fn image_id(answer: &common::Answer) -> String {
+    let lines = answer.lines();
+    let aux = lines.iter().find(|line| line["aux"]["ID"].is_string()).unwrap_or_else(|| panic!("no id: {}", answer.body));
+    aux["aux"]["ID"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_archive_without_a_session_is_a_whole_buildkit_build() {
+    let daemon = Daemon::with_base();
+    let answer = build(&daemon, "version=2&t=modern:1", archive(&[("Dockerfile", MODERN), ("a", "A")])).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    let id = image_id(&answer);
+    assert!(answer.lines().iter().any(|line| line["id"] == "moby.buildkit.trace"), "{}", answer.body);
+    let docker = daemon.docker();
+    assert_eq!(docker.run(["image", "inspect", "--format", "{{.Id}}", "modern:1"]).success().line(), id);
+    let image = saved_image(&docker.run(["save", "modern:1"]).success().bytes);
+    assert_eq!(image.tree["runs"].content, b"1\n");
+    assert_eq!(image.tree["files/one"].content, b"first\n");
+    assert_eq!(image.tree["files/two"].content, b"second\n");
+    assert_eq!((image.tree["a"].mode, &image.tree["a"].content[..]), (0o600, &b"A"[..]));
+    // The cache mount is kept from build to build.
+    let again = build(&daemon, "version=2&nocache=1&t=modern:2", archive(&[("Dockerfile", MODERN), ("a", "A")])).await;
+    assert_eq!(again.status, StatusCode::OK, "{}", again.body);
+    let image = saved_image(&docker.run(["save", "modern:2"]).success().bytes);
+    assert_eq!(image.tree["runs"].content, b"2\n");
+}
+
+#[tokio::test]
+async fn the_same_works_for_clients_of_the_classic_builder() {
+    let daemon = Daemon::with_base();
+    let answer = build(&daemon, "t=modern", archive(&[("Dockerfile", MODERN), ("a", "A")])).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    let transcript = answer.transcript();
+    assert!(transcript.contains("Step 1/5 : FROM busybox AS base"), "{transcript}");
+    assert!(transcript.contains("parallel\n"), "{transcript}");
+    assert!(transcript.contains("Successfully tagged modern:latest\n"), "{transcript}");
+}
+
+#[test]
+fn curl_builds_as_the_readme_says() {
+    require("curl", "curl");
+    let daemon = Daemon::with_base();
+    let context = daemon.scratch().join("context.tar");
+    fs::write(&context, archive(&[("Dockerfile", MODERN), ("a", "A")])).unwrap();
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--fail", "--unix-socket"])
+        .arg(daemon.socket())
+        .args(["-X", "POST", "-H", "Content-Type: application/x-tar", "--data-binary"])
+        .arg(format!("@{}", context.display()))
+        .arg("http://lapstrake/build?version=2&t=curled")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = String::from_utf8(output.stdout).unwrap();
+    let id = daemon.docker().run(["image", "inspect", "--format", "{{.Id}}", "curled"]).success();
+    assert!(told.contains(id.line()), "{told}");
+}
+
+/// Runs a compressor that is on every Debian, or says which package has it.
+fn compress(program: &str, package: &str, data: &[u8]) -> Vec<u8> {
+    require(program, package);
+    let mut child = Command::new(program)
+        .arg("-c")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let data = data.to_vec();
+    let writer = std::thread::spawn(move || input.write_all(&data).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+#[tokio::test]
+async fn bodies_may_be_compressed() {
+    let daemon = Daemon::with_base();
+    let plain = archive(&[("Dockerfile", "FROM busybox\nCOPY a /a\n"), ("a", &"text ".repeat(10_000))]);
+    let mut ids = Vec::new();
+    for (program, package) in [("gzip", "gzip"), ("bzip2", "bzip2"), ("xz", "xz-utils"), ("zstd", "zstd")] {
+        for version in [1, 2] {
+            let answer = build(&daemon, &format!("version={version}"), compress(program, package, &plain)).await;
+            assert_eq!(answer.status, StatusCode::OK, "{program} {}", answer.body);
+            let id = image_id(&answer);
+            let layers = daemon.docker().run(["image", "inspect", "--format", "{{json .RootFS.Layers}}", &id]).success();
+            ids.push(layers.line().to_owned());
+        }
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_body_may_be_a_dockerfile_alone_for_buildkit() {
+    let daemon = Daemon::with_base();
+    let answer = build(&daemon, "version=2", b"FROM busybox\nRUN echo alone > /alone\n".to_vec()).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    image_id(&answer);
+}
+
+#[tokio::test]
+async fn contexts_come_from_web_servers() {
+    let daemon = Daemon::with_base();
+    let files = Files::serve(HashMap::from([
+        ("/context.tar".to_owned(), archive(&[("Dockerfile", "FROM busybox\nCOPY a /a\nRUN cat /a\n"), ("a", "from the web\n")])),
+        ("/Dockerfile".to_owned(), b"FROM busybox\nRUN echo bare > /bare\n".to_vec()),
+    ]));
+    for version in [1, 2] {
+        for (path, file) in [("/context.tar", "a"), ("/Dockerfile", "bare")] {
+            let query = format!("version={version}&t=web&nocache=1&remote={}", escape(&files.url(path)));
+            let answer = build(&daemon, &query, Vec::new()).await;
+            assert_eq!(answer.status, StatusCode::OK, "{version} {path} {}", answer.body);
+            image_id(&answer);
+            let image = saved_image(&daemon.docker().run(["save", "web"]).success().bytes);
+            assert!(image.tree.contains_key(file), "{path}");
+        }
+        let query = format!("version={version}&remote={}", escape(&files.url("/nothing.tar")));
+        let error = build(&daemon, &query, Vec::new()).await.error();
+        assert!(error.contains("/nothing.tar") && error.contains("404"), "{error}");
+    }
+}
+
+fn git(dir: &Path, arguments: &[&str]) -> String {
+    require("git", "git");
+    let output = Command::new("git")
+        .args(["-c", "user.name=t", "-c", "user.email=t@t.test", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"])
+        .args(arguments)
+        .current_dir(dir)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("HOME", dir)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A repository with two branches, and a server of it.
+fn git_server(daemon: &Daemon) -> (Process, String) {
+    let parent = daemon.scratch().join("git");
+    let work = parent.join("work");
+    fs::create_dir_all(work.join("sub")).unwrap();
+    git(&work, &["init", "-q"]);
+    fs::write(work.join("Dockerfile"), "FROM busybox\nCOPY a /a\n").unwrap();
+    fs::write(work.join("a"), "main\n").unwrap();
+    fs::write(work.join("sub/Dockerfile"), "FROM busybox\nCOPY s /a\n").unwrap();
+    fs::write(work.join("sub/s"), "sub\n").unwrap();
+    git(&work, &["add", "."]);
+    git(&work, &["commit", "-qm", "one"]);
+    git(&work, &["checkout", "-qb", "other"]);
+    fs::write(work.join("a"), "other\n").unwrap();
+    git(&work, &["commit", "-qam", "two"]);
+    git(&work, &["checkout", "-q", "main"]);
+    git(&parent, &["clone", "-q", "--bare", "work", "repo.git"]);
+    for _ in 0..20 {
+        let address = free_address();
+        let mut command = Command::new("git");
+        command
+            .args(["daemon", "--export-all", "--reuseaddr", "--informative-errors"])
+            .arg(format!("--listen={}", address.ip()))
+            .arg(format!("--port={}", address.port()))
+            .arg(format!("--base-path={}", parent.display()))
+            .arg(&parent)
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", "safe.directory")
+            .env("GIT_CONFIG_VALUE_0", "*");
+        let mut process = Process::start(&mut command);
+        while process.ended().is_none() {
+            if std::net::TcpStream::connect(address).is_ok() {
+                return (process, format!("git://{address}/repo.git"));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    panic!("git daemon does not start");
+}
+
+#[tokio::test]
+async fn contexts_come_from_git() {
+    let daemon = Daemon::with_base();
+    let (_server, url) = git_server(&daemon);
+    for version in [1, 2] {
+        for (fragment, content) in [("", "main\n"), ("#other", "other\n"), ("#main:sub", "sub\n"), ("#:sub", "sub\n")] {
+            let query = format!("version={version}&t=git&remote={}", escape(&format!("{url}{fragment}")));
+            let answer = build(&daemon, &query, Vec::new()).await;
+            assert_eq!(answer.status, StatusCode::OK, "{version} {fragment} {}", answer.body);
+            image_id(&answer);
+            let image = saved_image(&daemon.docker().run(["save", "git"]).success().bytes);
+            assert_eq!(String::from_utf8_lossy(&image.tree["a"].content), content, "{version} {fragment}");
+        }
+        let query = format!("version={version}&remote={}", escape(&format!("{url}#nothing")));
+        let error = build(&daemon, &query, Vec::new()).await.error();
+        assert!(error.contains("nothing"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_come_in_a_header() {
+    let (registry, daemon) = (Registry::with_users(), Daemon::with_base());
+    let image = registry.image("private");
+    let host = image.split('/').next().unwrap().to_owned();
+    let docker = daemon.docker();
+    docker.run(["tag", BASE_IMAGE, &image]).success();
+    docker.run_with(["login", "-u", USER, "--password-stdin", &host], PASSWORD.as_bytes()).success();
+    docker.run(["push", &image]).success();
+    docker.run(["rmi", &image]).success();
+    let header = |password: &str| {
+        let document = serde_json::json!({ &host: { "username": USER, "password": password } });
+        BASE64_URL_SAFE.encode(document.to_string())
+    };
+    let dockerfile = format!("FROM {image}\n");
+    for version in [1, 2] {
+        let path = format!("/build?pull=1&version={version}");
+        let with = |value: String| {
+            let (path, body) = (path.clone(), archive(&[("Dockerfile", &dockerfile)]));
+            let daemon = &daemon;
+            async move { send(daemon, "POST", &path, &[("X-Registry-Config", &value)], body).await }
+        };
+        let answer = with(header(PASSWORD)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        image_id(&answer);
+        let refused = with(header("wrong")).await.error();
+        assert!(refused.contains("401") || refused.contains("authorization") || refused.contains("unauthorized"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn versions_are_negotiated_as_by_moby() {
+    let daemon = Daemon::start();
+    for method in ["GET", "HEAD"] {
+        let ping = send(&daemon, method, "/_ping", &[], Vec::new()).await;
+        assert_eq!(ping.status, StatusCode::OK);
+        assert_eq!(ping.body, if method == "GET" { "OK" } else { "" });
+        let header = |name: &str| ping.headers[name].to_str().unwrap().to_owned();
+        assert!(header("Api-Version").starts_with("1."));
+        assert_eq!(header("Builder-Version"), "2");
+        assert_eq!(header("Ostype"), "linux");
+        assert_eq!(header("Docker-Experimental"), "false");
+        assert!(header("Cache-Control").contains("no-cache"));
+        assert!(header("Content-Type").starts_with("text/plain"));
+    }
+    let old = send(&daemon, "GET", "/v1.23/version", &[], Vec::new()).await;
+    assert_eq!(old.status, StatusCode::BAD_REQUEST);
+    let words = "client version 1.23 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version";
+    assert!(old.body.contains(words), "{}", old.body);
+    let new = send(&daemon, "GET", "/v1.999/version", &[], Vec::new()).await;
+    assert_eq!(new.status, StatusCode::BAD_REQUEST);
+    assert!(new.error().starts_with("client version 1.999 is too new. Maximum supported API version is 1."), "{}", new.body);
+    for version in ["/v1.24", "/v1.41", ""] {
+        assert_eq!(send(&daemon, "GET", &format!("{version}/version"), &[], Vec::new()).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_here_is_told() {
+    let daemon = Daemon::start();
+    for (method, path) in
+        [("POST", "/containers/create"), ("POST", "/commit"), ("POST", "/swarm/init"), ("GET", "/services"), ("POST", "/networks/create"), ("GET", "/images/search?term=x")]
+    {
+        let answer = send(&daemon, method, path, &[], Vec::new()).await;
+        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path} {}", answer.body);
+        assert!(answer.error().contains("not supported"), "{path} {}", answer.body);
+    }
+    let answer = send(&daemon, "GET", "/no/such/thing", &[], Vec::new()).await;
+    assert_eq!((answer.status, answer.error()), (StatusCode::NOT_FOUND, "page not found".to_owned()));
+    let answer = send(&daemon, "GET", "/containers/nobody/json", &[], Vec::new()).await;
+    assert_eq!((answer.status, answer.error()), (StatusCode::NOT_FOUND, "No such container: nobody".to_owned()));
+}
+
+/// A Dockerfile whose RUN stays until it is ended, and the word by which its process is known.
+fn endless_run(name: &str) -> (String, String) {
+    let seconds = format!("{}.{}", 100_000 + std::process::id(), name.len());
+    (format!("FROM busybox\nRUN echo begun > /proc/self/fd/1 && exec sleep {seconds}\n"), seconds)
+}
+
+#[tokio::test]
+async fn a_closed_connection_cancels_the_build() {
+    let daemon = Daemon::with_base();
+    for version in [1, 2] {
+        let (dockerfile, mark) = endless_run(if version == 1 { "a" } else { "ab" });
+        let path = format!("/build?version={version}");
+        let mut build = open(&daemon, "POST", &path, &[], archive(&[("Dockerfile", &dockerfile)])).await;
+        assert!(build.answer.body_mut().frame().await.is_some(), "the build begins");
+        eventually("RUN runs", || is_running(&mark)).await;
+        drop(build);
+        eventually("RUN is ended", || !is_running(&mark)).await;
+    }
+    assert_eq!(leftovers(&daemon), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test]
+async fn builds_are_cancelled_by_their_id() {
+    let daemon = Daemon::with_base();
+    for version in [1, 2] {
+        let (dockerfile, mark) = endless_run(if version == 1 { "abc" } else { "abcd" });
+        let path = format!("/build?version={version}&buildid=mine");
+        let build = open(&daemon, "POST", &path, &[], archive(&[("Dockerfile", &dockerfile)])).await;
+        eventually("RUN runs", || is_running(&mark)).await;
+        let again = send(&daemon, "POST", &path, &[], archive(&[("Dockerfile", &dockerfile)])).await;
+        assert!(again.error().contains("mine"), "one build has an id: {}", again.body);
+        let cancel = send(&daemon, "POST", "/build/cancel?id=mine", &[], Vec::new()).await;
+        assert_eq!(cancel.status, StatusCode::OK, "{}", cancel.body);
+        let told = build.answer.into_body().collect().await.unwrap().to_bytes();
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(told.contains("errorDetail") && told.contains("cancel"), "{told}");
+        eventually("RUN is ended", || !is_running(&mark)).await;
+    }
+    let nobody = send(&daemon, "POST", "/build/cancel?id=nobody", &[], Vec::new()).await;
+    assert_eq!(nobody.status, StatusCode::OK);
+    let nameless = send(&daemon, "POST", "/build/cancel", &[], Vec::new()).await;
+    assert_eq!((nameless.status, nameless.error()), (StatusCode::BAD_REQUEST, "build ID not provided".to_owned()));
+    assert_eq!(leftovers(&daemon), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test]
+async fn the_daemon_ends_what_it_builds_when_it_ends() {
+    let mut daemon = Daemon::with_base();
+    let (dockerfile, mark) = endless_run("abcde");
+    let build = open(&daemon, "POST", "/build?version=2", &[], archive(&[("Dockerfile", &dockerfile)])).await;
+    eventually("RUN runs", || is_running(&mark)).await;
+    daemon.process().stop();
+    assert!(!is_running(&mark), "RUN ends before the daemon");
+    drop(build);
+}
