@@ -181,30 +181,40 @@ pub(crate) enum Node<'a> {
 
 /// All extended attributes of a tree's own, by name. A file system without any has none.
 pub(crate) fn xattrs(node: Node<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let list = |buffer: &mut [u8]| match node {
-        Node::Open(fd) => rustix::fs::flistxattr(fd, buffer),
-        Node::Entry(at, name) => rustix::fs::llistxattr(entry_path(at, name), buffer),
-    };
     // Most have none: ask for the length first.
-    let length = match list(&mut []) {
+    let length = match node {
+        Node::Open(fd) => rustix::fs::flistxattr_query(fd),
+        Node::Entry(at, name) => rustix::fs::llistxattr_query(entry_path(at, name)),
+    };
+    let length = match length {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         length => length?,
     };
     let mut names = vec![0u8; length];
-    let length = list(&mut names)?;
+    let length = match node {
+        Node::Open(fd) => rustix::fs::flistxattr(fd, names.as_mut_slice())?,
+        Node::Entry(at, name) => rustix::fs::llistxattr(entry_path(at, name), names.as_mut_slice())?,
+    };
     names.truncate(length);
     let mut found = Vec::new();
     for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty() && !is_private_xattr(name)) {
-        let get = |buffer: &mut [u8]| match node {
-            Node::Open(fd) => rustix::fs::fgetxattr(fd, name, buffer),
-            Node::Entry(at, entry) => rustix::fs::lgetxattr(entry_path(at, entry), name, buffer),
+        let length = match node {
+            Node::Open(fd) => rustix::fs::fgetxattr_query(fd, name),
+            Node::Entry(at, entry) => rustix::fs::lgetxattr_query(entry_path(at, entry), name),
         };
-        let length = match get(&mut []) {
+        let length = match length {
             Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
             length => length?,
         };
         let mut value = vec![0u8; length];
-        let length = get(&mut value)?;
+        // An empty buffer would ask for the length again.
+        let length = match node {
+            _ if length == 0 => 0,
+            Node::Open(fd) => rustix::fs::fgetxattr(fd, name, value.as_mut_slice())?,
+            Node::Entry(at, entry) => {
+                rustix::fs::lgetxattr(entry_path(at, entry), name, value.as_mut_slice())?
+            }
+        };
         value.truncate(length);
         found.push((name.to_vec(), value));
     }

@@ -44,7 +44,11 @@ pub fn apply(
     for index in &plan.order {
         let action = &op.actions[*index];
         let made = run.run(action, &plan).and_then(|working| {
-            if plan.committed[*index] { working.commit().map(Made::Tree) } else { Ok(Made::Working(working)) }
+            if plan.committed[*index] {
+                working.commit().map(Made::Tree)
+            } else {
+                Ok(Made::Working(Box::new(working)))
+            }
         });
         run.made[*index] = Some(made.map_err(|source| match source {
             FilesError::Canceled => FilesError::Canceled,
@@ -61,7 +65,7 @@ pub fn apply(
 /// The result of an action.
 enum Made {
     Tree(Tree),
-    Working(Working),
+    Working(Box<Working>),
 }
 
 /// A draft that is open for writing.
@@ -148,7 +152,7 @@ impl Run<'_> {
             Input::Scratch => Working::begin(self.stores, &Tree::empty()),
             Input::Given(index) => Working::begin(self.stores, &self.inputs[index]),
             Input::Made(index) => match self.made[index].take() {
-                Some(Made::Working(working)) => Ok(working),
+                Some(Made::Working(working)) => Ok(*working),
                 Some(Made::Tree(tree)) => {
                     let working = Working::begin(self.stores, &tree);
                     self.made[index] = Some(Made::Tree(tree));

@@ -77,11 +77,11 @@ impl ModeChange {
             Step::AddIfExecutable(bits) if executable => new | bits,
             Step::AddIfExecutable(_) => new,
             Step::Copy { operator, shift, to } => {
-                let bits = (new >> shift & OTHER) * 0o111 & to;
+                let bits = (((new >> shift) & OTHER) * 0o111) & to;
                 match operator {
                     Operator::Add => new | bits,
                     Operator::Remove => new & !bits,
-                    Operator::Assign => new & !to | bits,
+                    Operator::Assign => (new & !to) | bits,
                 }
             }
         })

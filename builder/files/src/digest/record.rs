@@ -63,7 +63,7 @@ pub(super) fn entry(
     let xattrs = at::xattrs(Node::Open(file.as_fd())).map_err(FilesError::io("listxattr", path))?;
     header(&mut hash, &opened, b"", &xattrs);
     buffer.resize(BUFFER, 0);
-    while opened.st_size > 0 {
+    loop {
         match rustix::io::read(&file, &mut *buffer) {
             Ok(0) => break,
             Ok(count) => hash.update(&buffer[..count]),

@@ -5,6 +5,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    io,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -15,7 +16,10 @@ use std::{
 use lapstrake_builder_dockerfile::ignore::{ParentMatch, PatternMatcher};
 use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
-use rustix::fs::{FileType, Mode, Stat};
+use rustix::{
+    fs::{FileType, Mode, Stat},
+    io::Errno,
+};
 use sha2::{Digest as _, Sha256};
 
 use super::{record, scan::Scan};
@@ -41,8 +45,17 @@ pub(super) fn select(scan: &mut Scan<'_>, path: &str, selector: &Selector) -> Re
         first: None,
         required: selector.required_paths.iter().map(|path| (path.as_str(), false)).collect(),
     };
-    let start = at::resolve(scan.root, prefix.as_ref(), last)?;
-    let stat = at::lstat(scan.root, &start).map_err(FilesError::io("lstat", &start))?;
+    // Nothing is below a file either.
+    let start = match at::resolve(scan.root, prefix.as_ref(), last) {
+        Err(FilesError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+            return chosen.finish(path);
+        }
+        start => start?,
+    };
+    let stat = match at::lstat(scan.root, &start) {
+        Err(Errno::NOTDIR) => None,
+        stat => stat.map_err(FilesError::io("lstat", &start))?,
+    };
     let mut walk = Walk {
         scan,
         follow_links: selector.follow_links,

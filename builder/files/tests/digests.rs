@@ -1,0 +1,216 @@
+//! Content digests against BuildKit's own (`tests/golden/README.md`), and what they depend on.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{chown, lchown, symlink},
+    path::Path,
+};
+
+use common::{Yard, chain};
+use lapstrake_builder_files::{ContentHasher, RECEIVED_XATTR};
+use lapstrake_builder_llb::cache_key::Selector;
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::Tree;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct GoldenTree {
+    name: String,
+    entries: Vec<Entry>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Entry {
+    path: String,
+    kind: String,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    content: String,
+    link: String,
+    major: u32,
+    minor: u32,
+    xattrs: BTreeMap<String, String>,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            kind: String::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            content: String::new(),
+            link: String::new(),
+            major: 0,
+            minor: 0,
+            xattrs: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Case {
+    path: String,
+    wildcard: bool,
+    follow: bool,
+    include: Vec<String>,
+    exclude: Vec<String>,
+    required: Vec<String>,
+    digest: String,
+    error: String,
+}
+
+fn make(root: &Path, entry: &Entry) {
+    let path = if entry.path.is_empty() { root.join(".") } else { root.join(&entry.path) };
+    let node = |kind, device| rustix::fs::mknodat(CWD, &path, kind, Mode::RWXU, device).unwrap();
+    match entry.kind.as_str() {
+        "dir" if entry.path.is_empty() => {}
+        "dir" => fs::create_dir(&path).unwrap(),
+        "file" => fs::write(&path, &entry.content).unwrap(),
+        "symlink" => symlink(&entry.link, &path).unwrap(),
+        "hardlink" => return fs::hard_link(root.join(&entry.link), &path).unwrap(),
+        "fifo" => node(FileType::Fifo, 0),
+        "socket" => node(FileType::Socket, 0),
+        "char" => node(FileType::CharacterDevice, rustix::fs::makedev(entry.major, entry.minor)),
+        "block" => node(FileType::BlockDevice, rustix::fs::makedev(entry.major, entry.minor)),
+        kind => panic!("{kind}"),
+    }
+    lchown(&path, Some(entry.uid), Some(entry.gid)).unwrap();
+    if entry.kind != "symlink" {
+        rustix::fs::chmodat(CWD, &path, Mode::from_raw_mode(entry.mode), AtFlags::empty()).unwrap();
+    }
+    for (name, value) in &entry.xattrs {
+        xattr::set(&path, name, value.as_bytes()).unwrap();
+    }
+}
+
+fn selector(case: &Case) -> Selector {
+    Selector {
+        path: case.path.clone(),
+        wildcard: case.wildcard,
+        follow_links: case.follow,
+        include_patterns: case.include.clone(),
+        exclude_patterns: case.exclude.clone(),
+        required_paths: case.required.clone(),
+    }
+}
+
+/// What the digest of one selector is made of, from what BuildKit's `Checksum` gives.
+fn of_one(checksum: &str) -> Digest {
+    Digest::sha256_of(checksum.as_bytes())
+}
+
+#[test]
+fn digests_are_buildkits() {
+    let golden: Vec<GoldenTree> = serde_json::from_str(include_str!("golden/contenthash.json")).unwrap();
+    let mut wrong = Vec::new();
+    for yard in Yard::both() {
+        let hasher = ContentHasher::new(yard.stores.clone());
+        for golden in &golden {
+            // In two layers, so that overlay2 has something to merge.
+            let half = golden.entries.len() / 2;
+            let base = yard.tree(|root| golden.entries[..half].iter().for_each(|entry| make(root, entry)));
+            let tree =
+                yard.change(&base, |root| golden.entries[half..].iter().for_each(|entry| make(root, entry)));
+            for case in &golden.cases {
+                let found = hasher.digest(&tree, &[selector(case)]);
+                let right = match &found {
+                    Ok(digest) => case.error.is_empty() && *digest == of_one(&case.digest),
+                    Err(_) => !case.error.is_empty(),
+                };
+                if !right {
+                    let found = found.map_err(|error| chain(&error));
+                    wrong.push(format!("{} {} {case:?}: {found:?}", yard.kind, golden.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+}
+
+#[test]
+fn what_is_not_there_is_named_as_buildkit_names_it() {
+    let [yard, _] = Yard::both();
+    let tree = yard.tree(|root| fs::write(root.join("a"), "a").unwrap());
+    let hasher = ContentHasher::new(yard.stores.clone());
+    let name = tree.snapshot().unwrap().clone();
+    let missing = hasher.digest(&tree, &[Selector { path: "/x".into(), ..Selector::default() }]).unwrap_err();
+    assert_eq!(missing.to_string(), format!("failed to calculate checksum of ref {name}: \"/x\": not found"));
+    assert!(missing.is_not_found());
+    let below = hasher.digest(&tree, &[Selector { path: "/a/x".into(), ..Selector::default() }]).unwrap_err();
+    assert_eq!(
+        chain(&below),
+        format!("failed to calculate checksum of ref {name}: lstat /a/x: not a directory")
+    );
+}
+
+#[test]
+fn the_empty_tree_has_the_digest_of_nothing() {
+    let [yard, _] = Yard::both();
+    let hasher = ContentHasher::new(yard.stores.clone());
+    let nothing = Digest::sha256_of(b"");
+    assert_eq!(hasher.digest(&Tree::empty(), &[]).unwrap(), of_one(nothing.as_str()));
+    assert!(hasher.digest(&Tree::empty(), &[Selector { path: "/x".into(), ..Selector::default() }]).is_err());
+}
+
+#[test]
+fn several_selectors_are_joined() {
+    let [yard, _] = Yard::both();
+    let hasher = ContentHasher::new(yard.stores.clone());
+    let tree = yard.tree(|root| fs::write(root.join("a"), "data0").unwrap());
+    // What BuildKit's own tests expect of a file with this content.
+    let file = "sha256:cd8e75bca50f2d695f220d0cb0997d8ead387e4f926e8669a92d7f104cc9885b";
+    let select = |path: &str| Selector { path: path.into(), ..Selector::default() };
+    assert_eq!(hasher.digest(&tree, &[select("/a")]).unwrap(), of_one(file));
+    let joined = Digest::sha256_of(format!("{file}\0{file}").as_bytes());
+    assert_eq!(hasher.digest(&tree, &[select("/a"), select("a")]).unwrap(), joined);
+}
+
+#[test]
+fn the_root_of_a_received_tree_does_not_count() {
+    let [yard, _] = Yard::both();
+    let hasher = ContentHasher::new(yard.stores.clone());
+    let context = |uid, received: bool| {
+        let tree = yard.tree(|root| {
+            fs::write(root.join("a"), "a").unwrap();
+            chown(root.join("."), Some(uid), None).unwrap();
+            if received {
+                xattr::set(root.join("."), RECEIVED_XATTR, b"y").unwrap();
+            }
+        });
+        hasher.digest(&tree, &[]).unwrap()
+    };
+    assert_eq!(context(1, true), context(2, true));
+    assert_ne!(context(1, false), context(2, false));
+    assert_ne!(context(1, true), context(1, false));
+}
+
+#[test]
+fn a_digest_follows_content_that_changes_behind_equal_times() {
+    for yard in Yard::both() {
+        let hasher = ContentHasher::new(yard.stores.clone());
+        let time = Timespec { tv_sec: 1_000_000, tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        let write = |root: &Path, text: &str| {
+            fs::write(root.join("a"), text).unwrap();
+            rustix::fs::utimensat(CWD, root.join("a"), &times, AtFlags::empty()).unwrap();
+        };
+        let one = yard.tree(|root| write(root, "one"));
+        let first = hasher.digest(&one, &[]).unwrap();
+        for text in ["two", "six"] {
+            let two = yard.change(&one, |root| write(root, text));
+            assert_ne!(hasher.digest(&two, &[]).unwrap(), first);
+            let same = yard.change(&two, |root| write(root, "one"));
+            assert_eq!(hasher.digest(&same, &[]).unwrap(), first);
+        }
+    }
+}
