@@ -1,5 +1,7 @@
 //! Dockerfiles, and what becomes of them.
 
+use lapstrake_builder_cache::PruneRequest;
+use lapstrake_layerstore_oci::Reference;
 use lapstrake_tests::{Context, Workbench};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,11 +32,11 @@ async fn run_copy_and_config_end_up_in_the_image() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_build_runs_nothing_and_gives_the_same_image() {
     let bench = Workbench::new();
-    let context = || Context::new("FROM busybox\nCOPY a /\nRUN date +%N > /stamp\n").file("a", "same");
+    let context = || Context::new("FROM busybox\nCOPY a /\nRUN cat /proc/sys/kernel/random/uuid > /stamp\n").file("a", "same");
     let first = bench.build(context(), "first").await.unwrap();
     let second = bench.build(context(), "second").await.unwrap();
     assert_eq!(bench.read("first", "stamp"), bench.read("second", "stamp"));
-    assert!(second.cached().iter().any(|name| name.contains("RUN date")), "{:?}", second.cached());
+    assert!(second.cached().iter().any(|name| name.contains("random/uuid")), "{:?}", second.cached());
     assert_eq!(bench.config("first").rootfs, bench.config("second").rootfs);
     drop(first);
 }
@@ -115,7 +117,7 @@ async fn ignored_files_are_not_copied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_image_has_is_collected_and_the_cache_stays() {
     let bench = Workbench::new();
-    let context = || Context::new("FROM busybox\nRUN date +%N > /stamp\n");
+    let context = || Context::new("FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /stamp\n");
     bench.build(context(), "app").await.unwrap();
     let stamp = bench.read("app", "stamp");
     let id = bench.stores.images.find("app").unwrap().id;
@@ -123,4 +125,37 @@ async fn what_no_image_has_is_collected_and_the_cache_stays() {
     bench.collector.collect().unwrap();
     bench.build(context(), "app").await.unwrap();
     assert_eq!(bench.read("app", "stamp"), stamp);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_carries_its_cache_to_a_builder_that_has_none() {
+    let bench = Workbench::new();
+    let context = || {
+        Context::new(
+            "FROM busybox AS make\nCOPY src /src\nRUN cat /src > /out\n\
+             FROM busybox\nCOPY --from=make /out /out\nRUN cat /proc/sys/kernel/random/uuid > /stamp\nENV A=1\nRUN cat /proc/sys/kernel/random/uuid > /second\n",
+        )
+        .file("src", "source")
+    };
+    let mut request = bench.request(context(), "app").await.unwrap();
+    request.inline_cache = true;
+    bench.run(request).await.1.unwrap();
+    assert!(bench.config("app").extra.contains_key("moby.buildkit.cache.v0"));
+    let stamp = bench.read("app", "second");
+    bench.engine.cache().prune(&PruneRequest { all: true, ..PruneRequest::default() }).unwrap();
+    bench.collector.collect().unwrap();
+
+    let mut request = bench.request(context(), "again").await.unwrap();
+    request.cache_from = vec![Reference::parse("app").unwrap()];
+    let again = bench.run(request).await.1.unwrap();
+    assert_eq!(bench.read("again", "second"), stamp, "{:?}", again.executed());
+
+    // And what was imported is kept.
+    let third = bench.build(context(), "third").await.unwrap();
+    assert_eq!(bench.read("third", "second"), stamp, "{:?}", third.executed());
+
+    // Without it, the steps run again.
+    bench.engine.cache().prune(&PruneRequest { all: true, ..PruneRequest::default() }).unwrap();
+    bench.build(context(), "fresh").await.unwrap();
+    assert_ne!(bench.read("fresh", "second"), stamp);
 }

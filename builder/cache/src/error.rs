@@ -25,6 +25,12 @@ pub enum CacheError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// Another builder's records are not what they should be.
+    #[error("cache records: {why}")]
+    Records {
+        /// What is wrong with them.
+        why: String,
+    },
     /// A task of the cache ended without an answer.
     #[error("the cache's worker thread panicked")]
     Lost,

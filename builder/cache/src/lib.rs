@@ -16,6 +16,7 @@
 mod contexts;
 mod entries;
 mod error;
+mod inline;
 mod keys;
 mod mounts;
 mod prune;
@@ -24,6 +25,7 @@ mod schema;
 pub use contexts::PreviousContext;
 pub use entries::{CacheEntry, RecordKind};
 pub use error::CacheError;
+pub use inline::{INLINE_FIELD, ImportedCache, LayerSource};
 pub use mounts::{CacheMount, Sharing};
 pub use prune::{PruneBound, PruneFilter, PruneRequest, Pruned};
 

@@ -2,7 +2,7 @@
 //!
 //! Each is an active snapshot with an entry of its own. A step takes one for as long as its processes live:
 //!
-//! * **shared**: all steps at once use the same directory;
+//! * **shared**: all steps at once use the same directory (one after the other, where it begins as a tree);
 //! * **locked**: one step after the other;
 //! * **private**: a step that finds the directory in use gets another, which is kept too.
 
@@ -67,6 +67,11 @@ impl BuildCache {
         let id = match initial.snapshot() {
             None => id.to_owned(),
             Some(snapshot) => Digest::sha256_of(format!("{id}\0{snapshot}").as_bytes()).to_string(),
+        };
+        // A directory that begins as a tree is an overlay, which cannot be mounted twice at once.
+        let sharing = match (sharing, initial.snapshot()) {
+            (Sharing::Shared, Some(_)) => Sharing::Locked,
+            _ => sharing,
         };
         let alone = match sharing {
             Sharing::Locked => {

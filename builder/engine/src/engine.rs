@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use lapstrake_builder_cache::BuildCache;
+use base64::Engine as _;
+use lapstrake_builder_cache::{BuildCache, INLINE_FIELD};
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::{Definition, Graph, Limits};
-use lapstrake_builder_progress::{Progress, Stream, VertexHandle, VertexState};
-use lapstrake_builder_solver::{CacheStore, Solver};
+use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
+use lapstrake_builder_solver::{CacheStore, KeyId, Resolved, Solver};
 use lapstrake_builder_source::Sources;
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BuildId, BuildRequest, EngineError, Input, Step,
+    BuildId, BuildRequest, EngineError, Input, Step, StepError,
     ops::{self, Workshop},
     plan::place_context,
     scope::{BuildScope, EngineTypes},
@@ -168,19 +169,15 @@ impl Engine {
                 (scope, targets.collect())
             }
         };
-        for reference in &request.cache_from {
-            // As with BuildKit, a source of cache that gives nothing is told, and no failure.
-            let vertex =
-                internal_vertex(progress, format!("importing cache manifest from {}", reference.familiar()));
-            vertex.start();
-            let notice =
-                "records of other builders are not imported by this version; the local cache is used\n";
-            vertex.log(Stream::Stderr, notice.as_bytes().to_vec());
-            vertex.complete();
-        }
+        let imports = self.imports(&request.cache_from, &scope, progress, cancel).await;
         let mut results = Vec::with_capacity(targets.len());
         for target in targets {
-            let tree = self.solve(&target.definition, &scope, progress).await?;
+            let Resolved { value: tree, keys } =
+                self.resolve(&target.definition, &scope, &imports, progress).await?;
+            let mut target = target;
+            if request.inline_cache {
+                self.carry_cache(&mut target.config, &tree, keys).await?;
+            }
             results.push(PlatformResult {
                 platform: target.platform,
                 tree,
@@ -188,32 +185,63 @@ impl Engine {
                 epoch: target.epoch,
             });
         }
-        let export = ExportRequest {
-            output: request.output,
-            results,
-            session: request.session.clone(),
-            inline_cache: request.inline_cache,
-        };
+        let export = ExportRequest { output: request.output, results, session: request.session.clone() };
         let Some(name) = export.output.progress_name() else { return Ok(Exported::default()) };
         let vertex = internal_vertex(progress, name);
         let export = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel);
         Ok(vertex.track(export).await?)
     }
 
-    /// Solves one graph.
+    /// Solves one graph, with no caches but our own.
     pub(crate) async fn solve(
         &self,
         definition: &Definition,
         scope: &Arc<BuildScope>,
         progress: &Progress,
     ) -> Result<Tree, EngineError> {
+        Ok(self.resolve(definition, scope, &[], progress).await?.value)
+    }
+
+    async fn resolve(
+        &self,
+        definition: &Definition,
+        scope: &Arc<BuildScope>,
+        imports: &[Arc<dyn CacheStore<Tree>>],
+        progress: &Progress,
+    ) -> Result<Resolved<Tree>, EngineError> {
         if definition.is_scratch() {
-            return Ok(Tree::empty());
+            return Ok(Resolved { value: Tree::empty(), keys: Arc::default() });
         }
         let graph = Graph::parse(definition, Limits::default())?;
         let make = |vertex: &_| ops::op(&self.0.workshop, vertex);
-        let build = self.0.solver.load(&graph, make, Arc::clone(scope), &[], progress)?;
-        Ok(build.resolve().await?.value)
+        let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
+        Ok(build.resolve().await?)
+    }
+
+    /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
+    async fn carry_cache(
+        &self,
+        config: &mut ImageConfig,
+        tree: &Tree,
+        keys: Arc<Vec<KeyId>>,
+    ) -> Result<(), EngineError> {
+        let (stores, cache, tree) = (self.stores().clone(), Arc::clone(self.cache()), tree.clone());
+        let records = StepError::blocking(move || -> Result<_, StepError> {
+            let mut layers = Vec::new();
+            let mut next = tree.snapshot().cloned();
+            while let Some(name) = next {
+                next = stores.snapshots.stat(&name)?.parent;
+                layers.push(name);
+            }
+            layers.reverse();
+            Ok(cache.export_inline(&keys, &layers)?)
+        })
+        .await?;
+        if let Some(records) = records {
+            let text = base64::engine::general_purpose::STANDARD.encode(records);
+            config.extra.insert(INLINE_FIELD.to_owned(), text.into());
+        }
+        Ok(())
     }
 }
 

@@ -42,6 +42,14 @@ pub enum EngineError {
     /// The cache's records failed.
     #[error(transparent)]
     Cache(#[from] lapstrake_builder_cache::CacheError),
+    /// An image does not carry the cache that it should.
+    #[error("cache of {name}: {why}")]
+    CacheSource {
+        /// The image.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
     /// What was built could not be left where it should be.
     #[error(transparent)]
     Export(#[from] lapstrake_builder_exporter::ExportError),

@@ -14,6 +14,7 @@
 mod context;
 mod engine;
 mod error;
+mod imports;
 mod ops;
 mod plan;
 mod request;

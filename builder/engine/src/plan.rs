@@ -205,7 +205,7 @@ impl Engine {
         Ok(StepError::blocking(read).await?)
     }
 
-    fn source_context(
+    pub(crate) fn source_context(
         &self,
         scope: &Arc<BuildScope>,
         vertex: lapstrake_builder_progress::VertexHandle,

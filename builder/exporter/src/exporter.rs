@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write, path::Path};
 
-use lapstrake_builder_progress::{Event, VertexHandle, Warning};
+use lapstrake_builder_progress::VertexHandle;
 use lapstrake_layerstore_diff::{WriteOptions, write_tree};
 use lapstrake_layerstore_oci::{Digest, ImageId, LayerCompression, Reference};
 use lapstrake_layerstore_store::{ImageName, Layer, NewImage, Stores, Tree};
@@ -86,11 +86,6 @@ impl Exporter {
     ) -> Result<Exported, ExportError> {
         let Some(name) = request.output.name() else { return Ok(Exported::default()) };
         let client = Client { sessions, session: request.session, output: name };
-        let images =
-            matches!(request.output, Output::Image { .. } | Output::Oci { .. } | Output::Docker { .. });
-        if request.inline_cache && images {
-            warn_of_inline_cache(vertex);
-        }
         let work = async {
             match request.output {
                 Output::CacheOnly => Ok(Exported::default()),
@@ -356,16 +351,4 @@ fn only(mut results: Vec<PlatformResult>, output: &'static str) -> Result<Platfo
             Err(ExportError::Unsupported { output, why })
         }
     }
-}
-
-fn warn_of_inline_cache(vertex: &VertexHandle) {
-    vertex.emit(&Event::Warning(Warning {
-        vertex: vertex.digest(),
-        level: 1,
-        short: b"the inline cache that was asked for (BUILDKIT_INLINE_CACHE=1) is not written".to_vec(),
-        detail: vec![b"The image is complete, but `--cache-from` finds no cache records in it.".to_vec()],
-        url: String::new(),
-        source: None,
-        ranges: Vec::new(),
-    }));
 }

@@ -69,8 +69,6 @@ pub struct ExportRequest {
     pub results: Vec<PlatformResult>,
     /// The client's session.
     pub session: Option<SessionId>,
-    /// Whether the image carries its cache records (`BUILDKIT_INLINE_CACHE=1`).
-    pub inline_cache: bool,
 }
 
 /// What an export left behind.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_executor::{
-    DnsConfig, ExtraHost, NetworkMode, OutputSink, ProcessIo, ProcessSpec, SecurityMode, Ulimit,
+    DnsConfig, ExtraHost, NetworkMode, OutputSink, ProcessIo, ProcessSpec, SecurityMode, StubPolicy, Ulimit,
 };
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_progress::{Stream, VertexHandle};
@@ -127,6 +127,9 @@ impl ExecStep {
         if let Some(scope) = cx.scopes().first() {
             spec.resources = executor_resources(&scope.resources)?;
             spec.shm_size = scope.resources.shm_size;
+        }
+        if self.meta.remove_mount_stubs_recursive {
+            spec.stubs = StubPolicy::RemoveTargetsAndParents;
         }
         spec.mounts = plan.take_mounts();
         Ok(spec)
