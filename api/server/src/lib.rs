@@ -29,6 +29,7 @@ mod engine;
 mod error;
 mod events;
 mod images;
+mod impatient;
 mod request;
 mod route;
 mod serve;

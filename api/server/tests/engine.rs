@@ -171,8 +171,9 @@ impl Daemon {
 
 /// Ids differ from run to run: times are in them.
 fn masked(text: &str) -> String {
+    let text = text.replace('\r', "");
     let mut out = String::new();
-    for word in text.split_inclusive([' ', '\n', '\r']) {
+    for word in text.split_inclusive([' ', '\n']) {
         let bare = word.trim();
         let is_id = bare.len() == 12 && bare.bytes().all(|b| b.is_ascii_hexdigit());
         out.push_str(&if is_id { word.replace(bare, "<id>") } else { word.to_owned() });

@@ -3,9 +3,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Daemon, record};
 use http::Method;
 use http_body_util::BodyExt;
+use lapstrake_api_server::{RequestLimits, ServeLimits};
 use lapstrake_api_types::{Actor, EventAction, EventType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -210,4 +213,32 @@ async fn stopping_lets_running_requests_end_and_takes_no_new_ones() {
     drop(answer);
     daemon.serving.await.unwrap();
     assert!(tokio::net::UnixStream::connect(daemon.dir.path().join("sock")).await.is_err());
+}
+
+#[tokio::test]
+async fn silence_and_half_a_request_are_not_waited_for_for_ever() {
+    let limits = ServeLimits { header_time: Duration::from_millis(50), ..ServeLimits::default() };
+    let daemon = Daemon::start_with(RequestLimits::default(), limits);
+    for beginning in ["", "G", "GET /_ping HTTP/1.1\r\nHost:"] {
+        let mut stream = daemon.connect().await;
+        stream.write_all(beginning.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Ends when the daemon has closed the connection.
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(!String::from_utf8_lossy(&answer).contains("200 OK"), "{beginning:?}");
+    }
+}
+
+#[tokio::test]
+async fn http2_is_understood_and_says_that_grpc_is_not_here() {
+    let daemon = Daemon::start();
+    let io = hyper_util::rt::TokioIo::new(daemon.connect().await);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post("http://docker/moby.buildkit.v1.Control/ListWorkers")
+        .body(String::new())
+        .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 501);
 }
