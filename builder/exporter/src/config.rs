@@ -57,7 +57,7 @@ fn date_with(config: &mut ImageConfig, epoch: &Timestamp) {
         (Ok(created), Ok(epoch)) => created > epoch,
         _ => true,
     };
-    if config.created.as_ref().is_none_or(later) {
+    if config.created.as_ref().is_some_and(later) {
         config.created = Some(epoch.clone());
     }
 }
@@ -101,5 +101,93 @@ fn date_rest(history: &mut [History]) {
             Some(own) => created = Some(own.clone()),
             None => step.created = created.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapstrake_layerstore_oci::{Digest, Platform};
+
+    use super::*;
+
+    fn layer(second: i64) -> MadeLayer {
+        MadeLayer {
+            diff_id: DiffId(Digest::sha256_of(second.to_string())),
+            created: OffsetDateTime::from_unix_timestamp(second).unwrap(),
+        }
+    }
+
+    /// A step: `+` has a layer, `-` has none; the number is its time, if it has one.
+    fn step(text: &str) -> History {
+        let (kind, time) = text.split_at(1);
+        let time = time.parse().ok().map(|time| OffsetDateTime::from_unix_timestamp(time).unwrap());
+        History { created: time.map(Timestamp::from), empty_layer: kind == "-", ..History::default() }
+    }
+
+    fn shown(history: &[History]) -> Vec<String> {
+        let time = |step: &History| match &step.created {
+            Some(time) => time.to_time().unwrap().unix_timestamp().to_string(),
+            None => String::new(),
+        };
+        history
+            .iter()
+            .map(|step| format!("{}{}", if step.empty_layer { "-" } else { "+" }, time(step)))
+            .collect()
+    }
+
+    fn finished(steps: &[&str], layers: &[MadeLayer], epoch: Option<i64>) -> ImageConfig {
+        let mut config = ImageConfig::for_platform(&Platform::new("linux", "amd64"));
+        config.history = steps.iter().map(|text| step(text)).collect();
+        finish(config, layers, epoch).unwrap()
+    }
+
+    #[test]
+    fn steps_get_the_times_that_buildkit_gives_them() {
+        for (steps, layers, expected) in [
+            // The first step without a time gets that of the first layer after it.
+            (&["+10", "-", "+", "-"][..], &[10, 20][..], &["+10", "-20", "+20", "-20"][..]),
+            (&["+", "-", "+", "-"], &[10, 20], &["+10", "-20", "+20", "-20"]),
+            // Nothing new but metadata: the time of the base image.
+            (&["+10", "-10", "-", "-"], &[10], &["+10", "-10", "-10", "-10"]),
+            // Nothing has a time.
+            (&["-", "-"], &[], &["-", "-"]),
+            // Later ones have the time of the layer before them.
+            (&["-", "+", "-", "+", "-"], &[10, 20], &["-10", "+10", "-10", "+20", "-20"]),
+        ] {
+            let layers: Vec<MadeLayer> = layers.iter().map(|second| layer(*second)).collect();
+            let config = finished(steps, &layers, None);
+            assert_eq!(shown(&config.history), expected, "{steps:?}");
+            assert_eq!(config.created, config.history.last().and_then(|step| step.created.clone()));
+        }
+    }
+
+    #[test]
+    fn as_many_steps_have_a_layer_as_there_are_layers() {
+        let config = finished(&["+", "+", "+"], &[layer(10)], None);
+        assert_eq!(shown(&config.history), ["+10", "-10", "-10"]);
+        let config = finished(&["+"], &[layer(10), layer(20)], None);
+        assert_eq!(shown(&config.history), ["+10", "+20"]);
+        assert_eq!(config.history[1].comment, "buildkit.exporter.image.v0");
+        assert_eq!(config.rootfs.diff_ids, [layer(10).diff_id, layer(20).diff_id]);
+    }
+
+    #[test]
+    fn the_epoch_is_the_time_of_what_is_new() {
+        let config = finished(&["+100", "-", "+"], &[layer(100), layer(200)], Some(50));
+        // The base image keeps its own, though it is later.
+        assert_eq!(shown(&config.history), ["+100", "-50", "+50"]);
+        assert_eq!(config.created, Some(Timestamp::parse("1970-01-01T00:00:50Z").unwrap()));
+    }
+
+    #[test]
+    fn an_epoch_after_the_last_day_is_refused() {
+        let config = ImageConfig::for_platform(&Platform::new("linux", "amd64"));
+        finish(config, &[], Some(i64::MAX)).unwrap_err();
+    }
+
+    #[test]
+    fn a_config_without_a_platform_is_refused() {
+        let error = finish(ImageConfig::default(), &[], None).unwrap_err();
+        assert_eq!(error.to_string(), "invalid image config for export: missing os");
     }
 }

@@ -161,3 +161,28 @@ impl Write for ToClient {
         if self.buffer.is_empty() { Ok(()) } else { self.send() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_fails_half_way_leaves_the_old_one_and_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.tar");
+        std::fs::write(&path, "before").unwrap();
+        let cancel = CancellationToken::new();
+        let failing = |out: &mut dyn Write| {
+            out.write_all(&[1; 3 * CHUNK]).map_err(ExportError::io("write", "test"))?;
+            Err(ExportError::NoResults)
+        };
+        write_file(&path, &cancel, failing).unwrap_err();
+        let canceling = |out: &mut dyn Write| {
+            cancel.cancel();
+            out.write_all(&[1; 3 * CHUNK]).map_err(ExportError::io("write", "test"))
+        };
+        assert!(matches!(write_file(&path, &cancel, canceling), Err(ExportError::Canceled)));
+        assert_eq!(std::fs::read(&path).unwrap(), b"before");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

@@ -24,15 +24,12 @@ pub fn import(
 ) -> Result<ImageId, TransferError> {
     let draft = stores.begin(&Tree::empty())?;
     let reader = Cancellable { reader, cancel };
-    let unpacked = decompress(reader).and_then(|plain| {
-        // The target's own errors are the store's.
-        let target = draft.diff();
-        Ok(target.map(|target| apply(plain, &target, &Limits::default())))
-    });
+    let target = draft.diff()?;
+    let unpacked = decompress(reader).and_then(|plain| apply(plain, &target, &Limits::default()));
     if cancel.is_cancelled() {
         return Err(TransferError::Canceled);
     }
-    unpacked.map_err(TransferError::ReadArchive)??.map_err(TransferError::ReadArchive)?;
+    unpacked.map_err(TransferError::ReadArchive)?;
     let tree = draft.commit()?;
     let layers = layers(stores, &tree)?;
     let created = Timestamp::from(OffsetDateTime::now_utc());

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use lapstrake_layerstore_diff::{WriteOptions, decompress, write_layer};
-use lapstrake_layerstore_oci::{ChainId, DiffId, Digester};
-use lapstrake_layerstore_store::{Layer, SnapshotName, Stores, Tree};
+use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Digester, LayerCompression};
+use lapstrake_layerstore_store::{BlobReader, Layer, SnapshotName, StoreError, Stores, Tree};
 
 use crate::TransferError;
 
@@ -44,10 +44,9 @@ pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError>
 pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<(), TransferError> {
     let mut digest = Digester::sha256();
     let mut tee = Tee { out, digest: &mut digest };
-    match stores.layers.blobs(&layer.diff_id)?.first() {
-        Some(blob) => {
-            let reader = stores.content.reader(&blob.digest)?;
-            let mut plain = decompress(reader).map_err(TransferError::layer(&blob.digest))?;
+    match open_blob(stores, layer)? {
+        Some((blob, reader)) => {
+            let mut plain = decompress(reader).map_err(TransferError::layer(&blob))?;
             io::copy(&mut plain, &mut tee).map_err(TransferError::io("copy a layer"))?;
         }
         None => {
@@ -62,6 +61,21 @@ pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<
     } else {
         Err(TransferError::WrongDiffId { expected: layer.diff_id.clone(), actual })
     }
+}
+
+/// A blob of the layer, open, so that it stays readable; one that need not be decompressed if there is one.
+fn open_blob(stores: &Stores, layer: &Layer) -> Result<Option<(Digest, Box<dyn BlobReader>)>, TransferError> {
+    let mut blobs = stores.layers.blobs(&layer.diff_id)?;
+    blobs.sort_by_key(|blob| blob.media_type.layer_compression() != Some(LayerCompression::None));
+    for blob in blobs {
+        match stores.content.reader(&blob.digest) {
+            Ok(reader) => return Ok(Some((blob.digest, reader))),
+            // Collected since it was listed: the snapshot has the content too.
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
 }
 
 struct Tee<'a> {
