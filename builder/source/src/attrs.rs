@@ -10,11 +10,12 @@ use crate::SourceError;
 pub(crate) struct Attrs<'a> {
     op: &'a pb::SourceOp,
     known: Vec<&'static str>,
+    prefixes: Vec<&'static str>,
 }
 
 impl<'a> Attrs<'a> {
     pub(crate) fn of(op: &'a pb::SourceOp) -> Self {
-        Self { op, known: Vec::new() }
+        Self { op, known: Vec::new(), prefixes: Vec::new() }
     }
 
     /// The attribute's text; `None` when it is not there or empty.
@@ -30,6 +31,32 @@ impl<'a> Attrs<'a> {
     ) -> Result<Option<T>, SourceError> {
         let Some(value) = self.text(key) else { return Ok(None) };
         value.parse().map(Some).map_err(|error: T::Err| self.invalid(key, value, error))
+    }
+
+    /// The attribute as a number that Go's `strconv.ParseInt` takes with any base; 0 when it is not there.
+    pub(crate) fn go_number(&mut self, key: &'static str) -> Result<u32, SourceError> {
+        let Some(value) = self.text(key) else { return Ok(0) };
+        let lower = value.to_ascii_lowercase().replace('_', "");
+        let (digits, base) = match lower.as_bytes() {
+            [b'0', b'x', ..] => (&lower[2..], 16),
+            [b'0', b'o', ..] => (&lower[2..], 8),
+            [b'0', b'b', ..] => (&lower[2..], 2),
+            [b'0', _, ..] => (&lower[1..], 8),
+            _ => (lower.as_str(), 10),
+        };
+        match u32::from_str_radix(digits, base) {
+            // The last one means "leave it" to chown.
+            Ok(number) if number < u32::MAX => Ok(number),
+            Ok(_) => Err(self.invalid(key, value, "too large")),
+            Err(error) => Err(self.invalid(key, value, error)),
+        }
+    }
+
+    /// All attributes whose key begins with `prefix`, by the rest of it.
+    pub(crate) fn prefixed(&mut self, prefix: &'static str) -> Vec<(&'a str, &'a str)> {
+        self.prefixes.push(prefix);
+        let attrs = self.op.attrs.iter();
+        attrs.filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value.as_str()))).collect()
     }
 
     /// The attribute as Go's `strconv.ParseBool` has it; false when it is not there.
@@ -64,6 +91,7 @@ impl<'a> Attrs<'a> {
             .attrs
             .iter()
             .filter(|(key, value)| !value.is_empty() && !self.known.contains(&key.as_str()))
+            .filter(|(key, _)| !self.prefixes.iter().any(|prefix| key.starts_with(prefix)))
             .map(|(key, _)| key)
             .collect();
         unread.sort();

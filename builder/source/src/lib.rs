@@ -17,6 +17,7 @@
 mod attrs;
 mod context;
 mod error;
+mod http;
 mod image;
 mod local;
 mod sources;

@@ -10,7 +10,13 @@ use lapstrake_layerstore_registry::RegistryClient;
 use lapstrake_layerstore_store::Stores;
 use lapstrake_session::{Sessions, fsutil};
 
-use crate::{Source, SourceContext, SourceError, image::Images, turns::Turns};
+use crate::{
+    Source, SourceContext, SourceError,
+    error::chain,
+    http::{Downloads, client},
+    image::Images,
+    turns::Turns,
+};
 
 /// What sources are made of.
 pub struct SourcesOptions {
@@ -73,6 +79,9 @@ pub(crate) struct Shared {
     pub(crate) images: Images,
     /// One transfer of a directory, or of a repository, at a time.
     pub(crate) turns: Turns,
+    pub(crate) downloads: Downloads,
+    /// The client for URLs, or why there is none.
+    pub(crate) http: Result<reqwest::Client, String>,
     pub(crate) root: PathBuf,
 }
 
@@ -87,7 +96,20 @@ impl Sources {
     pub fn new(options: SourcesOptions) -> Self {
         let SourcesOptions { stores, cache, sessions, registry, root, limits } = options;
         let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
-        Self { shared: Arc::new(Shared { stores, cache, sessions, limits, images, turns: Turns::default(), root }) }
+        // It fails where the machine has no certificates: that is no reason to build nothing.
+        let http = client(limits.http_connect, limits.http_stall).map_err(|error| chain(&error));
+        let shared = Shared {
+            stores,
+            cache,
+            sessions,
+            limits,
+            images,
+            turns: Turns::default(),
+            downloads: Downloads::default(),
+            http,
+            root,
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The source that an op names. Nothing is asked of anybody yet.
@@ -111,6 +133,7 @@ impl Sources {
         };
         match scheme {
             "docker-image" => crate::image::open(&self.shared, rest, op, platform),
+            "http" | "https" => crate::http::open(&self.shared, op),
             "local" => crate::local::open(&self.shared, rest, op),
             scheme => Err(unsupported(scheme)),
         }
@@ -136,8 +159,7 @@ impl Sources {
     /// # Errors
     /// As fetching it.
     pub async fn is_archive(&self, cx: &SourceContext, url: &str) -> Result<bool, SourceError> {
-        let _ = cx;
-        Err(SourceError::Unsupported { origin: url.to_owned(), what: "http://".to_owned() })
+        crate::http::context_is_archive(&self.shared, cx, url).await
     }
 }
 

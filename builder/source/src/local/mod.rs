@@ -11,11 +11,12 @@ use std::{path::Path, sync::Arc};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::pb;
-use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_oci::{Digest, gojson};
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::fsutil::{Compare, Index};
 
 use self::select::Selection;
+pub(crate) use self::walk::open as open_beneath;
 use crate::{LocalProvider, Source, SourceContext, SourceError, SourceKind, attrs::Attrs, sources::{Shared, cache_key}};
 
 /// Which directory, and what of it, as an op says it.
@@ -130,7 +131,7 @@ impl LocalSource {
             exclude_patterns: &spec.exclude,
             follow_paths: &spec.follow,
         };
-        let json = serde_json::to_vec(&key).expect("texts and lists of texts are JSON");
+        let json = gojson::to_vec(&key).expect("texts and lists of texts are JSON");
         Ok(cache_key(&format!("session:{}:{}", spec.name, Digest::sha256_of(json))))
     }
 

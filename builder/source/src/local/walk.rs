@@ -257,7 +257,7 @@ pub(super) fn mtime_ns(stat: &Stat) -> i64 {
 }
 
 /// Opens something below a directory, without following any symlink.
-pub(super) fn open(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+pub(crate) fn open(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     Ok(fs::openat2(dir, path, flags, Mode::empty(), resolve)?)

@@ -1,0 +1,284 @@
+//! Files behind URLs: `http(s)://…`, and what a client uploads through its session, `http://buildkit-session/<id>`.
+
+mod archive;
+mod name;
+mod request;
+mod save;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lapstrake_builder_llb::pb;
+use lapstrake_layerstore_oci::{Digest, gojson};
+use lapstrake_layerstore_store::Tree;
+use lapstrake_session::UPLOAD_HOST;
+use parking_lot::Mutex;
+use url::Url;
+
+pub(crate) use self::request::client;
+use self::{name::file_name, request::Resolved};
+use crate::{
+    Source, SourceContext, SourceError, SourceKind,
+    attrs::Attrs,
+    sources::{Shared, cache_key},
+};
+
+/// The file's name where a URL is a build context, as BuildKit's frontend has it.
+const CONTEXT_FILE: &str = "context";
+
+/// Which file, as an op says it.
+#[derive(Debug, Clone, PartialEq)]
+struct HttpSpec {
+    url: Url,
+    /// The URL as the op has it, which is what keys are made of.
+    text: String,
+    checksum: Option<Digest>,
+    filename: Option<String>,
+    /// Permission bits; 0600 when 0.
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// The secret that holds the `Authorization` header.
+    auth_secret: Option<String>,
+    /// Sorted by name.
+    headers: Vec<Header>,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Header {
+    name: String,
+    value: String,
+}
+
+impl HttpSpec {
+    fn parse(op: &pb::SourceOp) -> Result<Self, SourceError> {
+        let url = Url::parse(&op.identifier).map_err(|error| SourceError::Identifier {
+            origin: op.identifier.clone(),
+            why: error.to_string(),
+        })?;
+        let mut attrs = Attrs::of(op);
+        let checksum = match attrs.text("http.checksum") {
+            None => None,
+            Some(text) => {
+                Some(Digest::parse(text).map_err(|error| attrs.invalid("http.checksum", text, error))?)
+            }
+        };
+        let mode = attrs.go_number("http.perm")?;
+        // BuildKit sends all `http.header.*` that it is given, and takes these two.
+        let mut headers: Vec<Header> = attrs
+            .prefixed("http.header.")
+            .into_iter()
+            .filter_map(|(name, value)| {
+                let name = match name.to_ascii_lowercase().as_str() {
+                    "accept" => "Accept",
+                    "user-agent" => "User-Agent",
+                    _ => return None,
+                };
+                Some(Header { name: name.to_owned(), value: value.to_owned() })
+            })
+            .collect();
+        headers.sort_by(|a, b| a.name.cmp(&b.name));
+        let spec = Self {
+            url,
+            text: op.identifier.clone(),
+            checksum,
+            filename: attrs.text("http.filename").map(str::to_owned),
+            mode: mode & 0o777,
+            uid: attrs.go_number("http.uid")?,
+            gid: attrs.go_number("http.gid")?,
+            auth_secret: attrs.text("http.authheadersecret").map(str::to_owned),
+            headers,
+        };
+        attrs.finish()?;
+        Ok(spec)
+    }
+
+    /// The URL for people: without a password.
+    fn origin(&self) -> String {
+        without_password(&self.url)
+    }
+
+    fn is_upload(&self) -> bool {
+        self.url.host_str() == Some(UPLOAD_HOST)
+    }
+
+    /// What a downloaded file is remembered by: everything that makes a difference to it.
+    fn memory_key(&self) -> String {
+        #[derive(serde::Serialize)]
+        struct Key<'a> {
+            url: &'a str,
+            filename: &'a Option<String>,
+            mode: u32,
+            uid: u32,
+            gid: u32,
+            auth_secret: &'a Option<String>,
+            headers: &'a [Header],
+        }
+        let key = Key {
+            url: &self.text,
+            filename: &self.filename,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            auth_secret: &self.auth_secret,
+            headers: &self.headers,
+        };
+        let json = serde_json::to_vec(&key).expect("texts and numbers are JSON");
+        format!(":http:{}", Digest::sha256_of(json))
+    }
+
+    /// BuildKit's cache key (`source/http`, `formatCacheKey`).
+    fn cache_key(&self, file: &Resolved) -> Digest {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Key<'a> {
+            filename: &'a str,
+            perm: u32,
+            #[serde(rename = "UID")]
+            uid: u32,
+            #[serde(rename = "GID")]
+            gid: u32,
+            checksum: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            last_mod_time: Option<String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            auth_header_secret: &'a Option<String>,
+            #[serde(skip_serializing_if = "<[Header]>::is_empty")]
+            header: &'a [Header],
+        }
+        let key = Key {
+            filename: &file.filename,
+            perm: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            checksum: file.digest.as_str(),
+            last_mod_time: file.modified.map(name::http_date),
+            auth_header_secret: &self.auth_secret,
+            header: &self.headers,
+        };
+        let json = gojson::to_vec(&key).expect("texts and numbers are JSON");
+        cache_key(Digest::sha256_of(json).as_str())
+    }
+}
+
+pub(crate) fn without_password(url: &Url) -> String {
+    if url.password().is_none() && url.username().is_empty() {
+        return url.to_string();
+    }
+    let mut url = url.clone();
+    // Both fail only for URLs that can have neither.
+    let _ = url.set_password(None);
+    let _ = url.set_username("xxxxx");
+    url.to_string()
+}
+
+/// Opens `http://` and `https://`.
+pub(crate) fn open(shared: &Arc<Shared>, op: &pb::SourceOp) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(Arc::new(HttpSource::new(shared, HttpSpec::parse(op)?)))
+}
+
+struct HttpSource {
+    shared: Arc<Shared>,
+    spec: Arc<HttpSpec>,
+    found: tokio::sync::Mutex<Option<Resolved>>,
+}
+
+impl HttpSource {
+    fn new(shared: &Arc<Shared>, spec: HttpSpec) -> Self {
+        Self { shared: Arc::clone(shared), spec: Arc::new(spec), found: tokio::sync::Mutex::default() }
+    }
+
+    /// What is there. With a checksum, nobody need be asked.
+    async fn resolve(&self, cx: &SourceContext) -> Result<Resolved, SourceError> {
+        let mut kept = self.found.lock().await;
+        if let Some(found) = &*kept {
+            return Ok(found.clone());
+        }
+        let found = match &self.spec.checksum {
+            Some(checksum) => Resolved {
+                digest: checksum.clone(),
+                filename: file_name(&self.spec.url, self.spec.filename.as_deref(), None),
+                modified: None,
+                tree: None,
+            },
+            None => request::resolve(&self.shared, &self.spec, cx).await?,
+        };
+        Ok(kept.insert(found).clone())
+    }
+
+    async fn get(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
+        let found = self.resolve(cx).await?;
+        match found.tree {
+            Some(tree) => Ok(tree),
+            None => {
+                let tree = request::fetch(&self.shared, &self.spec, cx, &found.digest).await?;
+                *self.found.lock().await = Some(Resolved { tree: Some(tree.clone()), ..found });
+                Ok(tree)
+            }
+        }
+    }
+}
+
+impl Source for HttpSource {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Http
+    }
+
+    fn description(&self) -> String {
+        format!("http url {}", self.spec.origin())
+    }
+
+    fn pin<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>> {
+        Box::pin(async move { Ok(self.spec.cache_key(&self.resolve(cx).await?)) })
+    }
+
+    fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {
+        Box::pin(self.get(cx))
+    }
+}
+
+/// What sessions' builds have resolved: a build sees one state of a file however often it asks, and a client gives an upload once.
+#[derive(Default)]
+pub(crate) struct Downloads {
+    /// By session and memory key, newest last.
+    recent: Mutex<std::collections::VecDeque<(String, String, Resolved)>>,
+}
+
+impl Downloads {
+    fn recall(&self, session: &str, key: &str) -> Option<Resolved> {
+        let recent = self.recent.lock();
+        recent.iter().find(|(id, name, _)| id == session && name == key).map(|(.., found)| found.clone())
+    }
+
+    /// Keeps what live sessions resolved; at most `limit` of them.
+    fn keep(
+        &self,
+        session: &str,
+        key: &str,
+        found: &Resolved,
+        limit: usize,
+        is_live: impl Fn(&str) -> bool,
+    ) {
+        let mut recent = self.recent.lock();
+        recent.retain(|(id, name, _)| is_live(id) && !(id == session && name == key));
+        recent.push_back((session.to_owned(), key.to_owned(), found.clone()));
+        while recent.len() > limit.max(1) {
+            recent.pop_front();
+        }
+    }
+}
+
+/// Whether a URL that is a build context is an archive; otherwise it is a Dockerfile.
+pub(crate) async fn context_is_archive(
+    shared: &Arc<Shared>,
+    cx: &SourceContext,
+    url: &str,
+) -> Result<bool, SourceError> {
+    let attrs = [("http.filename".to_owned(), CONTEXT_FILE.to_owned())].into();
+    let op = pb::SourceOp { identifier: url.to_owned(), attrs };
+    let source = HttpSource::new(shared, HttpSpec::parse(&op)?);
+    let tree = source.get(cx).await?;
+    let stores = shared.stores.clone();
+    SourceError::blocking(move || archive::file_is_archive(&stores, &tree, CONTEXT_FILE)).await
+}
