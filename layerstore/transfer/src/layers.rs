@@ -45,7 +45,7 @@ pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<
     let mut digest = Digester::sha256();
     let mut tee = Tee { out, digest: &mut digest };
     match open_blob(stores, layer)? {
-        Some((blob, reader)) => {
+        Some(OpenBlob { digest: blob, reader }) => {
             let mut plain = decompress(reader).map_err(TransferError::layer(&blob))?;
             io::copy(&mut plain, &mut tee).map_err(TransferError::io("copy a layer"))?;
         }
@@ -63,13 +63,18 @@ pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<
     }
 }
 
+struct OpenBlob {
+    digest: Digest,
+    reader: Box<dyn BlobReader>,
+}
+
 /// A blob of the layer, open, so that it stays readable; one that need not be decompressed if there is one.
-fn open_blob(stores: &Stores, layer: &Layer) -> Result<Option<(Digest, Box<dyn BlobReader>)>, TransferError> {
+fn open_blob(stores: &Stores, layer: &Layer) -> Result<Option<OpenBlob>, TransferError> {
     let mut blobs = stores.layers.blobs(&layer.diff_id)?;
     blobs.sort_by_key(|blob| blob.media_type.layer_compression() != Some(LayerCompression::None));
     for blob in blobs {
         match stores.content.reader(&blob.digest) {
-            Ok(reader) => return Ok(Some((blob.digest, reader))),
+            Ok(reader) => return Ok(Some(OpenBlob { digest: blob.digest, reader })),
             // Collected since it was listed: the snapshot has the content too.
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
