@@ -54,7 +54,8 @@ impl Docker {
     }
 
     fn run(&self, arguments: &[&str], input: &[u8]) -> Vec<u8> {
-        let mut child = Command::new("docker")
+        // Debian's, whatever else is installed before it.
+        let mut child = Command::new("/usr/bin/docker")
             .args(["-H", &self.socket])
             .args(arguments)
             .stdin(Stdio::piped())
