@@ -12,7 +12,8 @@ pub fn busybox_rootfs() -> Vec<u8> {
     crate::require(BUSYBOX, "busybox-static");
     let applets = std::process::Command::new(BUSYBOX).arg("--list").output().expect("busybox runs").stdout;
     let mut archive = tar::Builder::new(Vec::new());
-    for (dir, mode) in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("usr", 0o755), ("usr/bin", 0o755)]
+    for (dir, mode) in
+        [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("usr", 0o755), ("usr/bin", 0o755)]
     {
         add(&mut archive, dir, tar::EntryType::Directory, mode, b"");
     }
@@ -47,5 +48,7 @@ fn add(archive: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mo
 
 /// Imports the base image as [`BASE_IMAGE`].
 pub(crate) fn import(docker: &Docker) {
-    docker.run_with(["import", "--change", "CMD [\"/bin/sh\"]", "-", BASE_IMAGE], &busybox_rootfs()).success();
+    docker
+        .run_with(["import", "--change", "CMD [\"/bin/sh\"]", "-", BASE_IMAGE], &busybox_rootfs())
+        .success();
 }

@@ -27,7 +27,8 @@ impl Dockerd {
     pub fn start() -> Self {
         crate::require(PROGRAM, "docker.io");
         crate::require("/usr/bin/containerd", "docker.io");
-        let dir = tempfile::Builder::new().prefix("lapstrake-dockerd-").tempdir().expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("lapstrake-dockerd-").tempdir().expect("a temporary directory");
         let log = File::create(dir.path().join("log")).expect("a log file");
         // The configuration of this machine's own dockerd is none of ours.
         let config = dir.path().join("daemon.json");
@@ -65,7 +66,10 @@ impl Dockerd {
 
     /// The directories of an image's layers, highest first.
     pub fn layer_directories(&self, image: &str) -> Vec<PathBuf> {
-        let data = self.docker().run(["image", "inspect", "--format", "{{json .GraphDriver.Data}}", image]).success();
+        let data = self
+            .docker()
+            .run(["image", "inspect", "--format", "{{json .GraphDriver.Data}}", image])
+            .success();
         let data: serde_json::Value = serde_json::from_str(data.line()).expect("dockerd writes JSON");
         ["UpperDir", "LowerDir"]
             .iter()
@@ -81,7 +85,8 @@ impl Drop for Dockerd {
         self.process.stop();
         // After an end by force, its containerd is still there, and is ended by its id too.
         let containerd = self.dir.path().join("exec/containerd/containerd.pid");
-        if let Some(pid) = std::fs::read_to_string(containerd).ok().and_then(|text| text.trim().parse().ok()) {
+        if let Some(pid) = std::fs::read_to_string(containerd).ok().and_then(|text| text.trim().parse().ok())
+        {
             if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 // It may have ended meanwhile.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -43,7 +43,8 @@ impl Registry {
 
     fn launch(users: bool) -> Self {
         crate::require(PROGRAM, "docker-registry");
-        let dir = tempfile::Builder::new().prefix("lapstrake-registry-").tempdir().expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("lapstrake-registry-").tempdir().expect("a temporary directory");
         // Another program may take the port between our look and the registry's.
         for _ in 0..20 {
             let address = free_address();
@@ -51,7 +52,10 @@ impl Registry {
                 return Self { _process: process, dir, address };
             }
         }
-        panic!("the registry does not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap_or_default());
+        panic!(
+            "the registry does not start: {}",
+            std::fs::read_to_string(dir.path().join("log")).unwrap_or_default()
+        );
     }
 
     /// `127.0.0.1:<port>`, as in image names.
@@ -88,8 +92,12 @@ fn serve(dir: &TempDir, address: SocketAddr, users: bool) -> Option<Process> {
         path("data").display()
     );
     if users {
-        std::fs::write(path("htpasswd"), format!("{USER}:{PASSWORD_HASH}\n")).expect("the directory takes it");
-        config.push_str(&format!("auth:\n  htpasswd: {{realm: tests, path: {}}}\n", path("htpasswd").display()));
+        std::fs::write(path("htpasswd"), format!("{USER}:{PASSWORD_HASH}\n"))
+            .expect("the directory takes it");
+        config.push_str(&format!(
+            "auth:\n  htpasswd: {{realm: tests, path: {}}}\n",
+            path("htpasswd").display()
+        ));
     }
     std::fs::write(path("config.yml"), config).expect("the directory takes it");
     let log = File::create(path("log")).expect("a log file");

@@ -82,7 +82,10 @@ pub fn saved_image(archive: &[u8]) -> SavedImage {
         }
     }
     for (path, target) in links {
-        let data = files.get(&target).unwrap_or_else(|| panic!("{path} links to {target}, which is not there")).clone();
+        let data = files
+            .get(&target)
+            .unwrap_or_else(|| panic!("{path} links to {target}, which is not there"))
+            .clone();
         files.insert(path, data);
     }
     let manifest: Value = serde_json::from_slice(&files["manifest.json"]).expect("manifest.json is JSON");
@@ -124,8 +127,11 @@ fn apply(tree: &mut BTreeMap<String, Node>, layer: &[u8]) {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", &path));
         if name == ".wh..wh..opq" {
             let prefix = format!("{dir}/");
-            let gone: Vec<_> =
-                tree.keys().filter(|path| path.starts_with(&prefix) && !added.contains(*path)).cloned().collect();
+            let gone: Vec<_> = tree
+                .keys()
+                .filter(|path| path.starts_with(&prefix) && !added.contains(*path))
+                .cloned()
+                .collect();
             gone.iter().for_each(|path| remove(tree, path));
             continue;
         }
@@ -138,7 +144,10 @@ fn apply(tree: &mut BTreeMap<String, Node>, layer: &[u8]) {
         let mut node = node(&mut entry);
         if entry.header().entry_type() == tar::EntryType::Link {
             let target = clean(&entry.link_name().expect("a link").expect("a target"));
-            node = tree.get(&target).unwrap_or_else(|| panic!("{path} is a link to {target}, not there")).clone();
+            node = tree
+                .get(&target)
+                .unwrap_or_else(|| panic!("{path} is a link to {target}, not there"))
+                .clone();
             let mut names = node.names.clone();
             names.insert(path.clone());
             for name in &node.names {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use bollard::{
     API_DEFAULT_VERSION, Docker,
     models::{BuildInfo, BuildInfoAux},
-    query_parameters::{BuildImageOptionsBuilder, BuilderVersion, CreateImageOptionsBuilder, ListImagesOptionsBuilder},
+    query_parameters::{
+        BuildImageOptionsBuilder, BuilderVersion, CreateImageOptionsBuilder, ListImagesOptionsBuilder,
+    },
 };
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -27,7 +29,11 @@ fn archive(files: &[(&str, &str)]) -> Bytes {
     archive.into_inner().unwrap().into()
 }
 
-async fn build(docker: &Docker, options: BuildImageOptionsBuilder, archive: Bytes) -> Result<Vec<BuildInfo>, bollard::errors::Error> {
+async fn build(
+    docker: &Docker,
+    options: BuildImageOptionsBuilder,
+    archive: Bytes,
+) -> Result<Vec<BuildInfo>, bollard::errors::Error> {
     docker.build_image(options.build(), None, Some(Either::Left(Full::new(archive)))).try_collect().await
 }
 
@@ -35,10 +41,18 @@ async fn build(docker: &Docker, options: BuildImageOptionsBuilder, archive: Byte
 async fn classic_builds() {
     let daemon = Daemon::with_base();
     let docker = client(&daemon);
-    let files = [("Dockerfile", "FROM busybox\nARG WHO\nCOPY a /a\nRUN echo \"hello $WHO\" && cat /a\n"), ("a", "from a\n")];
+    let files = [
+        ("Dockerfile", "FROM busybox\nARG WHO\nCOPY a /a\nRUN echo \"hello $WHO\" && cat /a\n"),
+        ("a", "from a\n"),
+    ];
     let arguments = HashMap::from([("WHO", "me")]);
     let labels = HashMap::from([("by", "bollard")]);
-    let options = BuildImageOptionsBuilder::default().dockerfile("Dockerfile").t("classic:1").rm(true).buildargs(&arguments).labels(&labels);
+    let options = BuildImageOptionsBuilder::default()
+        .dockerfile("Dockerfile")
+        .t("classic:1")
+        .rm(true)
+        .buildargs(&arguments)
+        .labels(&labels);
     let told = build(&docker, options, archive(&files)).await.unwrap();
     let text: String = told.iter().filter_map(|info| info.stream.clone()).collect();
     assert!(text.contains("Step 1/4 : FROM busybox") && text.contains("hello me\nfrom a\n"), "{text}");
@@ -55,7 +69,8 @@ async fn classic_builds() {
 async fn a_failed_classic_build_is_an_error() {
     let daemon = Daemon::with_base();
     let files = [("Dockerfile", "FROM busybox\nRUN exit 3\n")];
-    let error = build(&client(&daemon), BuildImageOptionsBuilder::default(), archive(&files)).await.unwrap_err();
+    let error =
+        build(&client(&daemon), BuildImageOptionsBuilder::default(), archive(&files)).await.unwrap_err();
     assert!(error.to_string().contains("returned a non-zero code: 3"), "{error}");
 }
 
@@ -78,17 +93,25 @@ async fn buildkit_builds_with_a_session_of_bollards() {
             logs.extend(status.logs.iter().flat_map(|log| log.msg.clone()));
         }
     }
-    assert!(vertexes.iter().any(|vertex| vertex.name.contains("RUN echo made") && vertex.completed.is_some()), "{vertexes:?}");
+    assert!(
+        vertexes.iter().any(|vertex| vertex.name.contains("RUN echo made") && vertex.completed.is_some()),
+        "{vertexes:?}"
+    );
     assert!(vertexes.iter().all(|vertex| vertex.error.is_empty()), "{vertexes:?}");
     assert!(String::from_utf8_lossy(&logs).contains("seen in the log"), "{logs:?}");
-    assert!(statuses.iter().any(|status| status.id == "naming to docker.io/library/buildkit:1"), "{statuses:?}");
+    assert!(
+        statuses.iter().any(|status| status.id == "naming to docker.io/library/buildkit:1"),
+        "{statuses:?}"
+    );
     docker.inspect_image("buildkit:1").await.unwrap();
 }
 
 #[tokio::test]
 async fn a_failed_buildkit_build_names_its_vertex() {
     let daemon = Daemon::with_base();
-    let options = BuildImageOptionsBuilder::default().version(BuilderVersion::BuilderBuildKit).session("another-session");
+    let options = BuildImageOptionsBuilder::default()
+        .version(BuilderVersion::BuilderBuildKit)
+        .session("another-session");
     let files = [("Dockerfile", "FROM busybox\nRUN echo words && exit 9\n")];
     let error = build(&client(&daemon), options, archive(&files)).await.unwrap_err();
     assert!(error.to_string().contains("exit code: 9"), "{error}");
@@ -105,7 +128,8 @@ async fn images_come_from_a_registry() {
     let told: Vec<_> = docker.create_image(Some(options), None, None).try_collect().await.unwrap();
     let last = told.last().unwrap().status.clone().unwrap();
     assert_eq!(last, format!("Status: Downloaded newer image for {image}:latest"));
-    let images = docker.list_images(Some(ListImagesOptionsBuilder::default().all(true).build())).await.unwrap();
+    let images =
+        docker.list_images(Some(ListImagesOptionsBuilder::default().all(true).build())).await.unwrap();
     assert_eq!(images.len(), 1);
     assert_eq!(images[0].repo_tags, [format!("{image}:latest")]);
 }

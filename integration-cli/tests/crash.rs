@@ -1,6 +1,9 @@
 //! `kill -9`, fifty times, and what is left.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use lapstrake_integration_cli::{Daemon, Process};
 
@@ -53,5 +56,11 @@ fn a_store_survives_fifty_kills() {
             entries.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() != "l")).count()
         })
     };
-    assert_eq!((left("overlay2"), left("content/blobs/sha256"), left("content/ingest")), (0, 0, 0));
+    let all_left = || (left("overlay2"), left("content/blobs/sha256"), left("content/ingest"));
+    // Start-up sweeps after it has begun to answer.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while all_left() != (0, 0, 0) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(all_left(), (0, 0, 0), "{}", daemon.log());
 }

@@ -39,13 +39,20 @@ fn from_a_directory() {
             &daemon,
             "plain",
             &[
-                ("Dockerfile", "FROM busybox\nARG WHO=nobody\nLABEL who=$WHO\nCOPY src /src\nRUN echo built for $WHO > /who\nCMD [\"cat\", \"/who\"]\n"),
+                (
+                    "Dockerfile",
+                    "FROM busybox\nARG WHO=nobody\nLABEL who=$WHO\nCOPY src /src\nRUN echo built for $WHO > /who\nCMD [\"cat\", \"/who\"]\n",
+                ),
                 ("src/a.txt", "A"),
             ],
         );
         let tag = format!("plain:{buildkit}");
-        let output = build(&docker, &["-t", &tag, "--build-arg", "WHO=me", "--label", "extra=1"], &dir).success();
-        assert_eq!(config(&docker, &tag, "{{.Config.Labels.who}} {{.Config.Labels.extra}} {{json .Config.Cmd}}"), "me 1 [\"cat\",\"/who\"]");
+        let output =
+            build(&docker, &["-t", &tag, "--build-arg", "WHO=me", "--label", "extra=1"], &dir).success();
+        assert_eq!(
+            config(&docker, &tag, "{{.Config.Labels.who}} {{.Config.Labels.extra}} {{json .Config.Cmd}}"),
+            "me 1 [\"cat\",\"/who\"]"
+        );
         if !buildkit {
             assert!(output.stdout.contains("Step 1/"), "{}", output.stdout);
             assert!(output.stdout.contains(" ---> "), "{}", output.stdout);
@@ -66,7 +73,9 @@ fn from_standard_input() {
         docker.run_with(["build", "-t", "alone", "-"], b"FROM busybox\nRUN echo alone > /alone\n").success();
         // A context.
         let mut archive = tar::Builder::new(Vec::new());
-        for (path, data) in [("Dockerfile", "FROM busybox\nCOPY data /data\nRUN grep -q hello /data\n"), ("data", "hello")] {
+        for (path, data) in
+            [("Dockerfile", "FROM busybox\nCOPY data /data\nRUN grep -q hello /data\n"), ("data", "hello")]
+        {
             let mut header = tar::Header::new_gnu();
             header.set_size(data.len() as u64);
             header.set_mode(0o644);
@@ -76,7 +85,10 @@ fn from_standard_input() {
         // A Dockerfile beside a directory.
         let dir = directory(&daemon, "beside", &[("data", "hello")]);
         docker
-            .run_with(["build", "-t", "beside", "-f", "-", dir.to_str().unwrap()], b"FROM busybox\nCOPY data /\n")
+            .run_with(
+                ["build", "-t", "beside", "-f", "-", dir.to_str().unwrap()],
+                b"FROM busybox\nCOPY data /\n",
+            )
             .success();
     }
 }
@@ -89,12 +101,23 @@ fn another_dockerfile_a_target_and_an_image_id_file() {
         let dir = directory(
             &daemon,
             "named",
-            &[("build/My.Dockerfile", "FROM busybox AS first\nRUN echo 1 > /n\nFROM first AS second\nRUN echo 2 > /n\n")],
+            &[(
+                "build/My.Dockerfile",
+                "FROM busybox AS first\nRUN echo 1 > /n\nFROM first AS second\nRUN echo 2 > /n\n",
+            )],
         );
         let file = dir.join("build/My.Dockerfile");
         let id_file = daemon.scratch().join("id");
-        let arguments =
-            ["-f", file.to_str().unwrap(), "--target", "first", "--iidfile", id_file.to_str().unwrap(), "-t", "named"];
+        let arguments = [
+            "-f",
+            file.to_str().unwrap(),
+            "--target",
+            "first",
+            "--iidfile",
+            id_file.to_str().unwrap(),
+            "-t",
+            "named",
+        ];
         build(&docker, &arguments, &dir).success();
         let id = fs::read_to_string(&id_file).unwrap();
         assert_eq!(config(&docker, "named", "{{.Id}}"), id);
@@ -121,7 +144,10 @@ fn secrets_are_seen_and_not_kept() {
         &daemon,
         "secret",
         &[
-            ("Dockerfile", "# syntax=docker/dockerfile:1\nFROM busybox\nRUN --mount=type=secret,id=token,required=true wc -c < /run/secrets/token > /size\n"),
+            (
+                "Dockerfile",
+                "# syntax=docker/dockerfile:1\nFROM busybox\nRUN --mount=type=secret,id=token,required=true wc -c < /run/secrets/token > /size\n",
+            ),
             ("token", "s3cr3t-value"),
         ],
     );
@@ -140,7 +166,10 @@ fn output_goes_to_a_directory_or_a_tarball() {
     let dir = directory(
         &daemon,
         "output",
-        &[("Dockerfile", "FROM busybox AS make\nRUN echo made > /made\nFROM scratch\nCOPY --from=make /made /dir/made\n")],
+        &[(
+            "Dockerfile",
+            "FROM busybox AS make\nRUN echo made > /made\nFROM scratch\nCOPY --from=make /made /dir/made\n",
+        )],
     );
     let local = daemon.scratch().join("out");
     build(&docker, &["-o", &format!("type=local,dest={}", local.display())], &dir).success();
@@ -148,8 +177,11 @@ fn output_goes_to_a_directory_or_a_tarball() {
     let tarball = daemon.scratch().join("out.tar");
     build(&docker, &["-o", &format!("type=tar,dest={}", tarball.display())], &dir).success();
     let mut archive = tar::Archive::new(fs::File::open(tarball).unwrap());
-    let names: Vec<_> =
-        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
+    let names: Vec<_> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
     assert!(names.iter().any(|name| name == "dir/made"), "{names:?}");
 }
 
@@ -158,8 +190,10 @@ fn a_second_build_is_cached() {
     let daemon = Daemon::with_base();
     for buildkit in PROTOCOLS {
         let docker = cli(&daemon, buildkit);
-        let dockerfile = format!("FROM busybox\nCOPY a /a\nRUN cat /proc/sys/kernel/random/uuid > /stamp-{buildkit}\n");
-        let dir = directory(&daemon, &format!("cached-{buildkit}"), &[("Dockerfile", &dockerfile), ("a", "1")]);
+        let dockerfile =
+            format!("FROM busybox\nCOPY a /a\nRUN cat /proc/sys/kernel/random/uuid > /stamp-{buildkit}\n");
+        let dir =
+            directory(&daemon, &format!("cached-{buildkit}"), &[("Dockerfile", &dockerfile), ("a", "1")]);
         build(&docker, &["-t", "one"], &dir).success();
         let second = build(&docker, &["-t", "two"], &dir).success();
         let word = if buildkit { "CACHED" } else { "Using cache" };

@@ -23,7 +23,10 @@ fn python() -> PathBuf {
     let python = environment.join("bin/python");
     let done = environment.join("complete");
     if !done.exists() {
-        check(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment), "apt-get install python3-venv");
+        check(
+            Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment),
+            "apt-get install python3-venv",
+        );
         let package = format!("docker=={VERSION}");
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", &package];
         check(Command::new(&python).args(install), "PyPI has to be reachable once");
@@ -34,7 +37,12 @@ fn python() -> PathBuf {
 
 fn check(command: &mut Command, hint: &str) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {hint}"));
-    assert!(output.status.success(), "{command:?}: {}{}; {hint}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}{}; {hint}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Runs one function of the script against a daemon of its own.

@@ -1,8 +1,13 @@
 //! A real engine, Debian's dockerd, takes our images and gives us its own; both build the same from the same.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use lapstrake_integration_cli::{BASE_IMAGE, Daemon, Docker, Dockerd, SavedImage, busybox_rootfs, differences, saved_image};
+use lapstrake_integration_cli::{
+    BASE_IMAGE, Daemon, Docker, Dockerd, SavedImage, busybox_rootfs, differences, saved_image,
+};
 use serde_json::{Value, json};
 
 /// An image moves from one engine to the other.
@@ -47,12 +52,17 @@ fn special_archive() -> Vec<u8> {
     // VFS_CAP_REVISION_2, effective; cap_net_raw permitted.
     let capability: &[u8] = &[1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     archive
-        .append_pax_extensions([("SCHILY.xattr.security.capability", capability), ("SCHILY.xattr.user.note", b"kept")])
+        .append_pax_extensions([
+            ("SCHILY.xattr.security.capability", capability),
+            ("SCHILY.xattr.user.note", b"kept"),
+        ])
         .unwrap();
     archive.append_data(&mut header(tar::EntryType::Regular, 0o755, 4), "set/capable", &b"able"[..]).unwrap();
     archive.append_data(&mut header(tar::EntryType::Regular, 0o6711, 2), "set/uid", &b"id"[..]).unwrap();
     archive.append_link(&mut header(tar::EntryType::Link, 0o6711, 0), "set/same", "set/uid").unwrap();
-    archive.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), "set/dangling", "../nowhere").unwrap();
+    archive
+        .append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), "set/dangling", "../nowhere")
+        .unwrap();
     archive.append_data(&mut header(tar::EntryType::Fifo, 0o640, 0), "set/fifo", &b""[..]).unwrap();
     archive.into_inner().unwrap()
 }
@@ -77,7 +87,12 @@ fn dockerd_runs_what_was_built_here() {
     let dir = context(
         &ours.scratch(),
         "everything",
-        &[("Dockerfile", EVERYTHING.as_bytes()), ("special.tar", &special_archive()), ("tool.sh", b"#!/bin/sh\n"), ("plain", b"plain\n")],
+        &[
+            ("Dockerfile", EVERYTHING.as_bytes()),
+            ("special.tar", &special_archive()),
+            ("tool.sh", b"#!/bin/sh\n"),
+            ("plain", b"plain\n"),
+        ],
     );
     for (name, docker) in [("classic", ours.docker().classic()), ("buildkit", ours.docker().buildkit())] {
         docker.run(["build", "-t", name, dir.to_str().unwrap()]).success();
@@ -92,11 +107,27 @@ fn dockerd_runs_what_was_built_here() {
             "4750 1000:2000 /opt/tool.sh\n644 0:0 /opt/plain\n1751 1234:4321 /set\n6711 1234:4321 /set/uid\n\
              1777 0:0 /sticky\n755 0:0 /work/sub\n640 1234:4321 /set/fifo\n"
         );
-        assert_eq!(shell("[ /opt/plain -ef /opt/hard ] && [ /set/uid -ef /set/same ] && stat -c %h /opt/hard"), "2\n");
-        assert_eq!(shell("readlink /opt/soft; readlink /set/dangling; cat /opt/soft"), "/opt/plain\n../nowhere\nplain\n");
-        assert_eq!(shell("test -p /set/fifo && ls -A /gone && cat /kept/old && ls /deleted 2>&1 || true"), "new\nchanged\nls: /deleted: No such file or directory\n");
-        assert_eq!(shell("echo $PATH"), "/opt:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n");
-        let file = engine.layer_directories(name).into_iter().map(|layer| layer.join("set/capable")).find(|file| file.exists());
+        assert_eq!(
+            shell("[ /opt/plain -ef /opt/hard ] && [ /set/uid -ef /set/same ] && stat -c %h /opt/hard"),
+            "2\n"
+        );
+        assert_eq!(
+            shell("readlink /opt/soft; readlink /set/dangling; cat /opt/soft"),
+            "/opt/plain\n../nowhere\nplain\n"
+        );
+        assert_eq!(
+            shell("test -p /set/fifo && ls -A /gone && cat /kept/old && ls /deleted 2>&1 || true"),
+            "new\nchanged\nls: /deleted: No such file or directory\n"
+        );
+        assert_eq!(
+            shell("echo $PATH"),
+            "/opt:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+        );
+        let file = engine
+            .layer_directories(name)
+            .into_iter()
+            .map(|layer| layer.join("set/capable"))
+            .find(|file| file.exists());
         let file = file.expect("a layer has the file");
         let attribute = |attribute: &str| {
             let mut value = [0; 64];
@@ -104,7 +135,10 @@ fn dockerd_runs_what_was_built_here() {
             value[..length].to_vec()
         };
         assert_eq!(attribute("user.note"), b"kept");
-        assert_eq!(attribute("security.capability"), [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            attribute("security.capability"),
+            [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        );
         let opaque = saved_image(&engine.docker().run(["save", name]).success().bytes);
         let beneath: Vec<_> = opaque.tree.keys().filter(|path| path.starts_with("gone")).collect();
         assert_eq!(beneath, ["gone", "gone/new"]);
@@ -115,7 +149,9 @@ fn dockerd_runs_what_was_built_here() {
 fn what_dockerd_saves_loads_here_and_is_a_base() {
     let (ours, engine) = (Daemon::start(), Dockerd::start());
     let theirs = engine.docker().classic();
-    theirs.run_with(["import", "--change", "CMD [\"/bin/sh\"]", "-", BASE_IMAGE], &busybox_rootfs()).success();
+    theirs
+        .run_with(["import", "--change", "CMD [\"/bin/sh\"]", "-", BASE_IMAGE], &busybox_rootfs())
+        .success();
     let dockerfile = b"FROM busybox\nENV A=1\nRUN mkdir /d && echo theirs > /d/f && ln /d/f /d/h\nRUN rm /d/h\nLABEL by=dockerd\nONBUILD RUN cat /d/f > /seen\n";
     theirs.run_with(["build", "--network=host", "-t", "theirs:1", "-"], dockerfile).success();
     theirs.run(["tag", "theirs:1", "theirs:2"]).success();
@@ -127,14 +163,24 @@ fn what_dockerd_saves_loads_here_and_is_a_base() {
         assert_eq!(id(&docker, name), id(&theirs, name), "{name} keeps its id");
     }
     let history = |docker: &Docker| {
-        docker.run(["history", "--no-trunc", "--format", "{{.CreatedBy}}|{{.Size}}|{{.Comment}}", "theirs:1"]).success().stdout
+        docker
+            .run(["history", "--no-trunc", "--format", "{{.CreatedBy}}|{{.Size}}|{{.Comment}}", "theirs:1"])
+            .success()
+            .stdout
     };
     assert_eq!(history(&docker), history(&theirs));
     for docker in [docker.classic(), docker.buildkit()] {
-        docker.run_with(["build", "-t", "ours", "-"], b"FROM theirs:1\nRUN cat /d/f /seen > /both\n").success();
+        docker
+            .run_with(["build", "-t", "ours", "-"], b"FROM theirs:1\nRUN cat /d/f /seen > /both\n")
+            .success();
         hand_over(&docker, &theirs, "ours");
-        assert_eq!(run(&engine, &["ours", "/bin/sh", "-c", "cat /both; echo $A; ls /d"]), "theirs\ntheirs\n1\nf\n");
-        let label = theirs.run(["image", "inspect", "--format", "{{.Config.Labels.by}} {{len .RootFS.Layers}}", "ours"]).success();
+        assert_eq!(
+            run(&engine, &["ours", "/bin/sh", "-c", "cat /both; echo $A; ls /d"]),
+            "theirs\ntheirs\n1\nf\n"
+        );
+        let label = theirs
+            .run(["image", "inspect", "--format", "{{.Config.Labels.by}} {{len .RootFS.Layers}}", "ours"])
+            .success();
         assert_eq!(label.line(), "dockerd 5");
     }
     // gzip too.
@@ -179,7 +225,9 @@ fn comparable(image: &SavedImage) -> Value {
     let mut config = image.config["config"].clone();
     let object = config.as_object_mut().unwrap();
     // Of the classic builder's containers, none of which is described by the image.
-    object.retain(|name, value| !matches!(name.as_str(), "Image" | "Hostname" | "Domainname") && !is_empty(value));
+    object.retain(|name, value| {
+        !matches!(name.as_str(), "Image" | "Hostname" | "Domainname") && !is_empty(value)
+    });
     json!({
         "architecture": image.config["architecture"],
         "os": image.config["os"],
@@ -205,7 +253,12 @@ fn history(image: &SavedImage) -> Vec<String> {
     let entries = image.config["history"].as_array().unwrap();
     let line = |entry: &Value| {
         let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-        format!("{}|{}|{}", text("created_by"), text("comment"), entry["empty_layer"].as_bool().unwrap_or(false))
+        format!(
+            "{}|{}|{}",
+            text("created_by"),
+            text("comment"),
+            entry["empty_layer"].as_bool().unwrap_or(false)
+        )
     };
     entries.iter().map(line).collect()
 }
@@ -233,7 +286,8 @@ fn both(buildkit: bool) -> (SavedImage, SavedImage) {
     let images: Vec<_> = [&mine, &theirs]
         .iter()
         .map(|docker| {
-            let arguments = ["build", "--network=host", "--build-arg", "WHO=me", "--label", "cli=1", "-t", "common"];
+            let arguments =
+                ["build", "--network=host", "--build-arg", "WHO=me", "--label", "cli=1", "-t", "common"];
             docker.run(arguments.iter().copied().chain([dir.to_str().unwrap()])).success();
             saved_image(&docker.run(["save", "common"]).success().bytes)
         })

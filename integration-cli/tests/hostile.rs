@@ -59,7 +59,10 @@ async fn broken_archives() {
     let daemon = Daemon::with_base();
     let whole = archive(&[("Dockerfile", "FROM busybox\nCOPY . /all\n"), ("data", &"x".repeat(100_000))]);
     for error in refused(&daemon, &whole[..50_000]).await {
-        assert!(error.contains("unexpected EOF") || error.contains("truncated") || error.contains("ends"), "{error}");
+        assert!(
+            error.contains("unexpected EOF") || error.contains("truncated") || error.contains("ends"),
+            "{error}"
+        );
     }
     let mut corrupt = whole.clone();
     corrupt[1024 + 10] ^= 0x55;
@@ -127,7 +130,8 @@ async fn paths_that_leave_the_context() {
         assert_eq!(std::fs::read_to_string(&outside).unwrap(), "untouched");
     }
     // A hard link to a file of this machine, and a Dockerfile that is a link to one.
-    for error in refused(&daemon, &with_entry(b"hard", tar::EntryType::Link, Some("/etc/shadow"), b"")).await {
+    for error in refused(&daemon, &with_entry(b"hard", tar::EntryType::Link, Some("/etc/shadow"), b"")).await
+    {
         assert!(error.contains("shadow"), "{error}");
     }
     let mut archive = tar::Builder::new(Vec::new());
@@ -195,7 +199,10 @@ impl Upload {
 
     /// Whether the daemon still takes it.
     fn chunk(&mut self, data: &[u8]) -> bool {
-        write!(self.0, "{:x}\r\n", data.len()).and_then(|()| self.0.write_all(data)).and_then(|()| self.0.write_all(b"\r\n")).is_ok()
+        write!(self.0, "{:x}\r\n", data.len())
+            .and_then(|()| self.0.write_all(data))
+            .and_then(|()| self.0.write_all(b"\r\n"))
+            .is_ok()
     }
 
     fn end(mut self) -> String {
@@ -229,7 +236,11 @@ async fn a_dockerfile_of_a_gibibyte() {
         }
         taken = taken && upload.chunk(&[0; 1024]);
         let answer = upload.end();
-        assert!(answer.contains("Dockerfile") && (answer.contains("large") || answer.contains("limit") || answer.contains("more than")), "{taken} {answer}");
+        assert!(
+            answer.contains("Dockerfile")
+                && (answer.contains("large") || answer.contains("limit") || answer.contains("more than")),
+            "{taken} {answer}"
+        );
         assert!(daemon.resident() < 150 << 20, "{} bytes of memory", daemon.resident());
     }
     check_alive(&daemon).await;
@@ -271,13 +282,17 @@ async fn a_client_that_never_reads() {
     let daemon = Daemon::with_base();
     for version in [1, 2] {
         let mark = format!("/done-{version}");
-        let dockerfile = format!("FROM busybox\nRUN yes 'a line that nobody reads' | head -c 20000000 && touch {mark}\n");
+        let dockerfile =
+            format!("FROM busybox\nRUN yes 'a line that nobody reads' | head -c 20000000 && touch {mark}\n");
         let mut upload = Upload::begin(&daemon, &format!("version={version}&t=unread:{version}"));
         assert!(upload.chunk(&archive(&[("Dockerfile", &dockerfile)])));
         assert!(upload.0.write_all(b"0\r\n\r\n").is_ok());
         // The build does not wait for its client.
         let docker = daemon.docker();
-        eventually("the image is there", || docker.run(["image", "inspect", &format!("unread:{version}")]).code == 0).await;
+        eventually("the image is there", || {
+            docker.run(["image", "inspect", &format!("unread:{version}")]).code == 0
+        })
+        .await;
         assert!(daemon.resident() < 150 << 20, "{} bytes of memory", daemon.resident());
         drop(upload);
     }
@@ -293,13 +308,22 @@ async fn a_session_that_vanishes_in_the_middle_of_a_transfer() {
     // So large that it is not over before it is looked at; made of nothing on this side.
     std::fs::File::create(dir.join("big")).unwrap().set_len(1 << 36).unwrap();
     let mut client = Process::start(
-        daemon.docker().buildkit().command(["build", dir.to_str().unwrap()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
+        daemon
+            .docker()
+            .buildkit()
+            .command(["build", dir.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
     );
     let root = daemon.root();
     eventually("the transfer runs", || holds_file_larger_than(&root, 1 << 20, "big")).await;
     client.signal(rustix::process::Signal::KILL);
     client.wait();
-    eventually("nothing is left", || leftovers(&daemon).is_empty() && !holds_file_larger_than(&root, 0, "big")).await;
+    eventually("nothing is left", || {
+        leftovers(&daemon).is_empty() && !holds_file_larger_than(&root, 0, "big")
+    })
+    .await;
     check_alive(&daemon).await;
 }
 
@@ -310,7 +334,11 @@ fn holds_file_larger_than(dir: &std::path::Path, bytes: u64, name: &str) -> bool
     entries.into_iter().any(|entry| {
         let path = entry.path();
         entry.metadata().is_ok_and(|metadata| {
-            if metadata.is_dir() { holds_file_larger_than(&path, bytes, name) } else { path.ends_with(name) && metadata.len() > bytes }
+            if metadata.is_dir() {
+                holds_file_larger_than(&path, bytes, name)
+            } else {
+                path.ends_with(name) && metadata.len() > bytes
+            }
         })
     })
 }

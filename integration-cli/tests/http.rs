@@ -9,7 +9,9 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE};
 use common::{Files, archive, build, escape, eventually, is_running, leftovers, open, send};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use lapstrake_integration_cli::{BASE_IMAGE, Daemon, PASSWORD, Process, Registry, USER, free_address, require, saved_image};
+use lapstrake_integration_cli::{
+    BASE_IMAGE, Daemon, PASSWORD, Process, Registry, USER, free_address, require, saved_image,
+};
 
 /// What only BuildKit's Dockerfiles have.
 const MODERN: &str = "# syntax=docker/dockerfile:1\nFROM busybox AS base\nRUN --mount=type=cache,target=/cache <<EOF\n\
@@ -18,7 +20,10 @@ const MODERN: &str = "# syntax=docker/dockerfile:1\nFROM busybox AS base\nRUN --
 
 fn image_id(answer: &common::Answer) -> String {
     let lines = answer.lines();
-    let aux = lines.iter().find(|line| line["aux"]["ID"].is_string()).unwrap_or_else(|| panic!("no id: {}", answer.body));
+    let aux = lines
+        .iter()
+        .find(|line| line["aux"]["ID"].is_string())
+        .unwrap_or_else(|| panic!("no id: {}", answer.body));
     aux["aux"]["ID"].as_str().unwrap().to_owned()
 }
 
@@ -37,7 +42,9 @@ async fn an_archive_without_a_session_is_a_whole_buildkit_build() {
     assert_eq!(image.tree["files/two"].content, b"second\n");
     assert_eq!((image.tree["a"].mode, &image.tree["a"].content[..]), (0o600, &b"A"[..]));
     // The cache mount is kept from build to build.
-    let again = build(&daemon, "version=2&nocache=1&t=modern:2", archive(&[("Dockerfile", MODERN), ("a", "A")])).await;
+    let again =
+        build(&daemon, "version=2&nocache=1&t=modern:2", archive(&[("Dockerfile", MODERN), ("a", "A")]))
+            .await;
     assert_eq!(again.status, StatusCode::OK, "{}", again.body);
     let image = saved_image(&docker.run(["save", "modern:2"]).success().bytes);
     assert_eq!(image.tree["runs"].content, b"2\n");
@@ -99,10 +106,14 @@ async fn bodies_may_be_compressed() {
     let mut ids = Vec::new();
     for (program, package) in [("gzip", "gzip"), ("bzip2", "bzip2"), ("xz", "xz-utils"), ("zstd", "zstd")] {
         for version in [1, 2] {
-            let answer = build(&daemon, &format!("version={version}"), compress(program, package, &plain)).await;
+            let answer =
+                build(&daemon, &format!("version={version}"), compress(program, package, &plain)).await;
             assert_eq!(answer.status, StatusCode::OK, "{program} {}", answer.body);
             let id = image_id(&answer);
-            let layers = daemon.docker().run(["image", "inspect", "--format", "{{json .RootFS.Layers}}", &id]).success();
+            let layers = daemon
+                .docker()
+                .run(["image", "inspect", "--format", "{{json .RootFS.Layers}}", &id])
+                .success();
             ids.push(layers.line().to_owned());
         }
     }
@@ -122,7 +133,10 @@ async fn a_body_may_be_a_dockerfile_alone_for_buildkit() {
 async fn contexts_come_from_web_servers() {
     let daemon = Daemon::with_base();
     let files = Files::serve(HashMap::from([
-        ("/context.tar".to_owned(), archive(&[("Dockerfile", "FROM busybox\nCOPY a /a\nRUN cat /a\n"), ("a", "from the web\n")])),
+        (
+            "/context.tar".to_owned(),
+            archive(&[("Dockerfile", "FROM busybox\nCOPY a /a\nRUN cat /a\n"), ("a", "from the web\n")]),
+        ),
         ("/Dockerfile".to_owned(), b"FROM busybox\nRUN echo bare > /bare\n".to_vec()),
     ]));
     for version in [1, 2] {
@@ -143,7 +157,16 @@ async fn contexts_come_from_web_servers() {
 fn git(dir: &Path, arguments: &[&str]) -> String {
     require("git", "git");
     let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@t.test", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"])
+        .args([
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t.test",
+            "-c",
+            "init.defaultBranch=main",
+            "-c",
+            "commit.gpgsign=false",
+        ])
         .args(arguments)
         .current_dir(dir)
         .env("GIT_CONFIG_NOSYSTEM", "1")
@@ -199,7 +222,9 @@ async fn contexts_come_from_git() {
     let daemon = Daemon::with_base();
     let (_server, url) = git_server(&daemon);
     for version in [1, 2] {
-        for (fragment, content) in [("", "main\n"), ("#other", "other\n"), ("#main:sub", "sub\n"), ("#:sub", "sub\n")] {
+        for (fragment, content) in
+            [("", "main\n"), ("#other", "other\n"), ("#main:sub", "sub\n"), ("#:sub", "sub\n")]
+        {
             let query = format!("version={version}&t=git&remote={}", escape(&format!("{url}{fragment}")));
             let answer = build(&daemon, &query, Vec::new()).await;
             assert_eq!(answer.status, StatusCode::OK, "{version} {fragment} {}", answer.body);
@@ -239,7 +264,10 @@ async fn credentials_come_in_a_header() {
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
         image_id(&answer);
         let refused = with(header("wrong")).await.error();
-        assert!(refused.contains("401") || refused.contains("authorization") || refused.contains("unauthorized"), "{refused}");
+        assert!(
+            refused.contains("401") || refused.contains("authorization") || refused.contains("unauthorized"),
+            "{refused}"
+        );
     }
 }
 
@@ -264,18 +292,30 @@ async fn versions_are_negotiated_as_by_moby() {
     assert!(old.body.contains(words), "{}", old.body);
     let new = send(&daemon, "GET", "/v1.999/version", &[], Vec::new()).await;
     assert_eq!(new.status, StatusCode::BAD_REQUEST);
-    assert!(new.error().starts_with("client version 1.999 is too new. Maximum supported API version is 1."), "{}", new.body);
+    assert!(
+        new.error().starts_with("client version 1.999 is too new. Maximum supported API version is 1."),
+        "{}",
+        new.body
+    );
     for version in ["/v1.24", "/v1.41", ""] {
-        assert_eq!(send(&daemon, "GET", &format!("{version}/version"), &[], Vec::new()).await.status, StatusCode::OK);
+        assert_eq!(
+            send(&daemon, "GET", &format!("{version}/version"), &[], Vec::new()).await.status,
+            StatusCode::OK
+        );
     }
 }
 
 #[tokio::test]
 async fn what_is_not_here_is_told() {
     let daemon = Daemon::start();
-    for (method, path) in
-        [("POST", "/containers/create"), ("POST", "/commit"), ("POST", "/swarm/init"), ("GET", "/services"), ("POST", "/networks/create"), ("GET", "/images/search?term=x")]
-    {
+    for (method, path) in [
+        ("POST", "/containers/create"),
+        ("POST", "/commit"),
+        ("POST", "/swarm/init"),
+        ("GET", "/services"),
+        ("POST", "/networks/create"),
+        ("GET", "/images/search?term=x"),
+    ] {
         let answer = send(&daemon, method, path, &[], Vec::new()).await;
         assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path} {}", answer.body);
         assert!(answer.error().contains("not supported"), "{path} {}", answer.body);
@@ -283,7 +323,10 @@ async fn what_is_not_here_is_told() {
     let answer = send(&daemon, "GET", "/no/such/thing", &[], Vec::new()).await;
     assert_eq!((answer.status, answer.error()), (StatusCode::NOT_FOUND, "page not found".to_owned()));
     let answer = send(&daemon, "GET", "/containers/nobody/json", &[], Vec::new()).await;
-    assert_eq!((answer.status, answer.error()), (StatusCode::NOT_FOUND, "No such container: nobody".to_owned()));
+    assert_eq!(
+        (answer.status, answer.error()),
+        (StatusCode::NOT_FOUND, "No such container: nobody".to_owned())
+    );
 }
 
 /// A Dockerfile whose RUN stays until it is ended, and the word by which its process is known.
@@ -327,7 +370,10 @@ async fn builds_are_cancelled_by_their_id() {
     let nobody = send(&daemon, "POST", "/build/cancel?id=nobody", &[], Vec::new()).await;
     assert_eq!(nobody.status, StatusCode::OK);
     let nameless = send(&daemon, "POST", "/build/cancel", &[], Vec::new()).await;
-    assert_eq!((nameless.status, nameless.error()), (StatusCode::BAD_REQUEST, "build ID not provided".to_owned()));
+    assert_eq!(
+        (nameless.status, nameless.error()),
+        (StatusCode::BAD_REQUEST, "build ID not provided".to_owned())
+    );
     assert_eq!(leftovers(&daemon), Vec::<std::path::PathBuf>::new());
 }
 

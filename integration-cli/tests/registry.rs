@@ -6,7 +6,9 @@ use std::{
     process::Command,
 };
 
-use lapstrake_integration_cli::{BASE_IMAGE, Daemon, Docker, PASSWORD, Registry, USER, differences, require, saved_image};
+use lapstrake_integration_cli::{
+    BASE_IMAGE, Daemon, Docker, PASSWORD, Registry, USER, differences, require, saved_image,
+};
 use serde_json::Value;
 
 fn inspect(docker: &Docker, image: &str, format: &str) -> String {
@@ -46,7 +48,11 @@ fn what_one_pushes_the_other_pulls() {
 
     let pulled = two.run(["pull", &image]).success();
     assert!(pulled.stdout.contains(&format!("Digest: {digest}")), "{}", pulled.stdout);
-    assert!(pulled.stdout.contains(&format!("Status: Downloaded newer image for {image}")), "{}", pulled.stdout);
+    assert!(
+        pulled.stdout.contains(&format!("Status: Downloaded newer image for {image}")),
+        "{}",
+        pulled.stdout
+    );
     assert_eq!(inspect(&one, &image, "{{.Id}}"), inspect(&two, &image, "{{.Id}}"));
     let by_digest = format!("{}@{digest}", registry.image("team/app"));
     assert_eq!(inspect(&one, &image, "{{json .RepoDigests}}"), format!("[\"{by_digest}\"]"));
@@ -64,7 +70,11 @@ fn what_one_pushes_the_other_pulls() {
     two.run(["tag", &by_digest, &registry.image("copy")]).success();
     assert_eq!(digest_of(&two.run(["push", &registry.image("copy")]).success().stdout), digest);
     let missing = two.run(["pull", &registry.image("team/none")]).failure();
-    assert!(missing.stderr.contains("not found") && missing.stderr.contains("manifest"), "{}", missing.stderr);
+    assert!(
+        missing.stderr.contains("not found") && missing.stderr.contains("manifest"),
+        "{}",
+        missing.stderr
+    );
 }
 
 #[test]
@@ -79,11 +89,17 @@ fn skopeo_understands_what_was_pushed() {
     assert_eq!(told["RepoTags"], serde_json::json!(["1"]));
     assert_eq!(told["Layers"].as_array().unwrap().len(), 3);
     assert!(told["Env"].as_array().unwrap().contains(&"A=1".into()), "{told}");
-    let config: Value = serde_json::from_str(&skopeo(&["inspect", "--config", "--tls-verify=false", &remote])).unwrap();
+    let config: Value =
+        serde_json::from_str(&skopeo(&["inspect", "--config", "--tls-verify=false", &remote])).unwrap();
     assert_eq!(config["config"]["Cmd"], serde_json::json!(["cat", "/d/f"]));
     // skopeo checks every digest on the way.
     let archive = daemon.scratch().join("copy.tar");
-    skopeo(&["copy", "--src-tls-verify=false", &remote, &format!("docker-archive:{}:app:1", archive.display())]);
+    skopeo(&[
+        "copy",
+        "--src-tls-verify=false",
+        &remote,
+        &format!("docker-archive:{}:app:1", archive.display()),
+    ]);
     let copied = saved_image(&std::fs::read(&archive).unwrap());
     let saved = saved_image(&docker.run(["save", &image]).success().bytes);
     assert_eq!(differences(&copied.tree, &saved.tree), Vec::<String>::new());
@@ -132,7 +148,12 @@ fn pull_looks_for_a_newer_base() {
     publish("two");
     for docker in [daemon.docker().buildkit(), daemon.docker().classic()] {
         let seen = |arguments: &[&str]| {
-            docker.run_with(["build", "-t", "seen"].iter().chain(arguments).chain(&["-"]), dockerfile.as_bytes()).success();
+            docker
+                .run_with(
+                    ["build", "-t", "seen"].iter().chain(arguments).chain(&["-"]),
+                    dockerfile.as_bytes(),
+                )
+                .success();
             saved_image(&docker.run(["save", "seen"]).success().bytes).tree["seen"].content.clone()
         };
         daemon.docker().run(["rmi", "-f", &image]).success();
@@ -158,7 +179,11 @@ fn users_log_in() {
         docker.run_with(["login", "-u", USER, "--password-stdin", &host], password.as_bytes())
     };
     let wrong = login(&docker, "wrong").failure();
-    assert!(wrong.stderr.contains("unauthorized") || wrong.stderr.contains("401 Unauthorized"), "{}", wrong.stderr);
+    assert!(
+        wrong.stderr.contains("unauthorized") || wrong.stderr.contains("401 Unauthorized"),
+        "{}",
+        wrong.stderr
+    );
     let right = login(&docker, PASSWORD).success();
     assert!(right.stdout.contains("Login Succeeded"), "{}", right.stdout);
     docker.run(["push", &image]).success();
@@ -173,7 +198,9 @@ fn users_log_in() {
     login(&docker, PASSWORD).success();
     // Each protocol has its own way to give them: the session, and a header.
     for docker in [docker.buildkit(), docker.classic()] {
-        docker.run_with(["build", "--no-cache", "--pull", "-t", "built", "-"], dockerfile.as_bytes()).success();
+        docker
+            .run_with(["build", "--no-cache", "--pull", "-t", "built", "-"], dockerfile.as_bytes())
+            .success();
     }
     docker.run(["pull", &image]).success();
 }
@@ -206,7 +233,10 @@ fn lying_registry() -> (u16, std::thread::JoinHandle<()>) {
             let length = body.len();
             let body = if request.starts_with("HEAD") { "" } else { body };
             // The client may be gone already.
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nDocker-Distribution-Api-Version: registry/2.0\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nDocker-Distribution-Api-Version: registry/2.0\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
         }
     });
     (port, handle)
@@ -220,7 +250,11 @@ fn a_registry_that_lies_about_digests_is_not_believed() {
     let image = format!("localhost:{port}/lie");
     // A manifest by digest that is another; then a configuration that is not the one named.
     let by_digest = docker.run(["pull", &format!("{image}@sha256:{}", "1".repeat(64))]).failure();
-    assert!(by_digest.stderr.contains("digest") || by_digest.stderr.contains("verification"), "{}", by_digest.stderr);
+    assert!(
+        by_digest.stderr.contains("digest") || by_digest.stderr.contains("verification"),
+        "{}",
+        by_digest.stderr
+    );
     let config = docker.run(["pull", &image]).failure();
     assert!(config.stderr.contains("digest") || config.stderr.contains("verification"), "{}", config.stderr);
     let built = docker.buildkit().run_with(["build", "-"], format!("FROM {image}\n").as_bytes()).failure();

@@ -37,7 +37,8 @@ pub(crate) fn place_context(
     let mut provide = |name: &str, provider: LocalProvider| {
         let id = SnapshotKey::random().to_string();
         scope.locals.insert(id.clone(), provider);
-        LocalContext { unique_id: Some(id), ..LocalContext::named(name) }
+        // In the place of a session's id, which would otherwise win over it.
+        LocalContext { session_id: Some(id), ..LocalContext::named(name) }
     };
     match context {
         ContextInput::Session => {

@@ -31,7 +31,11 @@ pub struct Answer {
 impl Answer {
     /// The lines of a stream of JSON.
     pub fn lines(&self) -> Vec<serde_json::Value> {
-        self.body.lines().filter(|line| !line.is_empty()).map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.body
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// What its `stream` messages say.
@@ -64,7 +68,13 @@ impl Drop for Connection {
 }
 
 /// Sends a request, and returns when the answer begins.
-pub async fn open(daemon: &Daemon, method: &str, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Open {
+pub async fn open(
+    daemon: &Daemon,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Open {
     let stream = UnixStream::connect(daemon.socket()).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = Connection(tokio::spawn(async move {
@@ -80,7 +90,13 @@ pub async fn open(daemon: &Daemon, method: &str, path: &str, headers: &[(&str, &
 }
 
 /// Sends a request, and reads the whole answer.
-pub async fn send(daemon: &Daemon, method: &str, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+pub async fn send(
+    daemon: &Daemon,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Answer {
     let Open { answer, connection } = open(daemon, method, path, headers, body).await;
     let (parts, body) = answer.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
@@ -108,7 +124,15 @@ pub fn archive(files: &[(&str, &str)]) -> Vec<u8> {
 /// Escapes what a query must.
 pub fn escape(text: &str) -> String {
     text.bytes()
-        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .map(
+            |byte| {
+                if byte.is_ascii_alphanumeric() {
+                    char::from(byte).to_string()
+                } else {
+                    format!("%{byte:02X}")
+                }
+            },
+        )
         .collect()
 }
 
@@ -146,7 +170,8 @@ pub fn leftovers(daemon: &Daemon) -> Vec<PathBuf> {
     }
     docker.run(["builder", "prune", "-af"]).success();
     let directories = ["overlay2", "content/blobs/sha256", "content/ingest"];
-    let entries = directories.iter().filter_map(|name| std::fs::read_dir(daemon.root().join(name)).ok()).flatten();
+    let entries =
+        directories.iter().filter_map(|name| std::fs::read_dir(daemon.root().join(name)).ok()).flatten();
     entries.map(|entry| entry.unwrap().path()).filter(|path| !path.ends_with("overlay2/l")).collect()
 }
 
@@ -200,7 +225,8 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        let told = TcpStream::connect(self.address).and_then(|mut stream| stream.write_all(b"END / HTTP/1.1\r\n"));
+        let told =
+            TcpStream::connect(self.address).and_then(|mut stream| stream.write_all(b"END / HTTP/1.1\r\n"));
         if let (Ok(()), Some(thread)) = (told, self.thread.take()) {
             // A panic of the server has failed its test already.
             let _ = thread.join();
