@@ -220,7 +220,7 @@ fn a_context_merges_with_what_is_there_and_has_no_whiteouts() {
 fn damaged_archives_are_errors_naming_the_place() {
     let good = Tar::new().file("first", "1").file("second", &"2".repeat(5000)).end();
     // Cut anywhere inside an entry.
-    for cut in [100, 513, 1024 + 10, 1024 + 512 + 5, 1024 + 512 + 4999] {
+    for cut in [100, 600, 1024 + 10, 1024 + 512 + 5, 1024 + 512 + 4999] {
         let mut layers = Layers::new();
         let error = layers.apply(&good[..cut]).unwrap_err();
         assert!(matches!(error, DiffError::Truncated { .. }), "{cut}: {error:?}");
@@ -230,6 +230,8 @@ fn damaged_archives_are_errors_naming_the_place() {
     assert!(error.to_string().contains("second"), "{error}");
     // Between entries is an end, as for Go and GNU tar.
     Layers::new().apply(&good[..1024]).unwrap();
+    // So is one right after an entry's content: docker 20.10 sends such contexts.
+    Layers::new().apply(&good[..513]).unwrap();
     for at in [0, 100, 130, 150, 1024 + 20, 1024 + 130] {
         let mut bad = good.clone();
         bad[at] ^= 0x15;

@@ -49,12 +49,16 @@ impl<R: Read> TarReader<R> {
 
     /// The next entry, or `None` after the last. Content that was not read is skipped.
     ///
-    /// Two zero blocks end the archive; so does the end of the stream between entries, as for Go and GNU tar.
+    /// Two zero blocks end the archive; so does the end of the stream between entries, as for Go and GNU tar. The last entry's padding may be
+    /// missing with them: that is how docker 20.10 sends a context with a Dockerfile from standard input.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, DiffError> {
         let mut extended = Extended::default();
         loop {
-            self.skip(self.content_left + self.padding)?;
-            (self.content_left, self.padding) = (0, 0);
+            self.skip(self.content_left)?;
+            self.content_left = 0;
+            if !self.skip_padding()? {
+                return Ok(None);
+            }
             let Some(block) = self.read_header()? else {
                 return Ok(None);
             };
@@ -340,6 +344,17 @@ impl<R: Read> TarReader<R> {
             }
         }
         Ok(())
+    }
+
+    /// Skips what fills the last block of an entry; `false` when the stream ends before it.
+    fn skip_padding(&mut self) -> Result<bool, DiffError> {
+        let padding = std::mem::take(&mut self.padding);
+        let mut buf = [0; BLOCK];
+        let want = usize::try_from(padding).expect("less than a block");
+        match self.read_some(&mut buf[..want])? {
+            0 if want > 0 => Ok(false),
+            read => self.skip(padding - read as u64).map(|()| true),
+        }
     }
 
     fn read_all(&mut self, mut buf: &mut [u8]) -> Result<(), DiffError> {
