@@ -38,25 +38,21 @@ impl Index {
         let mut inodes = HashSet::new();
         let mut linked: Vec<&Entry> = Vec::new();
         for entry in self.entries() {
-            match &entry.stat.kind {
-                FileKind::Directory => {
-                    if pair.make_dir(&entry.path)? {
-                        linked.push(entry);
-                    }
-                }
+            let made = match &entry.stat.kind {
+                FileKind::Directory => pair.make_dir(&entry.path)?,
                 FileKind::Regular { .. } | FileKind::Symlink { .. } => {
-                    if pair.link(entry)? {
+                    let made = pair.link(entry)?;
+                    if made {
                         inodes.insert(entry.on_disk.inode);
-                        linked.push(entry);
                     }
+                    made
                 }
                 // Right where the file it is a link to is right: both are one inode.
-                FileKind::HardLink { .. } => {
-                    if inodes.contains(&entry.on_disk.inode) && pair.link(entry)? {
-                        linked.push(entry);
-                    }
-                }
-                _ => {}
+                FileKind::HardLink { .. } => inodes.contains(&entry.on_disk.inode) && pair.link(entry)?,
+                _ => false,
+            };
+            if made {
+                linked.push(entry);
             }
         }
         // Only now: each further link to an inode changes its ctime.
