@@ -17,6 +17,7 @@
 mod attrs;
 mod context;
 mod error;
+mod git;
 mod http;
 mod image;
 mod local;

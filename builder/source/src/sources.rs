@@ -133,6 +133,7 @@ impl Sources {
         };
         match scheme {
             "docker-image" => crate::image::open(&self.shared, rest, op, platform),
+            "git" => crate::git::open(&self.shared, rest, op),
             "http" | "https" => crate::http::open(&self.shared, op),
             "local" => crate::local::open(&self.shared, rest, op),
             scheme => Err(unsupported(scheme)),

@@ -15,8 +15,8 @@ use lapstrake_layerstore_oci::{Digest, gojson};
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::fsutil::{Compare, Index};
 
-use self::select::Selection;
-pub(crate) use self::walk::open as open_beneath;
+pub(crate) use self::select::Selection;
+pub(crate) use self::walk::{Owner, Seen, SelectedTree, open as open_beneath};
 use crate::{LocalProvider, Source, SourceContext, SourceError, SourceKind, attrs::Attrs, sources::{Shared, cache_key}};
 
 /// Which directory, and what of it, as an op says it.

@@ -4,7 +4,7 @@ use lapstrake_builder_dockerfile::ignore::{ParentMatch, PatternError, PatternMat
 
 /// Patterns of what to take and of what to leave out. No patterns: everything.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Selection {
+pub(crate) struct Selection {
     include: Option<PatternMatcher>,
     exclude: Option<PatternMatcher>,
 }

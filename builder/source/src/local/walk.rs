@@ -26,15 +26,15 @@ use super::{
 const MAX_DEPTH: usize = 1000;
 
 /// The selected part of a directory. Sockets are left out.
-pub(super) struct SelectedTree {
-    pub(super) root: OwnedFd,
-    pub(super) selection: Selection,
-    pub(super) owner: Owner,
+pub(crate) struct SelectedTree {
+    pub(crate) root: OwnedFd,
+    pub(crate) selection: Selection,
+    pub(crate) owner: Owner,
 }
 
 /// Whose the files are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// Root's: who owns them on this machine means nothing in an image, and docker's client sends all as root's.
     Root,
     /// Whose they are in the tree.
@@ -42,19 +42,19 @@ pub(super) enum Owner {
 }
 
 /// An entry that a walk shows.
-pub(super) struct Seen<'a> {
+pub(crate) struct Seen<'a> {
     /// The directory it is in, open.
-    pub(super) dir: BorrowedFd<'a>,
-    pub(super) name: &'a OsStr,
+    pub(crate) dir: BorrowedFd<'a>,
+    pub(crate) name: &'a OsStr,
     /// Relative to the root.
-    pub(super) path: &'a Path,
-    pub(super) stat: &'a Stat,
+    pub(crate) path: &'a Path,
+    pub(crate) stat: &'a Stat,
 }
 
 impl SelectedTree {
     /// Calls `visit` for every selected entry and for the directories they are in, in the order of [`TreeEntry`]. An error of `visit` ends the
     /// walk.
-    pub(super) fn visit<E: From<io::Error>>(
+    pub(crate) fn visit<E: From<io::Error>>(
         &self,
         visit: &mut dyn FnMut(&Seen<'_>) -> Result<(), E>,
     ) -> Result<(), E> {

@@ -1,0 +1,302 @@
+//! Trees of git repositories: `git://host/path#reference:directory`.
+//!
+//! ```text
+//!   pin    ls-remote ──► commit                      (none for a commit's whole name)
+//!   fetch  commit ──► bare repository per remote ──► checkout into a draft ──► Tree
+//! ```
+
+mod access;
+mod checkout;
+mod program;
+mod repository;
+mod url;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use lapstrake_builder_cache::RecordKind;
+use lapstrake_builder_llb::pb;
+use lapstrake_builder_progress::Stream;
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::Tree;
+
+use self::{
+    access::Access,
+    program::{GitCommand, GitFailure, GitOutput, GitProgram, SystemGit},
+    repository::{Pinned, Repository},
+    url::{Remote, is_commit, is_reference, split_fragment},
+};
+use crate::{
+    Source, SourceContext, SourceError, SourceKind,
+    attrs::Attrs,
+    sources::{Shared, cache_key},
+};
+
+/// Which tree, as an op says it.
+#[derive(Debug, Clone, PartialEq)]
+struct GitSpec {
+    remote: Remote,
+    /// Branch, tag or commit; the default branch when empty.
+    reference: String,
+    /// Relative; the whole tree when empty.
+    subdir: String,
+    /// The commit, or how it begins; hexadecimal.
+    checksum: Option<String>,
+    keep_git_dir: bool,
+    skip_submodules: bool,
+    /// Fetch the checksum's commit without asking what the reference is.
+    fetch_by_commit: bool,
+    /// Files are as old as the commit.
+    commit_times: bool,
+    token_secret: Option<String>,
+    header_secret: Option<String>,
+    ssh_agent: Option<String>,
+    known_hosts: Option<String>,
+}
+
+impl GitSpec {
+    fn parse(rest: &str, op: &pb::SourceOp) -> Result<Self, SourceError> {
+        let bad = |why: &str| SourceError::Identifier { origin: shown(rest), why: why.to_owned() };
+        let (remote, mut reference, subdir) = split_fragment(rest);
+        let mut attrs = Attrs::of(op);
+        let remote = attrs.text("git.fullurl").unwrap_or(&remote);
+        let remote = Remote::parse(remote).map_err(bad)?;
+        let checksum = match attrs.text("git.checksum") {
+            Some(text) if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                Some(text.to_ascii_lowercase())
+            }
+            Some(text) => return Err(attrs.invalid("git.checksum", text, "expected hex commit hash")),
+            None => None,
+        };
+        if !is_reference(&reference) {
+            return Err(bad(&format!("invalid git ref {reference:?}")));
+        }
+        if subdir.contains('\0') {
+            return Err(bad("invalid directory"));
+        }
+        let fetch_by_commit = attrs.flag("git.fetchbycommit")?;
+        if fetch_by_commit && !is_commit(&reference) {
+            let full = checksum.as_deref().is_some_and(is_commit);
+            if !full {
+                return Err(bad("fetch-by-commit requires a full commit SHA checksum"));
+            }
+            // As the listing of references would name it, so that both ways have one key.
+            if !reference.is_empty() && !reference.starts_with("refs/") {
+                reference.insert_str(0, "refs/heads/");
+            }
+        }
+        if let (true, Some(checksum)) = (is_commit(&reference), &checksum)
+            && !reference.starts_with(checksum)
+        {
+            return Err(bad(&format!("expected checksum to match {checksum}, got {reference}")));
+        }
+        let commit_times = match attrs.text("git.mtime") {
+            None | Some("checkout") => false,
+            Some("commit") => true,
+            Some(other) => return Err(attrs.invalid("git.mtime", other, "neither checkout nor commit")),
+        };
+        let secret = |text: Option<&str>| text.map(str::to_owned);
+        let spec = Self {
+            remote,
+            reference,
+            subdir,
+            checksum,
+            keep_git_dir: attrs.flag("git.keepgitdir")?,
+            skip_submodules: attrs.flag("git.skipsubmodules")?,
+            fetch_by_commit,
+            commit_times,
+            token_secret: secret(attrs.text("git.authtokensecret")),
+            header_secret: secret(attrs.text("git.authheadersecret")),
+            ssh_agent: secret(attrs.text("git.mountsshsock")),
+            known_hosts: secret(attrs.text("git.knownsshhosts")),
+        };
+        attrs.finish()?;
+        Ok(spec)
+    }
+
+    /// What it is called in errors.
+    fn origin(&self) -> String {
+        match self.reference.as_str() {
+            "" => self.remote.to_string(),
+            reference => format!("{}#{reference}", self.remote),
+        }
+    }
+
+    /// BuildKit's key (`source/git`, `shaToCacheKey`).
+    fn key(&self, commit: &str, reference: &str) -> String {
+        let mut key = commit.to_owned();
+        if self.keep_git_dir {
+            key.push_str(".git");
+            if !reference.is_empty() {
+                key.push('#');
+                key.push_str(reference);
+            }
+        }
+        if !self.subdir.is_empty() {
+            key.push(':');
+            key.push_str(&self.subdir);
+        }
+        if self.skip_submodules {
+            key.push_str("(skip-submodules)");
+        }
+        if self.commit_times {
+            key.push_str("(mtime=commit)");
+        }
+        key
+    }
+}
+
+/// An identifier for people: without what may be a password.
+fn shown(identifier: &str) -> String {
+    match identifier.rsplit_once('@') {
+        Some((before, after)) if before.contains(':') => format!("git://xxxxx@{after}"),
+        _ => format!("git://{identifier}"),
+    }
+}
+
+/// Opens `git://`.
+pub(crate) fn open(
+    shared: &Arc<Shared>,
+    rest: &str,
+    op: &pb::SourceOp,
+) -> Result<Arc<dyn Source>, SourceError> {
+    let spec = GitSpec::parse(rest, op)?;
+    let program = Arc::new(SystemGit { patience: shared.limits.git_command });
+    Ok(Arc::new(GitSource {
+        shared: Arc::clone(shared),
+        spec,
+        program,
+        found: tokio::sync::Mutex::default(),
+    }))
+}
+
+struct GitSource {
+    shared: Arc<Shared>,
+    spec: GitSpec,
+    program: Arc<dyn GitProgram>,
+    /// What `pin` found: `fetch` gets that and nothing else.
+    found: tokio::sync::Mutex<Option<Pinned>>,
+}
+
+impl GitSource {
+    async fn pinned(&self, cx: &SourceContext) -> Result<Pinned, SourceError> {
+        let mut kept = self.found.lock().await;
+        if let Some(found) = &*kept {
+            return Ok(found.clone());
+        }
+        let found = match Pinned::without_asking(&self.spec) {
+            Some(found) => found,
+            None => {
+                let access = cx.or_canceled(Access::find(&self.shared, &self.spec, cx)).await??;
+                cx.or_canceled(Pinned::ask(&self.git(cx, &access))).await??
+            }
+        };
+        Ok(kept.insert(found).clone())
+    }
+
+    fn git<'a>(&'a self, cx: &'a SourceContext, access: &'a Access) -> Git<'a> {
+        Git { spec: &self.spec, program: &*self.program, access, cx }
+    }
+
+    fn key(&self, pinned: &Pinned) -> String {
+        // The commit that a tag leads to, for more matches; unless the tag itself is to be seen in the repository.
+        let commit = match &pinned.peeled {
+            Some(commit) if !self.spec.keep_git_dir => commit,
+            _ => &pinned.object,
+        };
+        self.spec.key(commit, &pinned.reference)
+    }
+
+    async fn get(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
+        let pinned = self.pinned(cx).await?;
+        // With the remote: relative submodules depend on it.
+        let remote = Digest::sha256_of(&self.spec.remote.url);
+        let memory = format!(":git:{remote}:{}", self.key(&pinned));
+        let _turn = cx.or_canceled(self.shared.turns.take(&memory)).await?;
+        let (shared, key) = (Arc::clone(&self.shared), memory.clone());
+        let kept = SourceError::blocking(move || shared.cache.previous_context(&key)).await?;
+        if let Some(kept) = kept {
+            return Ok(kept.tree);
+        }
+        let work = async {
+            let access = Access::find(&self.shared, &self.spec, cx).await?;
+            let git = self.git(cx, &access);
+            // One process at a time writes to a repository.
+            let repository_name = format!(":repository:{remote}");
+            let _turn = self.shared.turns.take(&repository_name).await;
+            let repository = Repository::open(&self.shared.root, &git, &pinned).await?;
+            repository.fetch(&git, &pinned).await?;
+            checkout::checkout(&self.shared, &git, &repository, &pinned).await
+        };
+        let tree = cx.or_canceled(work).await??;
+        let description = self.description();
+        let (shared, made) = (Arc::clone(&self.shared), tree.clone());
+        SourceError::blocking(move || {
+            // First, so that it counts as what it is and not as a client's directory.
+            shared.cache.record(&made, RecordKind::SourceGitCheckout, &description)?;
+            shared.cache.remember_context(&memory, &made, &[], &description)
+        })
+        .await?;
+        Ok(tree)
+    }
+}
+
+impl Source for GitSource {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Git
+    }
+
+    fn description(&self) -> String {
+        format!("git snapshot for {}#{}", self.spec.remote, self.spec.reference)
+    }
+
+    fn pin<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>> {
+        Box::pin(async move { Ok(cache_key(&self.key(&self.pinned(cx).await?))) })
+    }
+
+    fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {
+        Box::pin(self.get(cx))
+    }
+}
+
+/// Git, for one source and those who wait for it.
+struct Git<'a> {
+    spec: &'a GitSpec,
+    program: &'a dyn GitProgram,
+    access: &'a Access,
+    cx: &'a SourceContext,
+}
+
+impl Git<'_> {
+    /// Runs git with what gives access to the remote.
+    async fn run(&self, command: GitCommand) -> Result<GitOutput, SourceError> {
+        let name = command.name();
+        self.attempt(command).await.map_err(|failure| self.failed(&name, &failure))
+    }
+
+    /// The same, for somebody who knows what to do about a failure.
+    async fn attempt(&self, mut command: GitCommand) -> Result<GitOutput, GitFailure> {
+        command.config.extend(self.access.config.iter().cloned());
+        command.ssh = self.access.ssh.clone();
+        self.program.run(command).await
+    }
+
+    /// Runs git and shows its output.
+    async fn tell(&self, command: GitCommand) -> Result<GitOutput, GitFailure> {
+        let output = self.attempt(command).await?;
+        for (stream, text) in [(Stream::Stdout, &output.stdout), (Stream::Stderr, &output.stderr)] {
+            if !text.is_empty() {
+                self.cx.vertex.log(stream, text.clone().into_bytes());
+            }
+        }
+        Ok(output)
+    }
+
+    fn failed(&self, command: &str, failure: &GitFailure) -> SourceError {
+        SourceError::Git {
+            origin: self.spec.origin(),
+            command: command.to_owned(),
+            message: failure.to_string(),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! One bare repository per remote, and what is asked of the remote.
+//!
+//! ```text
+//! <root>/<sha256 of the URL>-<object format>/     a bare repository; every fetched commit has a ref refs/lapstrake/<commit>
+//! ```
+//!
+//! A crash leaves at most a half-made repository (made again: it is renamed into place when it is whole), lock files (removed: one process at a time
+//! works on a repository), and packs that git itself made durable before it named them.
+
+use std::path::{Path, PathBuf};
+
+use lapstrake_layerstore_oci::Digest;
+
+use super::{
+    Git, GitSpec,
+    program::{GitCommand, GitFailure},
+    url::{is_commit, is_reference},
+};
+use crate::SourceError;
+
+/// What a source is, found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pinned {
+    /// The reference's whole name, or the commit that was asked for.
+    pub(super) reference: String,
+    /// What the reference names: a commit, or an annotated tag.
+    pub(super) object: String,
+    /// The commit that an annotated tag names.
+    pub(super) peeled: Option<String>,
+}
+
+impl Pinned {
+    /// A commit's whole name says all.
+    pub(super) fn without_asking(spec: &GitSpec) -> Option<Pinned> {
+        let commit = |object: &str, reference: &str| Pinned {
+            reference: reference.to_owned(),
+            object: object.to_owned(),
+            peeled: None,
+        };
+        if is_commit(&spec.reference) {
+            return Some(commit(&spec.reference, &spec.reference));
+        }
+        let checksum = spec.checksum.as_deref().filter(|_| spec.fetch_by_commit)?;
+        let reference = if spec.reference.is_empty() { checksum } else { &spec.reference };
+        Some(commit(checksum, reference))
+    }
+
+    /// Asks the remote.
+    pub(super) async fn ask(git: &Git<'_>) -> Result<Pinned, SourceError> {
+        let spec = git.spec;
+        let mut args = vec!["ls-remote".to_owned()];
+        if spec.reference.is_empty() {
+            args.extend(["--symref", "--", &spec.remote.url, "HEAD"].map(str::to_owned));
+        } else {
+            args.extend(["--", &spec.remote.url].map(str::to_owned));
+            // git matches from the end: `main` is also `refs/heads/main`.
+            args.extend([spec.reference.clone(), format!("{}^{{}}", spec.reference)]);
+        }
+        let listing = git.run(GitCommand::new(args)).await?.stdout;
+        let pinned = if spec.reference.is_empty() {
+            default_branch(&listing)
+        } else {
+            choose(&spec.reference, &listing)
+        };
+        let pinned = pinned.ok_or_else(|| SourceError::GitNotFound {
+            origin: spec.remote.to_string(),
+            what: match spec.reference.as_str() {
+                "" => "default branch".to_owned(),
+                reference => format!("ref {reference}"),
+            },
+        })?;
+        pinned.check(spec)?;
+        Ok(pinned)
+    }
+
+    /// The commit must be the one that the op wants.
+    pub(super) fn check(&self, spec: &GitSpec) -> Result<(), SourceError> {
+        let Some(checksum) = &spec.checksum else { return Ok(()) };
+        let fits = |object: &String| object.starts_with(checksum);
+        if fits(&self.object) || self.peeled.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        let or = self.peeled.as_ref().map(|peeled| format!(" or {peeled}")).unwrap_or_default();
+        Err(SourceError::Refused {
+            origin: spec.origin(),
+            why: format!("expected checksum to match {checksum}, got {}{or}", self.object),
+        })
+    }
+}
+
+/// Lines of a listing: an object and its name.
+fn lines(listing: &str) -> impl Iterator<Item = (&str, &str)> {
+    listing.lines().filter_map(|line| line.split_once('\t')).filter(|(object, _)| is_commit(object))
+}
+
+fn default_branch(listing: &str) -> Option<Pinned> {
+    let branch = listing.lines().find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"))?;
+    let (object, _) = lines(listing).find(|(_, name)| *name == "HEAD")?;
+    let branch = Some(branch).filter(|name| name.starts_with("refs/heads/") && is_reference(name))?;
+    Some(Pinned { reference: branch.to_owned(), object: object.to_owned(), peeled: None })
+}
+
+/// Which of the listed references is meant: the very name, then a branch, then a tag (BuildKit's order, and git-checkout's).
+fn choose(reference: &str, listing: &str) -> Option<Pinned> {
+    let find = |name: &str| lines(listing).find(|(_, listed)| *listed == name).map(|(object, _)| object.to_owned());
+    let under = |prefix: &str| format!("{prefix}{}", reference.strip_prefix(prefix).unwrap_or(reference));
+    let (exact, head, tag) = (under("refs/"), under("refs/heads/"), under("refs/tags/"));
+    for name in [exact, head] {
+        if let Some(object) = find(&name) {
+            // `refs/tags/x` is a tag, too.
+            let peeled = find(&format!("{name}^{{}}"));
+            return Some(Pinned { reference: name, object, peeled });
+        }
+    }
+    let object = find(&tag)?;
+    let peeled = find(&format!("{tag}^{{}}"));
+    Some(Pinned { reference: tag, object, peeled })
+}
+
+/// The bare repository of a remote. Its user has the turn of it.
+pub(super) struct Repository {
+    pub(super) dir: PathBuf,
+}
+
+impl Repository {
+    /// The repository for the remote, made if it is not there.
+    pub(super) async fn open(root: &Path, git: &Git<'_>, pinned: &Pinned) -> Result<Self, SourceError> {
+        let format = object_format(&pinned.object);
+        let name = format!("{}-{format}", Digest::sha256_of(&git.spec.remote.url).hex());
+        let dir = root.join(name);
+        if dir.join("HEAD").exists() {
+            remove_locks(&dir)?;
+            return Ok(Self { dir });
+        }
+        std::fs::create_dir_all(root).map_err(SourceError::io("make", root))?;
+        let made = SourceError::io("make a repository in", root);
+        let fresh = tempfile::Builder::new().prefix("new-").tempdir_in(root).map_err(made)?;
+        let init = ["init", "--quiet", "--bare", "--object-format", format];
+        git.run(GitCommand::new(init).in_dir(fresh.path())).await?;
+        // Whole: what is there under its name is a repository.
+        let fresh = fresh.keep();
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).map_err(SourceError::io("remove", &dir))?;
+        }
+        std::fs::rename(&fresh, &dir).map_err(SourceError::io("rename", &fresh))?;
+        Ok(Self { dir })
+    }
+
+    /// Brings the pinned object here.
+    pub(super) async fn fetch(&self, git: &Git<'_>, pinned: &Pinned) -> Result<(), SourceError> {
+        if !self.has(git, &pinned.object).await? {
+            self.fetch_now(git, pinned).await?;
+        }
+        if let Some(checksum) = &git.spec.checksum {
+            // What a commit's name in the op cannot tell: whether it is a tag's.
+            let peeled = self.commit(git, pinned).await?;
+            let found = Pinned { peeled: Some(peeled), ..pinned.clone() };
+            debug_assert!(!checksum.is_empty());
+            found.check(git.spec)?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_now(&self, git: &Git<'_>, pinned: &Pinned) -> Result<(), SourceError> {
+        let failed = |failure: &GitFailure| git.failed("fetch", failure);
+        let object = &pinned.object;
+        let kept = format!("refs/lapstrake/{object}");
+        // Only that state: all of it, and nothing before it.
+        let wanted = if is_commit(&pinned.reference) || git.spec.fetch_by_commit { object } else { &pinned.reference };
+        let shallow = self.fetch_command(git, &["--depth=1", "--no-tags"], &[format!("+{wanted}:{kept}")]);
+        let first = match git.tell(shallow).await {
+            // An old server, or one of plain files.
+            Err(GitFailure::Failed { output, .. })
+                if ["--depth", "shallow"].iter().any(|word| output.stderr.contains(word)) =>
+            {
+                git.tell(self.fetch_command(git, &["--no-tags"], &[format!("+{wanted}:{kept}")])).await
+            }
+            result => result,
+        };
+        if first.is_ok() && self.has(git, object).await? {
+            return self.keep(git, object, &kept).await;
+        }
+        // It has moved since it was pinned, or the server gives only what it lists: then it is somewhere in the history.
+        let mut options = vec!["--tags", "--force"];
+        if self.dir.join("shallow").exists() {
+            options.push("--unshallow");
+        }
+        let all = ["+refs/heads/*:refs/remotes/origin/*".to_owned()];
+        let whole = git.tell(self.fetch_command(git, &options, &all)).await;
+        match (whole, first) {
+            (Ok(_), _) if self.has(git, object).await? => self.keep(git, object, &kept).await,
+            (_, Err(failure)) | (Err(failure), _) => Err(failed(&failure)),
+            (Ok(_), Ok(_)) => Err(SourceError::GitNotFound {
+                origin: git.spec.origin(),
+                what: format!("commit {object}"),
+            }),
+        }
+    }
+
+    fn fetch_command(&self, git: &Git<'_>, options: &[&str], refspecs: &[String]) -> GitCommand {
+        let mut args: Vec<String> =
+            ["fetch", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules"]
+                .map(str::to_owned)
+                .to_vec();
+        args.extend(options.iter().map(|option| (*option).to_owned()));
+        args.extend(["--".to_owned(), git.spec.remote.url.clone()]);
+        args.extend(refspecs.iter().cloned());
+        GitCommand::new(args).in_dir(&self.dir)
+    }
+
+    /// Gives the object a name, so that it stays and the next fetch says that it is here.
+    async fn keep(&self, git: &Git<'_>, object: &str, name: &str) -> Result<(), SourceError> {
+        git.run(GitCommand::new(["update-ref", "--no-deref", name, object]).in_dir(&self.dir)).await.map(drop)
+    }
+
+    async fn has(&self, git: &Git<'_>, object: &str) -> Result<bool, SourceError> {
+        let command = GitCommand::new(["cat-file", "-e", &format!("{object}^{{commit}}")]).in_dir(&self.dir);
+        match git.attempt(command).await {
+            Ok(_) => Ok(true),
+            Err(GitFailure::Failed { .. }) => Ok(false),
+            Err(failure) => Err(git.failed("cat-file", &failure)),
+        }
+    }
+
+    /// The commit that the object is or, being a tag, names.
+    pub(super) async fn commit(&self, git: &Git<'_>, pinned: &Pinned) -> Result<String, SourceError> {
+        let name = format!("{}^{{commit}}", pinned.object);
+        let command = GitCommand::new(["rev-parse", "--verify", "--end-of-options", &name]).in_dir(&self.dir);
+        let commit = git.run(command).await?.stdout.trim().to_owned();
+        if is_commit(&commit) {
+            return Ok(commit);
+        }
+        Err(SourceError::GitNotFound { origin: git.spec.origin(), what: format!("commit {commit:?}") })
+    }
+}
+
+/// Which hash names the objects.
+pub(super) fn object_format(object: &str) -> &'static str {
+    if object.len() == 64 { "sha256" } else { "sha1" }
+}
+
+/// Removes what a killed git left; nobody else works on the repository.
+fn remove_locks(dir: &Path) -> Result<(), SourceError> {
+    for name in ["shallow.lock", "packed-refs.lock", "config.lock", "HEAD.lock"] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(SourceError::io("remove", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sha(digit: char) -> String {
+        digit.to_string().repeat(40)
+    }
+
+    #[test]
+    fn a_branch_comes_before_a_tag_and_the_very_name_before_both() {
+        let listing = format!(
+            "{}\trefs/heads/x\n{}\trefs/tags/x\n{}\trefs/tags/x^{{}}\n{}\trefs/heads/a/x\n",
+            sha('1'), sha('2'), sha('3'), sha('4')
+        );
+        let of = |reference: &str| choose(reference, &listing).map(|p| (p.reference, p.object, p.peeled));
+        let found = |name: &str, object: char, peeled: Option<char>| {
+            Some((name.to_owned(), sha(object), peeled.map(sha)))
+        };
+        assert_eq!(of("x"), found("refs/heads/x", '1', None));
+        assert_eq!(of("heads/x"), found("refs/heads/x", '1', None));
+        assert_eq!(of("refs/tags/x"), found("refs/tags/x", '2', Some('3')));
+        assert_eq!(of("tags/x"), found("refs/tags/x", '2', Some('3')));
+        assert_eq!(of("a/x"), found("refs/heads/a/x", '4', None));
+        assert_eq!(of("y"), None);
+        assert_eq!(choose("x", "nonsense\trefs/heads/x\n"), None);
+    }
+
+    #[test]
+    fn the_default_branch_is_heads() {
+        let listing = format!("ref: refs/heads/trunk\tHEAD\n{}\tHEAD\n", sha('5'));
+        assert_eq!(default_branch(&listing).map(|p| p.reference), Some("refs/heads/trunk".to_owned()));
+        for bad in [format!("{}\tHEAD\n", sha('5')), format!("ref: refs/heads/-x y\tHEAD\n{}\tHEAD\n", sha('5'))] {
+            assert_eq!(default_branch(&bad), None);
+        }
+    }
+}
