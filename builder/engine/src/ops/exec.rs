@@ -5,7 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_executor::{
-    DnsConfig, ExtraHost, NetworkMode, OutputSink, ProcessIo, ProcessSpec, SecurityMode, StubPolicy, Ulimit,
+    DnsConfig, ExecError, ExitStatus, ExtraHost, NetworkMode, OutputSink, ProcessIo, ProcessSpec,
+    SecurityMode, StubPolicy, Ulimit,
 };
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_progress::{Stream, VertexHandle};
@@ -74,21 +75,33 @@ impl ExecStep {
         let result = self.workshop.executor.run(spec, io, cx.cancel.clone()).await;
         // The sinks are gone with `run`, so what is still under way arrives now.
         pump.await.expect("the pump does not panic");
-        let status = match result {
-            Ok(status) => status,
-            Err(lapstrake_builder_executor::ExecError::Cancelled(_)) => return Err(StepError::Canceled),
-            Err(source) => return Err(StepError::Run { args: self.meta.args.clone(), source }),
-        };
+        match self.judge(result) {
+            Ok(()) => self.commit(plan).await,
+            Err(error) => {
+                // What the process wrote may be much to delete.
+                StepError::blocking(move || -> Result<(), StepError> {
+                    drop(plan);
+                    Ok(())
+                })
+                .await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the process did what it should.
+    fn judge(&self, result: Result<ExitStatus, ExecError>) -> Result<(), StepError> {
+        let args = || self.meta.args.clone();
+        let status = result.map_err(|error| match error {
+            ExecError::Cancelled(_) => StepError::Canceled,
+            source => StepError::Run { args: args(), source },
+        })?;
         let valid =
             if self.meta.valid_exit_codes.is_empty() { &[0][..] } else { &self.meta.valid_exit_codes };
-        if !valid.contains(&status.code) {
-            return Err(StepError::Exit {
-                args: self.meta.args.clone(),
-                code: status.code,
-                oom: status.oom_killed,
-            });
+        if valid.contains(&status.code) {
+            return Ok(());
         }
-        self.commit(plan).await
+        Err(StepError::Exit { args: args(), code: status.code, oom: status.oom_killed })
     }
 
     fn spec(&self, plan: &mut MountPlan, cx: &OpContext<EngineTypes>) -> Result<ProcessSpec, StepError> {
