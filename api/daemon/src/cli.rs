@@ -6,7 +6,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use lapstrake_graphdriver_adapter::DriverKind;
 
-use crate::{host::Host, logging::LogFormat};
+use crate::{
+    build::args::{BuildArgs, bytes},
+    host::Host,
+    logging::LogFormat,
+};
 
 /// Builds container images for every Docker client, without dockerd, buildkitd or runc.
 #[derive(Debug, Parser)]
@@ -21,6 +25,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve the Docker Engine API: point DOCKER_HOST or a docker context at it
     Daemon(Box<DaemonArgs>),
+    /// Build an image here and now, without a daemon
+    Build(Box<BuildArgs>),
+    /// Show what images and the build cache take on disk
+    Df(DfArgs),
+    /// Remove what the build cache can make again
+    Prune(PruneArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  lapstrake completion bash > /etc/bash_completion.d/lapstrake")]
     Completion {
@@ -112,6 +122,62 @@ pub(crate) struct DaemonArgs {
     /// Serve TCP without asking clients for a certificate: everybody who can connect is as good as root on this machine
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DfArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Where the daemon listens that has the store open [default: unix:///run/lapstrake/lapstrake.sock]
+    #[arg(long, short = 'H', value_name = "HOST")]
+    pub(crate) host: Option<Host>,
+
+    /// List every entry of the build cache
+    #[arg(long, short = 'v')]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Filters: id=, parents=, type=, description=, inuse=, shared=, private=; an entry must pass all.
+
+Examples:
+  lapstrake prune
+  lapstrake prune --all --images
+  lapstrake prune --keep-storage 10g
+  lapstrake prune --filter type=exec.cachemount"
+)]
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Where the daemon listens that has the store open [default: unix:///run/lapstrake/lapstrake.sock]
+    #[arg(long, short = 'H', value_name = "HOST")]
+    pub(crate) host: Option<Host>,
+
+    /// Also entries that images share, and the builder's own
+    #[arg(long, short = 'a')]
+    pub(crate) all: bool,
+
+    /// Also images without a name
+    #[arg(long)]
+    pub(crate) images: bool,
+
+    /// Leave this much, such as 10g
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) keep_storage: Option<i64>,
+
+    /// Only entries like this; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) filter: Vec<String>,
+}
+
+impl PruneArgs {
+    /// Bytes to leave; 0 leaves nothing.
+    pub(crate) fn keep_bytes(&self) -> u64 {
+        self.keep_storage.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)
+    }
 }
 
 /// Prints a shell's completion script.

@@ -70,6 +70,9 @@ pub(crate) enum ProgramError {
     /// The build cache's tables could not be opened.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A build's context could not be taken in.
+    #[error(transparent)]
+    Engine(#[from] lapstrake_builder_engine::EngineError),
     /// What runs processes could not be started.
     #[error("start what runs the build's processes")]
     Executor(#[from] ExecError),

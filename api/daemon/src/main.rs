@@ -14,7 +14,9 @@
 
 mod assembly;
 mod bridge;
+mod build;
 mod cli;
+mod client;
 mod config;
 mod daemon;
 mod error;
@@ -27,6 +29,7 @@ mod process;
 mod settings;
 mod sweeper;
 mod tls;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -50,6 +53,9 @@ fn main() -> ExitCode {
 fn run(cli: cli::Cli) -> Result<ExitCode, ProgramError> {
     match cli.command {
         Command::Daemon(args) => daemon::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Build(args) => build::run(&args),
+        Command::Df(args) => usage::df(&args).map(|()| ExitCode::SUCCESS),
+        Command::Prune(args) => usage::prune(&args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             cli::print_completion(shell);
             Ok(ExitCode::SUCCESS)

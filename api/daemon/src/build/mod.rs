@@ -1,0 +1,272 @@
+//! `lapstrake build`: one build in this process, without a daemon.
+//!
+//! ```text
+//!   args ─► request (context, options, output) ─► Engine::build ─► image │ files        exit code 0, 1
+//!            session (secrets, agents), credentials ┘        └─► show (standard error), excerpt of what failed
+//! ```
+
+pub(crate) mod args;
+mod credentials;
+mod request;
+mod session;
+mod show;
+
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use lapstrake_builder_dockerfile::LineRange;
+use lapstrake_builder_engine::{
+    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Input, Step,
+};
+use lapstrake_builder_executor::Helper;
+use lapstrake_builder_progress::{Limits, Progress};
+use lapstrake_layerstore_diff::is_archive;
+use lapstrake_layerstore_store::StoreError;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    args::{BuildArgs, ProgressMode},
+    credentials::DockerConfig,
+    request::Context,
+    session::Offers,
+};
+use crate::{
+    assembly::{self, Assembly},
+    error::{ProgramError, chain},
+    logging, process,
+    settings::StoreSettings,
+};
+
+/// Longest Dockerfile on standard input: the engine's own limit.
+const DOCKERFILE_LIMIT: u64 = 16 << 20;
+/// How much of standard input tells whether it is an archive.
+const HEAD: usize = 64 << 10;
+
+/// Builds, and says how it went.
+pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
+    let (mut settings, _) = StoreSettings::new(&args.store)?;
+    if settings.log_level == logging::LogLevel::Info {
+        // The build's own words are enough.
+        settings.log_level = logging::LogLevel::Warn;
+    }
+    logging::start(settings.log_format, settings.log_level);
+    let (context, dockerfile) = request::context(args)?;
+    let names = request::references("--tag", &args.tag)?;
+    let output = request::output(args.output.as_deref(), names)?;
+    let cache_from = request::references("--cache-from", &args.cache_from)?;
+    let offers = Offers::parse(&args.secret, &args.ssh, |name| std::env::var(name).ok())?;
+    let credentials = DockerConfig::read()?;
+    process::raise_open_files();
+    let helper = assembly::start_helper()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(ProgramError::system("start threads"))?;
+    let code = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        process::stop_on_signals(stop.clone())?;
+        let assembly = open(&settings, helper)?;
+        let collecting = collect(&assembly);
+        let session = offers.open(&assembly.sessions)?;
+        let options = request::options(args, &context, dockerfile.as_deref(), Some(session.to_string()))?;
+        let source = Source::of(&context, &options.dockerfile_name);
+        let placed = place(&assembly.engine, context, &options.dockerfile_name).await?;
+        let inline_cache =
+            options.build_args.get("BUILDKIT_INLINE_CACHE").is_some_and(|on| on == "1" || on == "true");
+        let request = BuildRequest {
+            id: BuildId(session.to_string()),
+            input: Input::Dockerfile { options: Box::new(options), context: placed.input },
+            session: Some(session),
+            output,
+            cache_from,
+            inline_cache,
+            credentials: Arc::new(credentials),
+            resources: request::resources(args),
+        };
+        let mode = if args.quiet { ProgressMode::Quiet } else { args.progress };
+        let source =
+            placed.dockerfile.map_or(source, |text| Source { text: Some(text), ..Source::default() });
+        let code = match build(&assembly.engine, request, mode, source, stop).await? {
+            Some(exported) => {
+                tell(args, &exported)?;
+                ExitCode::SUCCESS
+            }
+            None => ExitCode::FAILURE,
+        };
+        drop(placed.directory);
+        collecting.await;
+        Ok(code)
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    code
+}
+
+fn open(settings: &StoreSettings, helper: Helper) -> Result<Assembly, ProgramError> {
+    Assembly::new(settings, helper).map_err(|error| match error {
+        ProgramError::Store(StoreError::Locked { root }) => ProgramError::setting(
+            format!("store {}", root.display()),
+            "a daemon has it open: build through the daemon (DOCKER_HOST=unix:///run/lapstrake/lapstrake.sock docker build …), \
+             or use another --root",
+        ),
+        other => other,
+    })
+}
+
+/// Collects what earlier runs left, beside the build.
+fn collect(assembly: &Assembly) -> impl Future<Output = ()> {
+    let (collector, metadata) = (Arc::clone(&assembly.store.collector), assembly.store.metadata.clone());
+    let work = tokio::task::spawn_blocking(move || collector.collect_at_start(&metadata));
+    async move {
+        match work.await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "what earlier runs left could not be collected")
+            }
+            Err(error) => tracing::error!(%error, "collection ended in a panic"),
+        }
+    }
+}
+
+/// Where the build's files are, found.
+struct Placed {
+    input: ContextInput,
+    /// A Dockerfile that came on standard input.
+    dockerfile: Option<String>,
+    /// Holds it, for as long as the build runs.
+    directory: Option<tempfile::TempDir>,
+}
+
+async fn place(engine: &Engine, context: Context, name: &str) -> Result<Placed, ProgramError> {
+    let input = match context {
+        Context::Directory { context, dockerfile } => ContextInput::Directory { context, dockerfile },
+        Context::Remote => ContextInput::Remote,
+        Context::DirectoryAndInput { context } => {
+            let text = read_dockerfile(io::stdin())?;
+            let directory =
+                tempfile::tempdir().map_err(ProgramError::system("make a directory for the Dockerfile"))?;
+            let path = directory.path().join(name);
+            std::fs::write(&path, &text).map_err(ProgramError::file("write", path))?;
+            let input = ContextInput::Directory { context, dockerfile: directory.path().to_owned() };
+            let dockerfile = Some(String::from_utf8_lossy(&text).into_owned());
+            return Ok(Placed { input, dockerfile, directory: Some(directory) });
+        }
+        Context::Input => {
+            let mut head = Vec::new();
+            let mut stdin = io::stdin();
+            let failed = || ProgramError::system("read standard input");
+            (&mut stdin).take(HEAD as u64).read_to_end(&mut head).map_err(failed())?;
+            if head.is_empty() {
+                return Err(ProgramError::setting("context -", "standard input is empty"));
+            }
+            let archive = io::Cursor::new(head.clone());
+            if is_archive(archive) {
+                let received = engine.receive_context(io::Cursor::new(head).chain(stdin)).await?;
+                ContextInput::Received(received)
+            } else {
+                let text = read_dockerfile(io::Cursor::new(head).chain(stdin))?;
+                let dockerfile = Some(String::from_utf8_lossy(&text).into_owned());
+                let received = engine.receive_dockerfile(name, text).await?;
+                return Ok(Placed { input: ContextInput::Received(received), dockerfile, directory: None });
+            }
+        }
+    };
+    Ok(Placed { input, dockerfile: None, directory: None })
+}
+
+fn read_dockerfile(from: impl Read) -> Result<Vec<u8>, ProgramError> {
+    let mut text = Vec::new();
+    from.take(DOCKERFILE_LIMIT + 1)
+        .read_to_end(&mut text)
+        .map_err(ProgramError::system("read a Dockerfile from standard input"))?;
+    if text.len() as u64 > DOCKERFILE_LIMIT {
+        return Err(ProgramError::setting(
+            "Dockerfile on standard input",
+            format!("is longer than {DOCKERFILE_LIMIT} bytes"),
+        ));
+    }
+    Ok(text)
+}
+
+/// The Dockerfile, for an excerpt of what failed.
+#[derive(Default)]
+struct Source {
+    path: Option<PathBuf>,
+    text: Option<String>,
+}
+
+impl Source {
+    fn of(context: &Context, name: &str) -> Self {
+        match context {
+            Context::Directory { dockerfile, .. } => Self { path: Some(dockerfile.join(name)), text: None },
+            _ => Self::default(),
+        }
+    }
+
+    fn excerpt(&self, lines: LineRange) -> String {
+        let name =
+            self.path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_else(|| "Dockerfile".to_owned());
+        let text = match (&self.text, &self.path) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path).unwrap_or_default(),
+            (None, None) => return String::new(),
+        };
+        show::excerpt(&name, &text, lines)
+    }
+}
+
+/// Runs the build to its end; `None` when it failed, which was told.
+async fn build(
+    engine: &Engine,
+    request: BuildRequest,
+    mode: ProgressMode,
+    source: Source,
+    stop: CancellationToken,
+) -> Result<Option<Exported>, ProgramError> {
+    let failed = || ProgramError::system("keep the build's progress");
+    let progress = Progress::anonymous(Limits::default()).map_err(failed())?;
+    let events = progress.subscribe().map_err(failed())?;
+    let (send_steps, mut steps) = oneshot::channel::<Vec<Step>>();
+    let work = engine.build(request, progress, Some(send_steps), stop);
+    let (built, tails) = tokio::join!(work, show::show(events, mode));
+    let error = match built {
+        Ok(exported) => return Ok(Some(exported)),
+        Err(error) => error,
+    };
+    let steps = steps.try_recv().unwrap_or_default();
+    if let Some(vertex) = error.failed_vertex() {
+        eprint!("{}", tails.of(vertex));
+    }
+    if let Some(lines) = lines_at_fault(&error, &steps) {
+        eprint!("{}", source.excerpt(lines));
+    }
+    eprintln!("ERROR: failed to solve: {error}");
+    Ok(None)
+}
+
+/// Where in the Dockerfile it failed.
+fn lines_at_fault(error: &EngineError, steps: &[Step]) -> Option<LineRange> {
+    if let EngineError::Dockerfile(error) = error {
+        return error.lines();
+    }
+    let vertex = error.failed_vertex()?;
+    steps.iter().find(|step| step.vertex.as_ref() == Some(vertex)).map(|step| step.lines)
+}
+
+/// Says what was made.
+fn tell(args: &BuildArgs, exported: &Exported) -> Result<(), ProgramError> {
+    let Some(id) = &exported.image else { return Ok(()) };
+    if let Some(path) = &args.iidfile {
+        std::fs::write(path, id.as_str()).map_err(ProgramError::file("write", path))?;
+    }
+    if args.quiet {
+        println!("{id}");
+    }
+    Ok(())
+}

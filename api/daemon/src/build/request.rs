@@ -1,0 +1,351 @@
+//! From the command line to a build request. Reads the environment and looks whether directories are there; opens nothing.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use lapstrake_api_types::HostEntry;
+use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
+use lapstrake_builder_engine::{Destination, Output, Resources};
+use lapstrake_layerstore_oci::{Platform, Reference};
+
+use super::args::BuildArgs;
+use crate::error::ProgramError;
+
+/// Where the build's files are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Context {
+    /// A directory, and the one that the Dockerfile is in.
+    Directory {
+        /// The context.
+        context: PathBuf,
+        /// Where the Dockerfile is.
+        dockerfile: PathBuf,
+    },
+    /// A directory, with the Dockerfile on standard input.
+    DirectoryAndInput {
+        /// The context.
+        context: PathBuf,
+    },
+    /// An archive or a Dockerfile on standard input.
+    Input,
+    /// Behind a URL that the options name.
+    Remote,
+}
+
+fn wrong(what: impl Into<String>, why: impl ToString) -> ProgramError {
+    ProgramError::setting(what, why.to_string())
+}
+
+/// Where the files are, and the Dockerfile's name there.
+pub(super) fn context(args: &BuildArgs) -> Result<(Context, Option<String>), ProgramError> {
+    if args.context == "-" {
+        if args.file.as_deref() == Some("-") {
+            return Err(wrong("-f -", "standard input cannot be both the context and the Dockerfile"));
+        }
+        return Ok((Context::Input, args.file.clone()));
+    }
+    let context = PathBuf::from(&args.context);
+    if !context.is_dir() {
+        let is_url = args.context.contains("://")
+            || args.context.starts_with("git@")
+            || args.context.starts_with("github.com/");
+        if is_url && args.file.as_deref() != Some("-") {
+            return Ok((Context::Remote, args.file.clone()));
+        }
+        let why = if context.exists() { "is not a directory" } else { "no such directory" };
+        return Err(wrong(format!("context {}", args.context), why));
+    }
+    let absolute = |path: &Path| std::path::absolute(path).map_err(ProgramError::file("find", path));
+    let context = absolute(&context)?;
+    match args.file.as_deref() {
+        None => Ok((Context::Directory { dockerfile: context.clone(), context }, None)),
+        Some("-") => Ok((Context::DirectoryAndInput { context }, None)),
+        // As docker has it: relative to where we are, not to the context.
+        Some(file) => {
+            let path = absolute(Path::new(file))?;
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+            else {
+                return Err(wrong(format!("-f {file}"), "is no file's name"));
+            };
+            if !path.is_file() {
+                return Err(wrong(format!("-f {file}"), "no such file"));
+            }
+            Ok((Context::Directory { context, dockerfile: parent.to_owned() }, Some(name.to_owned())))
+        }
+    }
+}
+
+/// The frontend's options.
+pub(super) fn options(
+    args: &BuildArgs,
+    context: &Context,
+    dockerfile: Option<&str>,
+    session: Option<String>,
+) -> Result<DockerfileOptions, ProgramError> {
+    let mut attrs = BTreeMap::new();
+    let mut put = |key: &str, value: String| _ = attrs.insert(key.to_owned(), value);
+    if *context == Context::Remote {
+        put("context", args.context.clone());
+    }
+    if let Some(name) = dockerfile {
+        put("filename", name.to_owned());
+    }
+    for text in &args.build_arg {
+        match text.split_once('=') {
+            Some(("", _)) => return Err(wrong(format!("--build-arg {text}"), "has no name")),
+            Some((name, value)) => put(&format!("build-arg:{name}"), value.to_owned()),
+            // What the environment does not have either is left to the Dockerfile.
+            None => {
+                if let Ok(value) = std::env::var(text) {
+                    put(&format!("build-arg:{text}"), value);
+                }
+            }
+        }
+    }
+    for text in &args.label {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        if name.is_empty() {
+            return Err(wrong(format!("--label {text}"), "has no name"));
+        }
+        put(&format!("label:{name}"), value.to_owned());
+    }
+    if let Some(target) = &args.target {
+        put("target", target.clone());
+    }
+    if let Some(platform) = args.platform.as_ref().filter(|platform| !platform.is_empty()) {
+        put("platform", platform.clone());
+    }
+    if args.no_cache {
+        put("no-cache", String::new());
+    }
+    if let Some(stages) = &args.no_cache_filter {
+        put("no-cache", stages.clone());
+    }
+    if args.pull {
+        put("image-resolve-mode", "pull".to_owned());
+    }
+    if args.network != "default" {
+        put("force-network-mode", args.network.clone());
+    }
+    if !args.add_host.is_empty() {
+        let mut hosts = Vec::new();
+        for text in &args.add_host {
+            let entry = HostEntry::parse(text).map_err(|error| wrong(format!("--add-host {text}"), error))?;
+            if entry.ip == "host-gateway" {
+                return Err(wrong(
+                    format!("--add-host {text}"),
+                    "there is no gateway: steps have the machine's network",
+                ));
+            }
+            hosts.push(format!("{}={}", entry.host, entry.ip));
+        }
+        put("add-hosts", hosts.join(","));
+    }
+    if let Some(bytes) = args.shm_size {
+        put("shm-size", bytes.to_string());
+    }
+    if !args.ulimit.is_empty() {
+        put("ulimit", args.ulimit.join(","));
+    }
+    if let Some(parent) = &args.cgroup_parent {
+        put("cgroup-parent", parent.clone());
+    }
+    for text in &args.build_context {
+        match text.split_once('=') {
+            Some((name, source)) if source.contains("://") => {
+                put(&format!("context:{name}"), source.to_owned())
+            }
+            Some(_) => {
+                let why = "directories as further contexts are not supported; docker-image://, git and https:// are";
+                return Err(wrong(format!("--build-context {text}"), why));
+            }
+            None => return Err(wrong(format!("--build-context {text}"), "is not name=source")),
+        }
+    }
+    let options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), session, &[])
+        .map_err(|error| wrong("build options", error))?;
+    if let (Context::Remote, ContextSource::Local(_)) = (context, &options.context) {
+        return Err(wrong(
+            format!("context {}", args.context),
+            "is neither a git repository nor an http URL",
+        ));
+    }
+    Ok(options)
+}
+
+/// Limits on processes.
+pub(super) fn resources(args: &BuildArgs) -> Resources {
+    Resources {
+        memory: args.memory.filter(|bytes| *bytes != 0),
+        memory_swap: args.memory_swap.filter(|bytes| *bytes != 0),
+        cpu_shares: args.cpu_shares.filter(|shares| *shares != 0),
+        cpu_period: args.cpu_period.filter(|period| *period != 0),
+        cpu_quota: args.cpu_quota.filter(|quota| *quota != 0),
+        cpuset_cpus: args.cpuset_cpus.clone(),
+        cpuset_mems: args.cpuset_mems.clone(),
+        shm_size: args.shm_size.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes != 0),
+    }
+}
+
+/// Names for the image, and images to use the cache of.
+pub(super) fn references(option: &str, texts: &[String]) -> Result<Vec<Reference>, ProgramError> {
+    let parse = |text: &String| {
+        let reference = Reference::parse(text).map_err(|error| wrong(format!("{option} {text}"), error))?;
+        if option == "--tag" && reference.digest().is_some() {
+            return Err(wrong(format!("{option} {text}"), "a name to give has no digest"));
+        }
+        Ok(reference.with_default_tag())
+    };
+    texts.iter().map(parse).collect()
+}
+
+/// What to leave behind.
+pub(super) fn output(text: Option<&str>, names: Vec<Reference>) -> Result<Output, ProgramError> {
+    let Some(text) = text else { return Ok(Output::Image { names }) };
+    let refuse = |why: String| wrong(format!("--output {text}"), why);
+    if text == "-" {
+        return Ok(Output::Tar(Destination::Stdout));
+    }
+    if !text.contains('=') {
+        return Ok(Output::Local(Destination::Path(PathBuf::from(text))));
+    }
+    let (mut kind, mut to, mut names) = ("", None, names);
+    for field in text.split(',') {
+        let (key, value) =
+            field.split_once('=').ok_or_else(|| refuse(format!("{field} is not name=value")))?;
+        match key {
+            "type" => kind = value,
+            "dest" if value == "-" => to = Some(Destination::Stdout),
+            "dest" => to = Some(Destination::Path(PathBuf::from(value))),
+            "name" => names.extend(references("--output name", &[value.to_owned()])?),
+            _ => return Err(refuse(format!("option {key} is not supported"))),
+        }
+    }
+    let stream = |to: Option<Destination>| match to {
+        Some(to) => Ok(to),
+        None if std::io::IsTerminal::is_terminal(&std::io::stdout()) => {
+            Err(refuse("give dest=FILE: an archive does not go to a terminal".to_owned()))
+        }
+        None => Ok(Destination::Stdout),
+    };
+    Ok(match (kind, to) {
+        ("image" | "moby", None) => Output::Image { names },
+        ("cacheonly", None) => Output::CacheOnly,
+        ("local", Some(to @ Destination::Path(_))) => Output::Local(to),
+        ("local", _) => return Err(refuse("needs dest=DIRECTORY".to_owned())),
+        ("tar", to) => Output::Tar(stream(to)?),
+        ("docker", to) => Output::Docker { names, to: stream(to)? },
+        ("oci", to) => Output::Oci { names, to: stream(to)? },
+        ("image" | "moby" | "cacheonly", Some(_)) => {
+            return Err(refuse("dest means nothing for this type".to_owned()));
+        }
+        ("", _) => return Err(refuse("has no type".to_owned())),
+        (other, _) => {
+            return Err(refuse(format!(
+                "type {other} is not supported: there are image, local, tar, docker, oci and cacheonly"
+            )));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use lapstrake_builder_dockerfile::options::NoCache;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn args(line: &[&str]) -> BuildArgs {
+        let cli = Cli::try_parse_from(["lapstrake", "build"].iter().chain(line)).unwrap();
+        let Command::Build(args) = cli.command else { panic!("build was asked for") };
+        *args
+    }
+
+    #[test]
+    fn contexts_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        std::fs::write(dir.path().join("D"), "FROM scratch").unwrap();
+        let file = dir.path().join("D");
+        let context_of = |line: &[&str]| context(&args(line)).map_err(|error| error.to_string());
+        let directory = |dockerfile: &Path| Context::Directory {
+            context: dir.path().to_owned(),
+            dockerfile: dockerfile.to_owned(),
+        };
+        assert_eq!(context_of(&[path]), Ok((directory(dir.path()), None)));
+        assert_eq!(
+            context_of(&["-f", file.to_str().unwrap(), path]),
+            Ok((directory(dir.path()), Some("D".to_owned())))
+        );
+        assert_eq!(
+            context_of(&["-f", "-", path]),
+            Ok((Context::DirectoryAndInput { context: dir.path().to_owned() }, None))
+        );
+        assert_eq!(context_of(&["-"]), Ok((Context::Input, None)));
+        assert_eq!(context_of(&["https://h/x.git"]), Ok((Context::Remote, None)));
+        assert!(context_of(&["-f", "-", "-"]).unwrap_err().contains("both"));
+        assert!(context_of(&["/no/such/place"]).unwrap_err().contains("no such directory"));
+        assert!(context_of(&["-f", "/no/such/file", path]).unwrap_err().contains("no such file"));
+    }
+
+    #[test]
+    fn options_arrive() {
+        let args = args(&[
+            "--build-arg",
+            "A=1",
+            "--build-arg",
+            "LAPSTRAKE_TEST_UNSET",
+            "--label",
+            "l=v",
+            "--target",
+            "t",
+            "--no-cache-filter",
+            "a,b",
+            "--add-host",
+            "db:10.0.0.1",
+            "--ulimit",
+            "nofile=1:2",
+            "--shm-size",
+            "1k",
+            "-m",
+            "2m",
+            "--memory-swap",
+            "-1",
+            "--build-context",
+            "base=docker-image://alpine",
+            ".",
+        ]);
+        let options = options(&args, &Context::Input, Some("D"), None).unwrap();
+        assert_eq!(options.build_args, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
+        assert_eq!((options.labels["l"].as_str(), options.target.as_deref()), ("v", Some("t")));
+        assert_eq!(options.no_cache, NoCache::Stages(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!((options.extra_hosts.len(), options.ulimits.len(), options.shm_size), (1, 1, 1024));
+        assert_eq!(options.named_contexts["base"].specifier, "docker-image://alpine");
+        let resources = resources(&args);
+        assert_eq!((resources.memory, resources.memory_swap), (Some(2 << 20), Some(-1)));
+    }
+
+    #[test]
+    fn outputs_are_as_dockers() {
+        let out = |text: &str| output(Some(text), Vec::new()).map_err(|error| error.to_string());
+        assert_eq!(out("out"), Ok(Output::Local(Destination::Path("out".into()))));
+        assert_eq!(out("-"), Ok(Output::Tar(Destination::Stdout)));
+        assert_eq!(out("type=tar,dest=x.tar"), Ok(Output::Tar(Destination::Path("x.tar".into()))));
+        assert_eq!(out("type=cacheonly"), Ok(Output::CacheOnly));
+        let names = vec![Reference::parse("a:latest").unwrap()];
+        let to = Destination::Stdout;
+        assert_eq!(out("type=docker,name=a,dest=-"), Ok(Output::Docker { names, to }));
+        for (text, why) in [
+            ("type=local", "needs dest"),
+            ("type=registry", "not supported"),
+            ("type=image,push=true", "option push"),
+            ("dest=x", "has no type"),
+            ("type=image,dest=x", "dest means nothing"),
+        ] {
+            assert!(out(text).unwrap_err().contains(why), "{text}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! `lapstrake df` and `lapstrake prune`: of a store that nobody has open, or through the daemon that has it.
+
+use lapstrake_builder_cache::{BuildCache, PruneBound, PruneFilter, PruneRequest};
+use lapstrake_layerstore_store::{StoreError, disk_usage};
+use serde::Deserialize;
+
+use crate::{
+    assembly::OpenStore,
+    cli::{DfArgs, PruneArgs},
+    client::DaemonClient,
+    error::ProgramError,
+    host::Host,
+    logging,
+    settings::StoreSettings,
+};
+
+/// What is shown of a store. Bytes are of the disk.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Usage {
+    images: usize,
+    /// In images' layers, each counted once.
+    image_bytes: u64,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    id: String,
+    kind: String,
+    description: String,
+    bytes: u64,
+    is_shared: bool,
+    is_in_use: bool,
+}
+
+/// Shows what the store takes.
+pub(crate) fn df(args: &DfArgs) -> Result<(), ProgramError> {
+    let settings = begin(&args.store)?;
+    let usage = match open_store(&settings)? {
+        Some(store) => {
+            let disk = disk_usage(&store.stores)?;
+            Usage { images: disk.images.len(), image_bytes: disk.layers, entries: entries(&store.cache)? }
+        }
+        None => daemon(args.host.as_ref())?.usage()?,
+    };
+    print!("{}", table(&usage, args.verbose));
+    Ok(())
+}
+
+/// Removes from the store what can be made again.
+pub(crate) fn prune(args: &PruneArgs) -> Result<(), ProgramError> {
+    let settings = begin(&args.store)?;
+    let (removed, freed) = match open_store(&settings)? {
+        Some(store) => prune_store(&store, args)?,
+        None => daemon(args.host.as_ref())?.prune(args)?,
+    };
+    println!("Removed {removed}; freed {}", size(freed));
+    Ok(())
+}
+
+fn begin(args: &crate::cli::StoreArgs) -> Result<StoreSettings, ProgramError> {
+    let (mut settings, _) = StoreSettings::new(args)?;
+    if settings.log_level == logging::LogLevel::Info {
+        settings.log_level = logging::LogLevel::Warn;
+    }
+    logging::start(settings.log_format, settings.log_level);
+    Ok(settings)
+}
+
+/// `None` while a daemon has it open.
+fn open_store(settings: &StoreSettings) -> Result<Option<OpenStore>, ProgramError> {
+    if !settings.root.join("metadata.db").exists() {
+        // Looking at a store does not make one.
+        return Err(ProgramError::setting(settings.root.display().to_string(), "there is no store"));
+    }
+    match OpenStore::open(settings) {
+        Ok(store) => Ok(Some(store)),
+        Err(ProgramError::Store(StoreError::Locked { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn daemon(host: Option<&Host>) -> Result<DaemonClient, ProgramError> {
+    DaemonClient::new(host.cloned().unwrap_or_else(Host::default_socket))
+}
+
+fn entries(cache: &BuildCache) -> Result<Vec<Entry>, ProgramError> {
+    let entry = |entry: lapstrake_builder_cache::CacheEntry| Entry {
+        id: entry.id,
+        kind: entry.kind.as_str().to_owned(),
+        description: entry.description,
+        bytes: entry.size,
+        is_shared: entry.shared,
+        is_in_use: entry.in_use,
+    };
+    Ok(cache.usage()?.into_iter().map(entry).collect())
+}
+
+fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<(String, u64), ProgramError> {
+    let mut filters = Vec::new();
+    for text in &args.filter {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        filters.push(PruneFilter::parse(key, value)?);
+    }
+    let bound = PruneBound { reserved: args.keep_bytes(), max_used: None };
+    let pruned = store.cache.prune(&PruneRequest { all: args.all, filters, unused_for: None, bound })?;
+    let mut images = 0;
+    if args.images {
+        for image in store.stores.images.list()?.iter().filter(|image| image.is_dangling()) {
+            store.stores.images.delete_image(&image.id)?;
+            images += 1;
+        }
+    }
+    // Nobody has the store open but us: what earlier runs left goes as well.
+    let collected = store.collector.collect_at_start(&store.metadata)?;
+    Ok((counted(pruned.entries.len(), images, args), collected.bytes))
+}
+
+fn counted(entries: usize, images: usize, args: &PruneArgs) -> String {
+    let mut text = format!("{entries} cache entries");
+    if args.images {
+        text.push_str(&format!(" and {images} dangling images"));
+    }
+    text
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct DiskUsageAnswer {
+    layers_size: u64,
+    images: Option<Vec<serde::de::IgnoredAny>>,
+    build_cache: Option<Vec<RecordAnswer>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct RecordAnswer {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Type")]
+    kind: String,
+    description: String,
+    in_use: bool,
+    shared: bool,
+    size: u64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct PruneAnswer {
+    caches_deleted: Option<Vec<serde::de::IgnoredAny>>,
+    images_deleted: Option<Vec<ImageAnswer>>,
+    space_reclaimed: u64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct ImageAnswer {
+    deleted: String,
+}
+
+impl DaemonClient {
+    fn usage(&self) -> Result<Usage, ProgramError> {
+        // The layout of this version has everything at the top.
+        let answer: DiskUsageAnswer = self.get("/v1.47/system/df")?;
+        let entry = |record: RecordAnswer| Entry {
+            id: record.id,
+            kind: record.kind,
+            description: record.description,
+            bytes: record.size,
+            is_shared: record.shared,
+            is_in_use: record.in_use,
+        };
+        Ok(Usage {
+            images: answer.images.unwrap_or_default().len(),
+            image_bytes: answer.layers_size,
+            entries: answer.build_cache.unwrap_or_default().into_iter().map(entry).collect(),
+        })
+    }
+
+    fn prune(&self, args: &PruneArgs) -> Result<(String, u64), ProgramError> {
+        let mut filters: std::collections::BTreeMap<&str, Vec<&str>> = std::collections::BTreeMap::new();
+        for text in &args.filter {
+            let (key, value) = text.split_once('=').unwrap_or((text, ""));
+            filters.entry(key).or_default().push(value);
+        }
+        let filters = serde_json::to_string(&filters).expect("strings are JSON");
+        let all = u8::from(args.all);
+        let keep = args.keep_bytes();
+        let path = format!("/v1.47/build/prune?all={all}&keep-storage={keep}&filters={}", escape(&filters));
+        let cache: PruneAnswer = self.post(&path)?;
+        let (mut freed, mut images) = (cache.space_reclaimed, 0);
+        if args.images {
+            let answer: PruneAnswer = self.post("/v1.47/images/prune")?;
+            freed += answer.space_reclaimed;
+            let deleted = answer.images_deleted.unwrap_or_default();
+            images = deleted.iter().filter(|image| !image.deleted.is_empty()).count();
+        }
+        Ok((counted(cache.caches_deleted.unwrap_or_default().len(), images, args), freed))
+    }
+}
+
+/// Percent-encodes everything but letters and digits.
+fn escape(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+fn table(usage: &Usage, verbose: bool) -> String {
+    let own: u64 = usage.entries.iter().filter(|entry| !entry.is_shared).map(|entry| entry.bytes).sum();
+    let free: u64 = usage
+        .entries
+        .iter()
+        .filter(|entry| !entry.is_shared && !entry.is_in_use)
+        .map(|entry| entry.bytes)
+        .sum();
+    let mut out = String::from("TYPE          TOTAL       SIZE   RECLAIMABLE\n");
+    out.push_str(&format!("images       {:6} {:>10}\n", usage.images, size(usage.image_bytes)));
+    out.push_str(&format!("build cache  {:6} {:>10} {:>13}\n", usage.entries.len(), size(own), size(free)));
+    if verbose {
+        out.push_str("\nID            KIND                      SIZE  DESCRIPTION\n");
+        for entry in &usage.entries {
+            let id: String = entry.id.chars().take(12).collect();
+            let mark = match (entry.is_in_use, entry.is_shared) {
+                (true, _) => " (in use)",
+                (_, true) => " (shared with an image)",
+                _ => "",
+            };
+            let (kind, bytes) = (&entry.kind, size(entry.bytes));
+            out.push_str(&format!("{id:12}  {kind:20} {bytes:>9}  {}{mark}\n", entry.description));
+        }
+    }
+    out
+}
+
+/// Bytes for people, as docker writes them: powers of 1000, three or four digits.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit < UNITS.len() - 1 {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = match unit {
+        0 => 0,
+        _ if value < 10.0 => 2,
+        _ if value < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}{}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1.00kB"),
+            (1_982_000, "1.98MB"),
+            (45_000_000, "45.0MB"),
+            (123_456_789_000, "123GB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn the_table_counts_what_the_cache_has_alone() {
+        let entry = |bytes, is_shared, is_in_use| Entry {
+            id: "abcdefghijklmnop".to_owned(),
+            kind: "regular".to_owned(),
+            description: "RUN true".to_owned(),
+            bytes,
+            is_shared,
+            is_in_use,
+        };
+        let usage = Usage {
+            images: 2,
+            image_bytes: 1_500_000,
+            entries: vec![entry(1000, false, false), entry(2000, true, false), entry(4000, false, true)],
+        };
+        let expected = "\
+TYPE          TOTAL       SIZE   RECLAIMABLE
+images            2     1.50MB
+build cache       3     5.00kB        1.00kB
+
+ID            KIND                      SIZE  DESCRIPTION
+abcdefghijkl  regular                 1.00kB  RUN true
+abcdefghijkl  regular                 2.00kB  RUN true (shared with an image)
+abcdefghijkl  regular                 4.00kB  RUN true (in use)
+";
+        assert_eq!(table(&usage, true), expected);
+    }
+
+    #[test]
+    fn filters_are_escaped() {
+        assert_eq!(escape(r#"{"a":["b c"]}"#), "%7B%22a%22%3A%5B%22b%20c%22%5D%7D");
+    }
+}
