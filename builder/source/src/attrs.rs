@@ -77,7 +77,7 @@ impl<'a> Attrs<'a> {
     /// The error for an attribute's value.
     pub(crate) fn invalid(&self, key: &str, value: &str, why: impl Display) -> SourceError {
         SourceError::Attribute {
-            origin: self.op.identifier.clone(),
+            origin: shown(&self.op.identifier),
             attribute: key.to_owned(),
             value: value.to_owned(),
             why: why.to_string(),
@@ -98,9 +98,65 @@ impl<'a> Attrs<'a> {
         match unread.first() {
             None => Ok(()),
             Some(key) => Err(SourceError::Unsupported {
-                origin: self.op.identifier.clone(),
+                origin: shown(&self.op.identifier),
                 what: format!("attribute {key}"),
             }),
+        }
+    }
+}
+
+/// An identifier for people: without a user's name and password.
+pub(crate) fn shown(identifier: &str) -> String {
+    let Some((scheme, rest)) = identifier.split_once("://") else { return identifier.to_owned() };
+    // A git identifier may hold a whole URL.
+    if let Some((inner, _)) = rest.split_once("://")
+        && !inner.contains(['/', '@'])
+    {
+        return format!("{scheme}://{}", shown(rest));
+    }
+    let authority = rest.split(['/', '#', '?']).next().unwrap_or(rest);
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}://xxxxx{}", &rest[at..]),
+        None => identifier.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (identifier, expected) in [
+            ("http://a:b@h/x@y", "http://xxxxx@h/x@y"),
+            ("git://https://a:b@h/x#m", "git://https://xxxxx@h/x#m"),
+            ("git://a:b@h/x", "git://xxxxx@h/x"),
+            ("http://h/x@y", "http://h/x@y"),
+            ("docker-image://h/x@sha256:1", "docker-image://h/x@sha256:1"),
+            ("x", "x"),
+        ] {
+            assert_eq!(shown(identifier), expected);
+        }
+    }
+
+    #[test]
+    fn numbers_are_gos() {
+        let parse = |text: &str| {
+            let attrs = [("k".to_owned(), text.to_owned())].into();
+            let op = pb::SourceOp { identifier: "x".to_owned(), attrs };
+            Attrs::of(&op).go_number("k").ok()
+        };
+        for (text, expected) in [
+            ("0755", Some(0o755)),
+            ("0o755", Some(0o755)),
+            ("0x1f", Some(31)),
+            ("10", Some(10)),
+            ("0", Some(0)),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
+        }
+        for text in ["-1", "4294967295", "08", "x"] {
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 }

@@ -12,7 +12,9 @@ use lapstrake_session::{Sessions, fsutil};
 
 use crate::{
     Source, SourceContext, SourceError,
+    attrs::shown,
     error::chain,
+    git::sweep,
     http::{Downloads, client},
     image::Images,
     turns::Turns,
@@ -46,6 +48,8 @@ pub struct SourceLimits {
     pub http_connect: Duration,
     /// Longest time that the git program may take for one command.
     pub git_command: Duration,
+    /// How many git repositories are kept from one run of the daemon to the next.
+    pub repositories: usize,
     /// How large a client's directory may be.
     pub directory: fsutil::Limits,
     /// How many images' documents are kept between being resolved and being fetched.
@@ -59,6 +63,7 @@ impl Default for SourceLimits {
             http_stall: Duration::from_secs(60),
             http_connect: Duration::from_secs(30),
             git_command: Duration::from_secs(60 * 60),
+            repositories: 128,
             directory: fsutil::Limits::default(),
             resolutions: 256,
         }
@@ -92,10 +97,12 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Sources over these stores. One per daemon: it serialises what must not happen twice at once.
+    /// Sources over these stores. One per daemon: it serialises what must not happen twice at once. Blocks while it removes what a daemon that
+    /// was killed left.
     pub fn new(options: SourcesOptions) -> Self {
         let SourcesOptions { stores, cache, sessions, registry, root, limits } = options;
         let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
+        sweep(&root, limits.repositories);
         // It fails where the machine has no certificates: that is no reason to build nothing.
         let http = client(limits.http_connect, limits.http_stall).map_err(|error| chain(&error));
         let shared = Shared {
@@ -122,12 +129,12 @@ impl Sources {
         platform: Option<&pb::Platform>,
     ) -> Result<Arc<dyn Source>, SourceError> {
         let unsupported = |scheme: &str| SourceError::Unsupported {
-            origin: op.identifier.clone(),
+            origin: shown(&op.identifier),
             what: format!("{scheme}://"),
         };
         let Some((scheme, rest)) = op.identifier.split_once("://") else {
             return Err(SourceError::Identifier {
-                origin: op.identifier.clone(),
+                origin: shown(&op.identifier),
                 why: "no scheme".to_owned(),
             });
         };

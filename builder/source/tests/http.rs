@@ -3,7 +3,7 @@
 
 mod common;
 #[path = "../../../session/tests/common/mod.rs"]
-#[allow(unreachable_pub, dead_code, unused_imports, reason = "the session's own tests use the rest")]
+#[allow(unreachable_pub, unused_imports, reason = "the session's own tests use the rest")]
 mod session;
 
 use std::{collections::HashMap, os::unix::fs::MetadataExt, sync::Arc, time::Duration};
@@ -116,8 +116,10 @@ async fn with_a_checksum_nobody_is_asked_until_the_file_is_needed_and_it_must_be
     assert_eq!(server.count("GET"), 0);
     assert_eq!(bench.read(&source.fetch(&bench.context()).await.unwrap(), "f"), b"right");
     let wrong = Digest::sha256_of("wrong");
-    let error =
-        bench.get(&bench.context(), &server.url("/g"), &[("http.checksum", wrong.as_str())]).await.unwrap_err();
+    let error = bench
+        .get(&bench.context(), &server.url("/g"), &[("http.checksum", wrong.as_str())])
+        .await
+        .unwrap_err();
     assert!(matches!(&error, SourceError::Checksum { expected, .. } if *expected == wrong), "{error}");
     assert!(error.to_string().contains("/g"), "{error}");
 }
@@ -174,7 +176,9 @@ async fn endless_and_stalling_answers_end() {
                 let chunks = futures::stream::repeat_with(move || Ok::<_, std::io::Error>(chunk.clone()));
                 status(200).body(Body::from_stream(chunks)).unwrap()
             }
-            _ => status(200).body(Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>())).unwrap(),
+            _ => status(200)
+                .body(Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>()))
+                .unwrap(),
         }
     })
     .await;

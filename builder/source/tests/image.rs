@@ -5,7 +5,10 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Bench, op, registry::{Image, Registry}};
+use common::{
+    Bench, op,
+    registry::{Image, Registry},
+};
 use lapstrake_builder_dockerfile::{ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::{ResolveMode, pb};
 use lapstrake_builder_source::{ErrorKind, SourceError, SourceKind};

@@ -3,7 +3,7 @@
 
 mod common;
 #[path = "../../../session/tests/common/mod.rs"]
-#[allow(unreachable_pub, dead_code, unused_imports, reason = "the session's own tests use the rest")]
+#[allow(unreachable_pub, unused_imports, reason = "the session's own tests use the rest")]
 mod session;
 
 use std::{
@@ -74,12 +74,24 @@ async fn patterns_are_those_of_dockerignore() {
     let (bench, source) = (Bench::new(), tempfile::tempdir().unwrap());
     write(
         source.path(),
-        &[("node_modules/x/y", "1"), ("keep/a.log", "2"), ("keep/b.txt", "3"), ("deep/er/in", "4"), ("top", "5")],
+        &[
+            ("node_modules/x/y", "1"),
+            ("keep/a.log", "2"),
+            ("keep/b.txt", "3"),
+            ("deep/er/in", "4"),
+            ("top", "5"),
+        ],
     );
-    let attrs = [("local.excludepatterns", json(&["node_modules", "**/*.log", "!keep/a.log", "deep", "!deep/er/in"]))];
+    let attrs = [(
+        "local.excludepatterns",
+        json(&["node_modules", "**/*.log", "!keep/a.log", "deep", "!deep/er/in"]),
+    )];
     let attrs = attrs.each_ref().map(|(key, value)| (*key, value.as_str()));
     let tree = from_directory(&bench, source.path(), &attrs).await.unwrap();
-    assert_eq!(bench.names(&tree), ["deep", "deep/er", "deep/er/in", "keep", "keep/a.log", "keep/b.txt", "top"]);
+    assert_eq!(
+        bench.names(&tree),
+        ["deep", "deep/er", "deep/er/in", "keep", "keep/a.log", "keep/b.txt", "top"]
+    );
     let include = json(&["keep/*.txt"]);
     let tree =
         from_directory(&bench, source.path(), &[("local.includepattern", include.as_str())]).await.unwrap();
@@ -89,7 +101,10 @@ async fn patterns_are_those_of_dockerignore() {
 #[tokio::test]
 async fn paths_are_followed_through_symlinks_and_no_further() {
     let (bench, source) = (Bench::new(), tempfile::tempdir().unwrap());
-    write(source.path(), &[("real/Dockerfile", "FROM scratch"), ("real/other", ""), ("lib/x", "x"), ("far", "f")]);
+    write(
+        source.path(),
+        &[("real/Dockerfile", "FROM scratch"), ("real/other", ""), ("lib/x", "x"), ("far", "f")],
+    );
     symlink("real/Dockerfile", source.path().join("Dockerfile")).unwrap();
     symlink("/lib", source.path().join("abs")).unwrap();
     symlink("../../../../far", source.path().join("real/up")).unwrap();
@@ -173,7 +188,11 @@ async fn a_received_tree_is_used_as_it_is_unless_patterns_leave_something_out() 
     let bench = Bench::new();
     let tree = draft(&bench, &[("Dockerfile", "F"), ("secret/key", "k"), ("src/a", "a"), ("src/b.log", "b")]);
     std::os::unix::fs::chown(
-        bench.stores.open(&tree).unwrap().unwrap().path().join("src/a"), Some(5), Some(6)).unwrap();
+        bench.stores.open(&tree).unwrap().unwrap().path().join("src/a"),
+        Some(5),
+        Some(6),
+    )
+    .unwrap();
     let cx = bench.context_with("id", LocalProvider::Tree(tree.clone()));
     let get = async |attrs: &[(&str, &str)]| {
         let mut all = vec![("local.unique", "id")];
@@ -187,7 +206,10 @@ async fn a_received_tree_is_used_as_it_is_unless_patterns_leave_something_out() 
     assert_eq!(bench.names(&kept), ["Dockerfile", "src", "src/a"]);
     assert_eq!(inode(&bench, &kept, "src/a"), inode(&bench, &tree, "src/a"));
     assert_eq!(bench.metadata(&kept, "src").mtime(), bench.metadata(&tree, "src").mtime());
-    assert_eq!(bench.names(&get(&[("local.includepattern", r#"["src"]"#)]).await), ["src", "src/a", "src/b.log"]);
+    assert_eq!(
+        bench.names(&get(&[("local.includepattern", r#"["src"]"#)]).await),
+        ["src", "src/a", "src/b.log"]
+    );
 }
 
 #[tokio::test]

@@ -61,10 +61,12 @@ impl Access {
         if let Some(id) = &spec.ssh_agent {
             let socket = SshSocket { path: dir.path().join("agent"), owner: None, mode: 0o600 };
             let agent = agent(shared, cx, id, &socket).await.map_err(|error| match error {
-                Error::Unsupported { .. } | Error::Call { .. } | Error::NoActiveSessions => SourceError::Refused {
-                    origin: spec.origin(),
-                    why: format!("no SSH key {id:?} forwarded from the client"),
-                },
+                Error::Unsupported { .. } | Error::Call { .. } | Error::NoActiveSessions => {
+                    SourceError::Refused {
+                        origin: spec.origin(),
+                        why: format!("no SSH key {id:?} forwarded from the client"),
+                    }
+                }
                 error => SourceError::session(&spec.origin())(error),
             })?;
             self.ssh.agent = Some(agent.path().to_owned());
@@ -111,11 +113,7 @@ async fn secret(shared: &Shared, cx: &SourceContext, name: &str) -> Result<Optio
 }
 
 /// The `Authorization` header: a secret of the client's, those for the host first; else the URL's own user and password.
-async fn header(
-    shared: &Shared,
-    spec: &GitSpec,
-    cx: &SourceContext,
-) -> Result<Option<String>, SourceError> {
+async fn header(shared: &Shared, spec: &GitSpec, cx: &SourceContext) -> Result<Option<String>, SourceError> {
     let names = [(&spec.header_secret, false), (&spec.token_secret, true)];
     let hosts = [format!(".{}", spec.remote.host), String::new()];
     for suffix in &hosts {

@@ -97,7 +97,8 @@ impl Checkout<'_> {
         self.git.run(work(&["read-tree", self.commit])).await?;
         self.git.run(work(&["checkout-index", "--all", "--force", "--quiet"])).await?;
         self.submodules(&work(&[])).await?;
-        let (subdir, dir, origin) = (self.git.spec.subdir.clone(), self.dir.to_owned(), self.git.spec.origin());
+        let (subdir, dir, origin) =
+            (self.git.spec.subdir.clone(), self.dir.to_owned(), self.git.spec.origin());
         SourceError::blocking(move || {
             remove_git_files(&within)?;
             if subdir.is_empty() {
@@ -122,9 +123,12 @@ impl Checkout<'_> {
         let from = format!("file://{}", self.repository.dir.display());
         let (object, reference) = (&self.pinned.object, &self.pinned.reference);
         let kept = format!("refs/lapstrake/{object}");
-        self.git.run(GitCommand::new(["update-ref", "--no-deref", &kept, object]).in_dir(&self.repository.dir)).await?;
+        self.git
+            .run(GitCommand::new(["update-ref", "--no-deref", &kept, object]).in_dir(&self.repository.dir))
+            .await?;
         let named = if is_commit(reference) { String::new() } else { format!(":{reference}") };
-        let fetch = ["fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", &from, &format!("+{kept}{named}")];
+        let fetch =
+            ["fetch", "--quiet", "-u", "--depth=1", "--no-tags", "--", &from, &format!("+{kept}{named}")];
         let command = GitCommand { from_here: true, ssh: GitSsh::default(), ..work(&fetch) };
         // Without the remote's credentials.
         let fetched = self.git.program.run(command).await;
@@ -135,7 +139,9 @@ impl Checkout<'_> {
         run(&["reflog", "expire", "--all", "--expire=now"]).await?;
         let head = git_dir.join("FETCH_HEAD");
         match std::fs::remove_file(&head) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SourceError::io("remove", &head)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(SourceError::io("remove", &head)(error))
+            }
             _ => Ok(()),
         }
     }

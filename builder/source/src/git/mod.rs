@@ -20,6 +20,7 @@ use lapstrake_builder_progress::Stream;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
 
+pub(crate) use self::repository::sweep;
 use self::{
     access::Access,
     program::{GitCommand, GitFailure, GitOutput, GitProgram, SystemGit},
@@ -28,7 +29,7 @@ use self::{
 };
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
-    attrs::Attrs,
+    attrs::{Attrs, shown},
     sources::{Shared, cache_key},
 };
 
@@ -56,7 +57,7 @@ struct GitSpec {
 
 impl GitSpec {
     fn parse(rest: &str, op: &pb::SourceOp) -> Result<Self, SourceError> {
-        let bad = |why: &str| SourceError::Identifier { origin: shown(rest), why: why.to_owned() };
+        let bad = |why: &str| SourceError::Identifier { origin: shown(&op.identifier), why: why.to_owned() };
         let (remote, mut reference, subdir) = split_fragment(rest);
         let mut attrs = Attrs::of(op);
         let remote = attrs.text("git.fullurl").unwrap_or(&remote);
@@ -143,14 +144,6 @@ impl GitSpec {
             key.push_str("(mtime=commit)");
         }
         key
-    }
-}
-
-/// An identifier for people: without what may be a password.
-fn shown(identifier: &str) -> String {
-    match identifier.rsplit_once('@') {
-        Some((before, after)) if before.contains(':') => format!("git://xxxxx@{after}"),
-        _ => format!("git://{identifier}"),
     }
 }
 

@@ -172,7 +172,8 @@ impl SystemGit {
         let mut group = Group(pid);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let work = async {
-            let (stdout, stderr) = tokio::try_join!(read(stdout, MAX_OUTPUT, true), read(stderr, MAX_MESSAGE, false))?;
+            let (stdout, stderr) =
+                tokio::try_join!(read(stdout, MAX_OUTPUT, true), read(stderr, MAX_MESSAGE, false))?;
             Ok::<_, GitFailure>((stdout, stderr, child.wait().await?))
         };
         let (stdout, stderr, status) = tokio::time::timeout(self.patience, work)

@@ -102,7 +102,8 @@ fn default_branch(listing: &str) -> Option<Pinned> {
 
 /// Which of the listed references is meant: the very name, then a branch, then a tag (BuildKit's order, and git-checkout's).
 fn choose(reference: &str, listing: &str) -> Option<Pinned> {
-    let find = |name: &str| lines(listing).find(|(_, listed)| *listed == name).map(|(object, _)| object.to_owned());
+    let find =
+        |name: &str| lines(listing).find(|(_, listed)| *listed == name).map(|(object, _)| object.to_owned());
     let under = |prefix: &str| format!("{prefix}{}", reference.strip_prefix(prefix).unwrap_or(reference));
     let (exact, head, tag) = (under("refs/"), under("refs/heads/"), under("refs/tags/"));
     for name in [exact, head] {
@@ -130,6 +131,7 @@ impl Repository {
         let dir = root.join(name);
         if dir.join("HEAD").exists() {
             remove_locks(&dir)?;
+            touch(&dir);
             return Ok(Self { dir });
         }
         std::fs::create_dir_all(root).map_err(SourceError::io("make", root))?;
@@ -151,14 +153,12 @@ impl Repository {
         if !self.has(git, &pinned.object).await? {
             self.fetch_now(git, pinned).await?;
         }
-        if let Some(checksum) = &git.spec.checksum {
-            // What a commit's name in the op cannot tell: whether it is a tag's.
-            let peeled = self.commit(git, pinned).await?;
-            let found = Pinned { peeled: Some(peeled), ..pinned.clone() };
-            debug_assert!(!checksum.is_empty());
-            found.check(git.spec)?;
+        if git.spec.checksum.is_none() {
+            return Ok(());
         }
-        Ok(())
+        // What the object's name alone cannot tell: which commit it is if it is a tag.
+        let peeled = self.commit(git, pinned).await?;
+        Pinned { peeled: Some(peeled), ..pinned.clone() }.check(git.spec)
     }
 
     async fn fetch_now(&self, git: &Git<'_>, pinned: &Pinned) -> Result<(), SourceError> {
@@ -166,7 +166,8 @@ impl Repository {
         let object = &pinned.object;
         let kept = format!("refs/lapstrake/{object}");
         // Only that state: all of it, and nothing before it.
-        let wanted = if is_commit(&pinned.reference) || git.spec.fetch_by_commit { object } else { &pinned.reference };
+        let wanted =
+            if is_commit(&pinned.reference) || git.spec.fetch_by_commit { object } else { &pinned.reference };
         let shallow = self.fetch_command(git, &["--depth=1", "--no-tags"], &[format!("+{wanted}:{kept}")]);
         let first = match git.tell(shallow).await {
             // An old server, or one of plain files.
@@ -190,10 +191,9 @@ impl Repository {
         match (whole, first) {
             (Ok(_), _) if self.has(git, object).await? => self.keep(git, object, &kept).await,
             (_, Err(failure)) | (Err(failure), _) => Err(failed(&failure)),
-            (Ok(_), Ok(_)) => Err(SourceError::GitNotFound {
-                origin: git.spec.origin(),
-                what: format!("commit {object}"),
-            }),
+            (Ok(_), Ok(_)) => {
+                Err(SourceError::GitNotFound { origin: git.spec.origin(), what: format!("commit {object}") })
+            }
         }
     }
 
@@ -239,6 +239,31 @@ pub(super) fn object_format(object: &str) -> &'static str {
     if object.len() == 64 { "sha256" } else { "sha1" }
 }
 
+/// Removes what a killed daemon left below `root`, and the repositories used least recently when there are more than `limit`. Before any
+/// work begins; blocks.
+pub(crate) fn sweep(root: &Path, limit: usize) {
+    let Ok(entries) = std::fs::read_dir(root) else { return };
+    let mut repositories = Vec::new();
+    let mut rubbish = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if ["new-", "checkout-", "ssh-"].iter().any(|prefix| name.starts_with(prefix)) {
+            rubbish.push(entry.path());
+        } else if let Ok(used) = entry.metadata().and_then(|metadata| metadata.modified()) {
+            repositories.push((used, entry.path()));
+        }
+    }
+    repositories.sort();
+    let surplus = repositories.len().saturating_sub(limit.max(1));
+    rubbish.extend(repositories.into_iter().take(surplus).map(|(_, path)| path));
+    for path in rubbish {
+        if let Err(error) = std::fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "not removed");
+        }
+    }
+}
+
 /// Removes what a killed git left; nobody else works on the repository.
 fn remove_locks(dir: &Path) -> Result<(), SourceError> {
     for name in ["shallow.lock", "packed-refs.lock", "config.lock", "HEAD.lock"] {
@@ -253,6 +278,14 @@ fn remove_locks(dir: &Path) -> Result<(), SourceError> {
     Ok(())
 }
 
+/// Notes that the repository is used, for [`sweep`]; it does no harm where it cannot be noted.
+fn touch(dir: &Path) {
+    let touched = std::fs::File::open(dir).and_then(|dir| dir.set_modified(std::time::SystemTime::now()));
+    if let Err(error) = touched {
+        tracing::debug!(dir = %dir.display(), %error, "use of a repository not noted");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +298,10 @@ mod tests {
     fn a_branch_comes_before_a_tag_and_the_very_name_before_both() {
         let listing = format!(
             "{}\trefs/heads/x\n{}\trefs/tags/x\n{}\trefs/tags/x^{{}}\n{}\trefs/heads/a/x\n",
-            sha('1'), sha('2'), sha('3'), sha('4')
+            sha('1'),
+            sha('2'),
+            sha('3'),
+            sha('4')
         );
         let of = |reference: &str| choose(reference, &listing).map(|p| (p.reference, p.object, p.peeled));
         let found = |name: &str, object: char, peeled: Option<char>| {
@@ -284,7 +320,9 @@ mod tests {
     fn the_default_branch_is_heads() {
         let listing = format!("ref: refs/heads/trunk\tHEAD\n{}\tHEAD\n", sha('5'));
         assert_eq!(default_branch(&listing).map(|p| p.reference), Some("refs/heads/trunk".to_owned()));
-        for bad in [format!("{}\tHEAD\n", sha('5')), format!("ref: refs/heads/-x y\tHEAD\n{}\tHEAD\n", sha('5'))] {
+        for bad in
+            [format!("{}\tHEAD\n", sha('5')), format!("ref: refs/heads/-x y\tHEAD\n{}\tHEAD\n", sha('5'))]
+        {
             assert_eq!(default_branch(&bad), None);
         }
     }

@@ -181,8 +181,20 @@ mod tests {
     #[test]
     fn what_is_no_repository_elsewhere_is_refused() {
         for text in [
-            "file:///etc", "/etc", "ext::sh -c x", "ext::sh", "ssh://-oProxyCommand=x/y", "-u@h:x", "git@-h:x",
-            "git@h:-x", "https://", "https://h", "https:///x", "ftp://h/x", "https://h/a b", "https://h/\n",
+            "file:///etc",
+            "/etc",
+            "ext::sh -c x",
+            "ext::sh",
+            "ssh://-oProxyCommand=x/y",
+            "-u@h:x",
+            "git@-h:x",
+            "git@h:-x",
+            "https://",
+            "https://h",
+            "https:///x",
+            "ftp://h/x",
+            "https://h/a b",
+            "https://h/\n",
             "ssh://-x@h/p",
         ] {
             assert!(Remote::parse(text).is_err(), "{text}");
@@ -205,8 +217,27 @@ mod tests {
             assert!(is_reference(good), "{good}");
         }
         for bad in [
-            "-x", "--upload-pack=x", "a..b", "a b", "a:b", "+a", "a*", "a?", "[a]", "a^{}", "a~1", "@{u}", "@",
-            "a//b", "/a", "a/", ".a", "a/.b", "a.lock", "a\\b", "a\n",
+            "-x",
+            "--upload-pack=x",
+            "a..b",
+            "a b",
+            "a:b",
+            "+a",
+            "a*",
+            "a?",
+            "[a]",
+            "a^{}",
+            "a~1",
+            "@{u}",
+            "@",
+            "a//b",
+            "/a",
+            "a/",
+            ".a",
+            "a/.b",
+            "a.lock",
+            "a\\b",
+            "a\n",
         ] {
             assert!(!is_reference(bad), "{bad}");
         }

@@ -36,7 +36,8 @@ fn is_tar(head: &[u8]) -> bool {
     let field = block[148..156].iter().copied().skip_while(|byte| *byte == b' ');
     let digits: Vec<u8> = field.take_while(u8::is_ascii_digit).collect();
     let stored = std::str::from_utf8(&digits).ok().and_then(|text| i64::from_str_radix(text, 8).ok());
-    let bytes = || block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
+    let bytes =
+        || block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
     let unsigned: i64 = bytes().map(i64::from).sum();
     // Some old writers summed signed characters.
     let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();

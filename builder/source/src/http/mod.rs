@@ -19,7 +19,7 @@ pub(crate) use self::request::client;
 use self::{name::file_name, request::Resolved};
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
-    attrs::Attrs,
+    attrs::{Attrs, shown},
     sources::{Shared, cache_key},
 };
 
@@ -54,7 +54,7 @@ struct Header {
 impl HttpSpec {
     fn parse(op: &pb::SourceOp) -> Result<Self, SourceError> {
         let url = Url::parse(&op.identifier).map_err(|error| SourceError::Identifier {
-            origin: op.identifier.clone(),
+            origin: shown(&op.identifier),
             why: error.to_string(),
         })?;
         let mut attrs = Attrs::of(op);
@@ -96,7 +96,7 @@ impl HttpSpec {
 
     /// The URL for people: without a password.
     fn origin(&self) -> String {
-        without_password(&self.url)
+        shown(self.url.as_str())
     }
 
     fn is_upload(&self) -> bool {
@@ -160,17 +160,6 @@ impl HttpSpec {
         let json = gojson::to_vec(&key).expect("texts and numbers are JSON");
         cache_key(Digest::sha256_of(json).as_str())
     }
-}
-
-pub(crate) fn without_password(url: &Url) -> String {
-    if url.password().is_none() && url.username().is_empty() {
-        return url.to_string();
-    }
-    let mut url = url.clone();
-    // Both fail only for URLs that can have neither.
-    let _ = url.set_password(None);
-    let _ = url.set_username("xxxxx");
-    url.to_string()
 }
 
 /// Opens `http://` and `https://`.
@@ -252,14 +241,7 @@ impl Downloads {
     }
 
     /// Keeps what live sessions resolved; at most `limit` of them.
-    fn keep(
-        &self,
-        session: &str,
-        key: &str,
-        found: &Resolved,
-        limit: usize,
-        is_live: impl Fn(&str) -> bool,
-    ) {
+    fn keep(&self, session: &str, key: &str, found: &Resolved, limit: usize, is_live: impl Fn(&str) -> bool) {
         let mut recent = self.recent.lock();
         recent.retain(|(id, name, _)| is_live(id) && !(id == session && name == key));
         recent.push_back((session.to_owned(), key.to_owned(), found.clone()));

@@ -102,7 +102,8 @@ fn format(text: &str) -> Vec<BorrowedFormatItem<'_>> {
 }
 
 const IMF: &str = "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT";
-const ASCTIME: &str = "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]";
+const ASCTIME: &str =
+    "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]";
 
 /// A date of HTTP (RFC 9110 section 5.6.7), as seconds since 1970; `None` for anything else.
 pub(super) fn parse_http_date(text: &str) -> Option<i64> {
@@ -176,7 +177,9 @@ mod tests {
             assert_eq!(parse_http_date(text), Some(seconds), "{text}");
         }
         assert_eq!(http_date(seconds), "Sun, 06 Nov 1994 08:49:37 GMT");
-        for bad in ["", "yesterday", "Sun, 06 Nov 1994 08:49:37 CET", "Sunday, 06-Nov-1994 08:49:37 GMT", "äöü, x"] {
+        for bad in
+            ["", "yesterday", "Sun, 06 Nov 1994 08:49:37 CET", "Sunday, 06-Nov-1994 08:49:37 GMT", "äöü, x"]
+        {
             assert_eq!(parse_http_date(bad), None, "{bad}");
         }
     }

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::BoxStream};
 use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_layerstore_oci::{Algorithm, Digest};
 use lapstrake_layerstore_store::Tree;
@@ -75,9 +75,9 @@ pub(super) async fn resolve(
     let found = cx.or_canceled(resolve_now(shared, spec, cx, &key)).await??;
     let live = shared.sessions.ids();
     for id in &cx.sessions {
-        shared.downloads.keep(id.as_str(), &key, &found, RECENT, |id| {
-            live.iter().any(|live| live.as_str() == id)
-        });
+        shared
+            .downloads
+            .keep(id.as_str(), &key, &found, RECENT, |id| live.iter().any(|live| live.as_str() == id));
     }
     Ok(found)
 }
@@ -163,16 +163,9 @@ fn is_same(answer: &Response, tag: &str) -> bool {
 }
 
 fn remembered(tree: Tree, memory: &Memory) -> Result<Resolved, SourceError> {
-    let digest = Digest::parse(&memory.digest).map_err(|error| SourceError::Identifier {
-        origin: memory.digest.clone(),
-        why: error.to_string(),
-    })?;
-    Ok(Resolved {
-        digest,
-        filename: memory.filename.clone(),
-        modified: memory.modified,
-        tree: Some(tree),
-    })
+    let digest = Digest::parse(&memory.digest)
+        .map_err(|error| SourceError::Identifier { origin: memory.digest.clone(), why: error.to_string() })?;
+    Ok(Resolved { digest, filename: memory.filename.clone(), modified: memory.modified, tree: Some(tree) })
 }
 
 /// The file as it was when it was last downloaded, if it is still here.
@@ -203,10 +196,8 @@ async fn send(
     if let Some(authorization) = authorization {
         headers.insert(AUTHORIZATION, authorization);
     }
-    let client = shared.http.as_ref().map_err(|why| SourceError::Http {
-        origin: spec.origin(),
-        why: why.clone(),
-    })?;
+    let client =
+        shared.http.as_ref().map_err(|why| SourceError::Http { origin: spec.origin(), why: why.clone() })?;
     let answer = client.request(method, spec.url.clone()).headers(headers).send();
     answer.await.map_err(|error| failed(spec, error))
 }
@@ -230,8 +221,7 @@ async fn download(
     let header = |name: HeaderName| {
         answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
-    let filename =
-        file_name(&spec.url, spec.filename.as_deref(), header(CONTENT_DISPOSITION).as_deref());
+    let filename = file_name(&spec.url, spec.filename.as_deref(), header(CONTENT_DISPOSITION).as_deref());
     let modified = header(LAST_MODIFIED).as_deref().and_then(parse_http_date);
     let tag = header(ETAG).map(|tag| etag(&tag).to_owned());
     let limit = shared.limits.http_bytes;
@@ -305,10 +295,9 @@ async fn authorization(
     let host = spec.url.host_str().unwrap_or_default();
     let wanted: Vec<(String, &str)> = match &spec.auth_secret {
         Some(name) => vec![(name.clone(), "")],
-        None => vec![
-            (format!("HTTP_AUTH_TOKEN_{host}"), "Bearer "),
-            (format!("HTTP_AUTH_HEADER_{host}"), ""),
-        ],
+        None => {
+            vec![(format!("HTTP_AUTH_TOKEN_{host}"), "Bearer "), (format!("HTTP_AUTH_HEADER_{host}"), "")]
+        }
     };
     for (name, prefix) in wanted {
         let found = shared.sessions.any(&cx.sessions, |caller| {

@@ -1,10 +1,6 @@
 //! A file that comes over a network, into a tree of its own.
 
-use std::{
-    fs::File,
-    os::fd::AsFd,
-    path::Path,
-};
+use std::{fs::File, os::fd::AsFd, path::Path};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -67,10 +63,7 @@ pub(super) async fn save(
             rustix::fs::fchown(file.as_fd(), Some(uid), Some(gid))?;
             rustix::fs::fchmod(file.as_fd(), mode)?;
             let time = Timespec { tv_sec: modified.unwrap_or(0), tv_nsec: 0 };
-            rustix::fs::futimens(
-                file.as_fd(),
-                &Timestamps { last_access: time, last_modification: time },
-            )
+            rustix::fs::futimens(file.as_fd(), &Timestamps { last_access: time, last_modification: time })
         };
         settle().map_err(|errno| SourceError::io("set metadata of", &name)(errno.into()))?;
         drop(file);

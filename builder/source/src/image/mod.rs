@@ -19,7 +19,11 @@ use lapstrake_layerstore_transfer::{TransferError, pull_image};
 pub(crate) use self::credentials::Logins;
 pub(crate) use self::resolve::Images;
 use self::{progress::PullProgress, resolve::Found};
-use crate::{Source, SourceContext, SourceError, SourceKind, attrs::Attrs, sources::{Shared, cache_key}};
+use crate::{
+    Source, SourceContext, SourceError, SourceKind,
+    attrs::Attrs,
+    sources::{Shared, cache_key},
+};
 
 /// Which image, as an op says it.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,11 +36,7 @@ struct ImageSpec {
 }
 
 impl ImageSpec {
-    fn parse(
-        name: &str,
-        op: &pb::SourceOp,
-        platform: Option<&pb::Platform>,
-    ) -> Result<Self, SourceError> {
+    fn parse(name: &str, op: &pb::SourceOp, platform: Option<&pb::Platform>) -> Result<Self, SourceError> {
         let reference = Reference::parse(name).map_err(|error| SourceError::Identifier {
             origin: op.identifier.clone(),
             why: error.to_string(),

@@ -41,9 +41,9 @@ impl PullProgress {
             TransferStatus::Verifying | TransferStatus::Downloaded => event.total,
             _ => return,
         };
-        let part = downloads.entry(index).or_insert_with(|| {
-            self.vertex.part(event.digest.to_string(), "downloading", event.total)
-        });
+        let part = downloads
+            .entry(index)
+            .or_insert_with(|| self.vertex.part(event.digest.to_string(), "downloading", event.total));
         part.update(current, event.total);
         if event.status == TransferStatus::Downloaded {
             downloads.remove(&index);

@@ -4,10 +4,10 @@ use std::{collections::VecDeque, sync::Arc};
 
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::ResolveMode;
-use lapstrake_layerstore_oci::{Descriptor, DiffId, Digest, ImageConfig, MediaType, Platform, PlatformMatcher, Reference};
-use lapstrake_layerstore_registry::{
-    ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage,
+use lapstrake_layerstore_oci::{
+    Descriptor, DiffId, Digest, ImageConfig, MediaType, Platform, PlatformMatcher, Reference,
 };
+use lapstrake_layerstore_registry::{ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage};
 use lapstrake_layerstore_store::{ImageRecord, Lease, Resource, StoreError, Stores, Tree};
 use lapstrake_session::Sessions;
 use parking_lot::Mutex;
@@ -64,12 +64,7 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    pub(crate) fn new(
-        stores: Stores,
-        sessions: Sessions,
-        registry: RegistryClient,
-        limit: usize,
-    ) -> Self {
+    pub(crate) fn new(stores: Stores, sessions: Sessions, registry: RegistryClient, limit: usize) -> Self {
         Self { stores, sessions, registry, recent: Mutex::default(), limit }
     }
 
@@ -98,12 +93,7 @@ impl Images {
             Found::Local { record, .. } => (None, Some(record.id.clone())),
             Found::Remote { image, .. } => (Some(image.root.digest.clone()), None),
         };
-        Ok(ImageFact {
-            reference: query.reference.clone(),
-            digest,
-            config: found.config().into(),
-            image_id,
-        })
+        Ok(ImageFact { reference: query.reference.clone(), digest, config: found.config().into(), image_id })
     }
 
     /// The image, in the local store or a registry.
@@ -128,11 +118,7 @@ impl Images {
         }
     }
 
-    async fn local(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<Option<Found>, SourceError> {
+    async fn local(&self, reference: &Reference, platform: &Platform) -> Result<Option<Found>, SourceError> {
         let (stores, reference, platform) = (self.stores.clone(), reference.clone(), platform.clone());
         SourceError::blocking(move || {
             let record = match stores.images.find(&reference.to_string()) {
@@ -280,4 +266,3 @@ fn is_for(image: &Platform, wanted: &Platform) -> bool {
     let (image_n, wanted) = (image.normalized(), wanted.normalized());
     image.variant.is_empty() && image_n.os == wanted.os && image_n.architecture == wanted.architecture
 }
-

@@ -11,10 +11,7 @@ use std::{
 };
 
 use lapstrake_layerstore_store::Tree;
-use lapstrake_session::{
-    Destination,
-    fsutil::copy_tree,
-};
+use lapstrake_session::{Destination, fsutil::copy_tree};
 use rustix::fs::{CWD, Mode, OFlags, Stat};
 use tokio_util::sync::CancellationToken;
 
@@ -158,4 +155,3 @@ fn decode_one(bytes: &mut &[u8]) -> Option<(PathBuf, Identity)> {
     };
     Some((std::ffi::OsString::from_vec(path.to_vec()).into(), identity))
 }
-

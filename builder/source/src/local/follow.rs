@@ -141,9 +141,9 @@ fn without_nested(sorted: BTreeSet<String>) -> Option<Vec<String>> {
         if path == "." {
             return None;
         }
-        let nested = kept.last().is_some_and(|last| {
-            path.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/'))
-        });
+        let nested = kept
+            .last()
+            .is_some_and(|last| path.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/')));
         if !nested {
             kept.push(path);
         }

@@ -17,7 +17,11 @@ use lapstrake_session::fsutil::{Compare, Index};
 
 pub(crate) use self::select::Selection;
 pub(crate) use self::walk::{Owner, Seen, SelectedTree, open as open_beneath};
-use crate::{LocalProvider, Source, SourceContext, SourceError, SourceKind, attrs::Attrs, sources::{Shared, cache_key}};
+use crate::{
+    LocalProvider, Source, SourceContext, SourceError, SourceKind,
+    attrs::Attrs,
+    sources::{Shared, cache_key},
+};
 
 /// Which directory, and what of it, as an op says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,9 +142,7 @@ impl LocalSource {
     async fn fetch(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
         match self.provider(cx) {
             Some(LocalProvider::Tree(tree)) => link::selected(&self.shared, &self.spec, tree, cx).await,
-            Some(LocalProvider::Directory(path)) => {
-                copy::directory(&self.shared, &self.spec, path, cx).await
-            }
+            Some(LocalProvider::Directory(path)) => copy::directory(&self.shared, &self.spec, path, cx).await,
             None => session::transfer(&self.shared, &self.spec, cx).await,
         }
     }

@@ -127,7 +127,9 @@ impl<E: From<io::Error>> Walk<'_, E> {
             // Gone, or something else by now: then there is nothing in it.
             Err(error) if is_gone(&error) => return Ok(()),
             // What is not wanted need not be readable.
-            Err(error) if !choice.selected && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(error) if !choice.selected && error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(());
+            }
             Err(error) => return Err(about(path, error).into()),
         };
         let before = self.waiting.len();

@@ -6,7 +6,11 @@
     reason = "shared by test programs, each of which uses a part"
 )]
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_llb::pb;
@@ -17,7 +21,7 @@ use lapstrake_builder_source::{
 use lapstrake_graphdriver_adapter::{Adapter, Overlay2};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::{ClientOptions, RegistryClient, RegistryConfig};
-use lapstrake_layerstore_store::{Collector, LocalStore, Stores, Tree};
+use lapstrake_layerstore_store::{Collector, LocalStore, SnapshotMount, Stores, Tree};
 use lapstrake_session::{SessionId, Sessions};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -83,15 +87,7 @@ impl Bench {
         let snapshots = Arc::new(Adapter::new(driver, local.records.clone()));
         let stores = local.stores(snapshots);
         let cache = BuildCache::open(local.metadata.clone(), stores.clone()).unwrap();
-        let registry = RegistryClient::new(RegistryConfig::default(), ClientOptions::default());
-        let sources = Sources::new(SourcesOptions {
-            stores: stores.clone(),
-            cache: Arc::clone(&cache),
-            sessions: sessions.clone(),
-            registry,
-            root: dir.path().join("git"),
-            limits,
-        });
+        let sources = Bench::sources(&stores, &cache, &sessions, dir.path(), limits);
         Bench {
             local,
             stores,
@@ -101,6 +97,36 @@ impl Bench {
             recorder: Arc::default(),
             cancel: CancellationToken::new(),
             dir,
+        }
+    }
+
+    fn sources(
+        stores: &Stores,
+        cache: &Arc<BuildCache>,
+        sessions: &Sessions,
+        dir: &Path,
+        limits: SourceLimits,
+    ) -> Sources {
+        Sources::new(SourcesOptions {
+            stores: stores.clone(),
+            cache: Arc::clone(cache),
+            sessions: sessions.clone(),
+            registry: RegistryClient::new(RegistryConfig::default(), ClientOptions::default()),
+            root: dir.join("git"),
+            limits,
+        })
+    }
+
+    /// New sources over the same stores.
+    pub fn restart(&self, limits: SourceLimits) -> Sources {
+        Bench::sources(&self.stores, &self.cache, &self.sessions, self.dir.path(), limits)
+    }
+
+    /// The directory of a tree that is one.
+    pub fn directory(&self, tree: &Tree) -> PathBuf {
+        match self.stores.mount(tree).unwrap().unwrap() {
+            SnapshotMount::Bind { source, .. } => source,
+            SnapshotMount::Overlay { lower, .. } => lower[0].clone(),
         }
     }
 
