@@ -127,11 +127,9 @@ impl Changes<'_> {
         }
         let below = self.lower.find(lower, name)?;
         let Some(stat) = stat.filter(|stat| !(self.scope.overlay && fsat::is_whiteout(stat))) else {
-            // A whiteout of nothing is nothing.
-            if below.is_some() {
-                let (parent, _) = fsat::split(path);
-                output.whiteout(&fsat::join(parent, &[WHITEOUT, name].concat()))?;
-            }
+            // Also of what is in no layer below: what one tree has over another may be kept without that other one.
+            let (parent, _) = fsat::split(path);
+            output.whiteout(&fsat::join(parent, &[WHITEOUT, name].concat()))?;
             return Ok(None);
         };
         if self.scope.layer {
