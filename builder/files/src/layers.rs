@@ -23,6 +23,10 @@ use crate::{
 ///
 /// The result is the first tree and then each layer of each further one, so that what a layer deletes is gone from those
 /// below it, and what a later one has replaces what an earlier one has; directories merge. Without trees it is empty.
+///
+/// Two things differ from BuildKit. A directory that a layer removed and made again is marked as a whole by overlayfs, so
+/// that nothing of earlier trees shows in it (BuildKit's layers name what was removed); and a merge does not remember
+/// deletions of what it does not have, should it be merged on something else in turn.
 pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
     let mut trees = trees.iter().filter(|tree| tree.snapshot().is_some());
     let mut result = trees.next().cloned().unwrap_or_else(Tree::empty);

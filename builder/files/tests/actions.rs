@@ -1,5 +1,7 @@
 //! File actions over real drivers.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::{

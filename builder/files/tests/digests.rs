@@ -1,20 +1,20 @@
 //! Content digests against BuildKit's own (`tests/golden/README.md`), and what they depend on.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::{chown, lchown, symlink},
-    path::Path,
-};
+use std::{fs, os::unix::fs::chown, path::Path};
 
-use common::{Yard, chain};
+use common::{
+    Yard, chain,
+    golden::{self, Entry},
+};
 use lapstrake_builder_files::{ContentHasher, RECEIVED_XATTR};
 use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -22,38 +22,6 @@ struct GoldenTree {
     name: String,
     entries: Vec<Entry>,
     cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct Entry {
-    path: String,
-    kind: String,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    content: String,
-    link: String,
-    major: u32,
-    minor: u32,
-    xattrs: BTreeMap<String, String>,
-}
-
-impl Default for Entry {
-    fn default() -> Self {
-        Self {
-            path: String::new(),
-            kind: String::new(),
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            content: String::new(),
-            link: String::new(),
-            major: 0,
-            minor: 0,
-            xattrs: BTreeMap::new(),
-        }
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,30 +35,6 @@ struct Case {
     required: Vec<String>,
     digest: String,
     error: String,
-}
-
-fn make(root: &Path, entry: &Entry) {
-    let path = if entry.path.is_empty() { root.join(".") } else { root.join(&entry.path) };
-    let node = |kind, device| rustix::fs::mknodat(CWD, &path, kind, Mode::RWXU, device).unwrap();
-    match entry.kind.as_str() {
-        "dir" if entry.path.is_empty() => {}
-        "dir" => fs::create_dir(&path).unwrap(),
-        "file" => fs::write(&path, &entry.content).unwrap(),
-        "symlink" => symlink(&entry.link, &path).unwrap(),
-        "hardlink" => return fs::hard_link(root.join(&entry.link), &path).unwrap(),
-        "fifo" => node(FileType::Fifo, 0),
-        "socket" => node(FileType::Socket, 0),
-        "char" => node(FileType::CharacterDevice, rustix::fs::makedev(entry.major, entry.minor)),
-        "block" => node(FileType::BlockDevice, rustix::fs::makedev(entry.major, entry.minor)),
-        kind => panic!("{kind}"),
-    }
-    lchown(&path, Some(entry.uid), Some(entry.gid)).unwrap();
-    if entry.kind != "symlink" {
-        rustix::fs::chmodat(CWD, &path, Mode::from_raw_mode(entry.mode), AtFlags::empty()).unwrap();
-    }
-    for (name, value) in &entry.xattrs {
-        xattr::set(&path, name, value.as_bytes()).unwrap();
-    }
 }
 
 fn selector(case: &Case) -> Selector {
@@ -111,17 +55,16 @@ fn of_one(checksum: &str) -> Digest {
 
 #[test]
 fn digests_are_buildkits() {
-    let golden: Vec<GoldenTree> = serde_json::from_str(include_str!("golden/contenthash.json")).unwrap();
+    let trees: Vec<GoldenTree> = serde_json::from_str(include_str!("golden/contenthash.json")).unwrap();
     let mut wrong = Vec::new();
     for yard in Yard::both() {
         let hasher = ContentHasher::new(yard.stores.clone());
-        for golden in &golden {
+        for given in &trees {
             // In two layers, so that overlay2 has something to merge.
-            let half = golden.entries.len() / 2;
-            let base = yard.tree(|root| golden.entries[..half].iter().for_each(|entry| make(root, entry)));
-            let tree =
-                yard.change(&base, |root| golden.entries[half..].iter().for_each(|entry| make(root, entry)));
-            for case in &golden.cases {
+            let half = given.entries.len() / 2;
+            let base = yard.tree(|root| golden::make(root, &given.entries[..half]));
+            let tree = yard.change(&base, |root| golden::make(root, &given.entries[half..]));
+            for case in &given.cases {
                 let found = hasher.digest(&tree, &[selector(case)]);
                 let right = match &found {
                     Ok(digest) => case.error.is_empty() && *digest == of_one(&case.digest),
@@ -129,7 +72,7 @@ fn digests_are_buildkits() {
                 };
                 if !right {
                     let found = found.map_err(|error| chain(&error));
-                    wrong.push(format!("{} {} {case:?}: {found:?}", yard.kind, golden.name));
+                    wrong.push(format!("{} {} {case:?}: {found:?}", yard.kind, given.name));
                 }
             }
         }

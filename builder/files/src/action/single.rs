@@ -181,7 +181,7 @@ fn remove(root: BorrowedFd<'_>, path: &OsStr, allow_not_found: bool) -> Result<(
         return Err(FilesError::Invalid { what: "rm of the root directory".to_owned() });
     }
     match at::lstat(root, &path) {
-        Ok(None) | Err(Errno::NOTDIR) if allow_not_found => return Ok(()),
+        Ok(None) if allow_not_found => return Ok(()),
         Ok(None) => return Err(FilesError::io("stat", path)(Errno::NOENT)),
         found => found.map_err(FilesError::io("stat", &path))?,
     };
