@@ -180,9 +180,11 @@ impl PruneArgs {
     }
 }
 
-/// Prints a shell's completion script.
-pub(crate) fn print_completion(shell: Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "lapstrake", &mut std::io::stdout());
+/// A shell's completion script.
+pub(crate) fn completion(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "lapstrake", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 #[cfg(test)]
@@ -192,5 +194,13 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn completion_knows_the_commands() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completion(shell);
+            assert!(script.contains("daemon") && script.contains("build-arg"), "{shell}");
+        }
     }
 }

@@ -16,8 +16,8 @@ pub(crate) enum LogFormat {
 /// How much is written, the least first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) enum LogLevel {
-    /// What an operator should do something about.
-    Warn,
+    /// What went wrong.
+    Error,
     /// What an operator wants to read.
     #[default]
     Info,
@@ -33,11 +33,12 @@ pub(crate) fn start(format: LogFormat, level: LogLevel) {
         LogLevel::Trace => "trace",
         LogLevel::Debug => "debug",
         LogLevel::Info => "info",
-        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
     };
     // Libraries have a lot to say about every frame.
     // A directive is for every target that begins so: all of our crates.
-    let default = format!("warn,lapstrake={ours}");
+    let others = if level == LogLevel::Error { "error" } else { "warn" };
+    let default = format!("{others},lapstrake={ours}");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr);

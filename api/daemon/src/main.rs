@@ -57,8 +57,14 @@ fn run(cli: cli::Cli) -> Result<ExitCode, ProgramError> {
         Command::Df(args) => usage::df(&args).map(|()| ExitCode::SUCCESS),
         Command::Prune(args) => usage::prune(&args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
-            cli::print_completion(shell);
+            say(&cli::completion(shell));
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Writes to standard output. A reader that is gone (`| head`) has read enough.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -43,7 +43,7 @@ pub(crate) fn df(args: &DfArgs) -> Result<(), ProgramError> {
         }
         None => daemon(args.host.as_ref())?.usage()?,
     };
-    print!("{}", table(&usage, args.verbose));
+    crate::say(&table(&usage, args.verbose));
     Ok(())
 }
 
@@ -54,14 +54,14 @@ pub(crate) fn prune(args: &PruneArgs) -> Result<(), ProgramError> {
         Some(store) => prune_store(&store, args)?,
         None => daemon(args.host.as_ref())?.prune(args)?,
     };
-    println!("Removed {removed}; freed {}", size(freed));
+    crate::say(&format!("Removed {removed}; freed {}\n", size(freed)));
     Ok(())
 }
 
 fn begin(args: &crate::cli::StoreArgs) -> Result<StoreSettings, ProgramError> {
     let (mut settings, _) = StoreSettings::new(args)?;
     if settings.log_level == logging::LogLevel::Info {
-        settings.log_level = logging::LogLevel::Warn;
+        settings.log_level = logging::LogLevel::Error;
     }
     logging::start(settings.log_format, settings.log_level);
     Ok(settings)

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let (mut settings, _) = StoreSettings::new(&args.store)?;
     if settings.log_level == logging::LogLevel::Info {
         // The build's own words are enough.
-        settings.log_level = logging::LogLevel::Warn;
+        settings.log_level = logging::LogLevel::Error;
     }
     logging::start(settings.log_format, settings.log_level);
     let (context, dockerfile) = request::context(args)?;
@@ -266,7 +266,7 @@ fn tell(args: &BuildArgs, exported: &Exported) -> Result<(), ProgramError> {
         std::fs::write(path, id.as_str()).map_err(ProgramError::file("write", path))?;
     }
     if args.quiet {
-        println!("{id}");
+        crate::say(&format!("{id}\n"));
     }
     Ok(())
 }
