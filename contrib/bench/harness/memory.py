@@ -1,0 +1,109 @@
+"""Resident memory of a daemon with its helpers, from /proc.
+
+What is counted: the daemon and those of its descendants that are programs of the daemon (its own re-executed binary, containerd,
+shims, OCI runtimes). What a build step runs is not the daemon's memory and is left out. The sum of resident sizes counts pages
+that processes share (the program's text) once for each process.
+"""
+
+import os
+import threading
+
+# Programs that belong to a daemon; anything else beneath it is a build's own.
+HELPERS = ("lapstrake", "dockerd", "containerd", "containerd-shim", "runc", "crun", "buildkitd", "docker-init", "git")
+
+
+def _status(pid):
+    """The sizes in /proc/PID/status in bytes; empty when the process is gone."""
+    sizes = {}
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name in ("VmRSS", "VmHWM"):
+                    sizes[name] = int(value.split()[0]) * 1024
+    except OSError:
+        return {}
+    return sizes
+
+
+def _parents():
+    """Parent of each process of this machine."""
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
+                # The name, in parentheses, may itself hold spaces and parentheses.
+                parents[int(entry)] = int(stat.read().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return parents
+
+
+def _is_helper(pid):
+    try:
+        program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    except OSError:
+        return False
+    return program.startswith(HELPERS)
+
+
+def tree(root):
+    """The process `root` and those of its descendants that belong to it as helpers."""
+    children = {}
+    for pid, parent in _parents().items():
+        children.setdefault(parent, []).append(pid)
+    found, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        if pid == root or _is_helper(pid):
+            found.append(pid)
+        waiting.extend(children.get(pid, ()))
+    return found
+
+
+def resident(root):
+    """Bytes resident now, all processes of the tree together."""
+    return sum(_status(pid).get("VmRSS", 0) for pid in tree(root))
+
+
+class Peak:
+    """While it is entered: the highest sum of the tree's high-water marks.
+
+    The marks are set back first, so that the peak is this scenario's. The kernel keeps them, so that nothing is missed of processes
+    that live to the end; of short-lived ones it is what a look ten times a second sees.
+    """
+
+    INTERVAL = 0.1
+
+    def __init__(self, root):
+        self.bytes = 0
+        self._root = root
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        if self._root is not None:
+            for pid in tree(self._root):
+                try:
+                    with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as marks:
+                        marks.write("5")
+                except OSError:
+                    pass  # it ended, or is not ours: its mark then includes what went before
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._root is not None:
+            self._done.set()
+            self._thread.join()
+            self._look()
+
+    def _look(self):
+        total = sum(_status(pid).get("VmHWM", 0) for pid in tree(self._root))
+        self.bytes = max(self.bytes, total)
+
+    def _watch(self):
+        while not self._done.wait(self.INTERVAL):
+            self._look()
