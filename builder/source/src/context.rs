@@ -40,8 +40,7 @@ impl SourceContext {
 /// A directory that is here already.
 #[derive(Debug, Clone)]
 pub enum LocalProvider {
-    /// A tree in the store: it came with the request. It is used as it is, without copying; patterns are applied by the key and by what
-    /// copies from it.
+    /// A tree in the store: it came with the request. It is used as it is, without copying, unless the op's patterns leave something of it out.
     Tree(Tree),
     /// A directory of this machine, which others may write to.
     Directory(PathBuf),

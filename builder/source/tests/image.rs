@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "../../../session/tests/common/mod.rs"]
+#[allow(unreachable_pub, unused_imports, reason = "the session's own tests use the rest")]
+mod session;
 
 use std::sync::Arc;
 
@@ -11,7 +14,7 @@ use common::{
 };
 use lapstrake_builder_dockerfile::{ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::{ResolveMode, pb};
-use lapstrake_builder_source::{ErrorKind, SourceError, SourceKind};
+use lapstrake_builder_source::{ErrorKind, SourceError, SourceKind, SourceLimits};
 use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Platform, Reference};
 use lapstrake_layerstore_registry::{Credentials, Secret, StaticCredentials};
 use lapstrake_layerstore_store::{ImageName, NewImage, Tree};
@@ -125,6 +128,28 @@ async fn a_registry_with_passwords_wants_the_right_one() {
         Arc::new(StaticCredentials::new().with(&registry.host, login)),
     ];
     bench.get(&cx, &name, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clients_login_comes_first_and_its_refusal_is_not_taken_for_having_none() {
+    let (registry, image) = (Registry::with_password(), app());
+    image.push(&registry.host, "team/app", "1").await;
+    let name = format!("docker-image://{}/team/app:1", registry.host);
+    let login = |name: &str| {
+        let login = (name.to_owned(), "s3cret".to_owned());
+        session::Client { credentials: [(registry.host.clone(), login)].into(), ..session::Client::default() }
+    };
+    let connected = login("alice").connect_as(session::info("s1")).await;
+    let bench = Bench::with(SourceLimits::default(), connected.sessions.clone());
+    let mut cx = bench.context_of("s1");
+    let other = Credentials::Password { username: "bob".to_owned(), password: Secret::new("wrong") };
+    cx.credentials = vec![Arc::new(StaticCredentials::new().with(&registry.host, other))];
+    bench.get(&cx, &name, &[]).await.unwrap();
+
+    let connected = login("mallory").connect_as(session::info("s1")).await;
+    let bench = Bench::with(SourceLimits::default(), connected.sessions.clone());
+    let error = bench.get(&bench.context_of("s1"), &name, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
 }
 
 #[tokio::test]

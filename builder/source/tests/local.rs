@@ -237,10 +237,14 @@ struct Connection {
 
 impl Connection {
     async fn new(sent: wire::Tree) -> Connection {
+        Connection::with_key(sent, "the-directory").await
+    }
+
+    async fn with_key(sent: wire::Tree, key: &str) -> Connection {
         let tree = Arc::new(Mutex::new(sent));
         let client = Client { sync: Sync::Tree(Arc::clone(&tree)), ..Client::default() };
         let mut info = SessionInfo::new(SessionId::parse("s1").unwrap()).with_methods(METHODS);
-        info.shared_key = "the-directory".to_owned();
+        info.shared_key = key.to_owned();
         let connected = client.clone().connect_as(info).await;
         let bench = Bench::with(SourceLimits::default(), connected.sessions.clone());
         Connection { bench, client, tree, _connected: connected }
@@ -295,6 +299,15 @@ async fn a_clients_directory_is_transferred_and_then_only_what_changed() {
     // Another hint, another directory.
     connection.get(&[("local.session", "s1")]).await.unwrap();
     assert_eq!(connection.asked(), 2);
+}
+
+#[tokio::test]
+async fn a_directory_that_the_client_does_not_identify_is_transferred_whole() {
+    let connection = Connection::with_key(tree([("f", file(0o644, b"f"))]), "").await;
+    for _ in 0..2 {
+        connection.get(&[("local.sharedkeyhint", "context")]).await.unwrap();
+        assert_eq!(connection.asked(), 1);
+    }
 }
 
 #[tokio::test]

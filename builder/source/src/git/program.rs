@@ -227,3 +227,40 @@ fn ssh_command(ssh: &GitSsh) -> OsString {
     }
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_in_the_environment_and_nothing_else_is_from_outside() {
+        let secret = "Authorization: basic c2VjcmV0";
+        let command = GitCommand {
+            config: vec![("http.https://h/.extraHeader".to_owned(), secret.to_owned())],
+            ssh: GitSsh { agent: None, known_hosts: Some("/a'b".into()) },
+            ..GitCommand::new(["ls-remote", "--", "https://h/r"])
+        };
+        let process = SystemGit { patience: Duration::from_secs(1) }.command(&command);
+        let process = process.as_std();
+        assert!(process.get_args().all(|arg| !arg.to_string_lossy().contains("c2VjcmV0")));
+        let env: std::collections::BTreeMap<_, _> = process
+            .get_envs()
+            .filter_map(|(key, value)| Some((key.to_str()?.to_owned(), value?.to_str()?.to_owned())))
+            .collect();
+        assert!(env.values().any(|value| value == secret));
+        assert_eq!(env["HOME"], "/dev/null");
+        assert_eq!(env["GIT_ALLOW_PROTOCOL"], "http:https:git:ssh");
+        assert!(env["GIT_SSH_COMMAND"].contains("UserKnownHostsFile='/a'\\''b'"));
+        assert!(!env.contains_key("CARGO_MANIFEST_DIR"));
+    }
+
+    #[tokio::test]
+    async fn what_git_writes_is_bounded_and_its_failure_has_its_words() {
+        let git = SystemGit { patience: Duration::from_secs(60) };
+        let failure = git.run(GitCommand::new(["no-such-command"])).await.expect_err("no command");
+        assert!(failure.to_string().contains("no-such-command"), "{failure}");
+        let endless: &[u8] = &[b'x'; 100];
+        assert!(matches!(read(Some(endless), 99, true).await, Err(GitFailure::Verbose)));
+        assert_eq!(read(Some(endless), 10, false).await.expect("memory").len(), 10);
+    }
+}

@@ -50,12 +50,18 @@ async fn from(
     cx: &SourceContext,
     caller: &SessionCaller,
 ) -> Result<Tree, SourceError> {
-    // BuildKit's shared key: which directory it is, for clients that say so.
+    // A client that does not say which directory it is could have any: with other files of the same names, sizes and times.
+    let known = !caller.shared_key().is_empty();
+    // BuildKit's shared key.
     let key = format!("{}:{}:{}", spec.name, spec.hint, caller.shared_key());
-    let _turn = cx.or_canceled(shared.turns.take(&key)).await?;
+    let _turn = if known { Some(cx.or_canceled(shared.turns.take(&key)).await?) } else { None };
     let (draft, index) = {
         let (shared, spec, key) = (Arc::clone(shared), Arc::clone(spec), key.clone());
-        SourceError::blocking(move || Reuse::find(&shared, &key)?.begin(&shared, &spec)).await?
+        SourceError::blocking(move || {
+            let reuse = if known { Reuse::find(&shared, &key)? } else { Reuse::nothing() };
+            reuse.begin(&shared, &spec)
+        })
+        .await?
     };
     let open = {
         let mount = draft.mount().clone();
@@ -79,6 +85,9 @@ async fn from(
     drop(open);
     let (shared, spec) = (Arc::clone(shared), Arc::clone(spec));
     SourceError::blocking(move || {
+        if !known {
+            return Ok(draft.commit()?);
+        }
         let listing = Listing { index: received.index, extra: Vec::new() };
         Reuse::keep(&shared, &key, draft, &listing, &spec)
     })
@@ -120,8 +129,13 @@ impl Reuse {
                 let listing = Listing::from_bytes(&listing).unwrap_or_default();
                 Self { tree: Some(tree), listing }
             }
-            None => Self { tree: None, listing: Listing::default() },
+            None => Self::nothing(),
         })
+    }
+
+    /// Nothing is remembered.
+    pub(super) fn nothing() -> Self {
+        Self { tree: None, listing: Listing::default() }
     }
 
     /// A draft that begins as the last transfer's tree, and the index of what is in it.
