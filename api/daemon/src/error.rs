@@ -102,10 +102,36 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(source) = next {
         let cause = source.to_string();
-        if !text.contains(&cause) {
+        // A cause that ends in the text is the same said with its place before it, as a failed step's.
+        if !text.contains(&cause) && !cause.ends_with(&text) {
             let _ = write!(text, ": {cause}"); // a String takes everything
         }
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Said {
+        text: &'static str,
+        source: Option<Box<Said>>,
+    }
+
+    fn chained(texts: &[&'static str]) -> String {
+        let make = |source: Option<Box<Said>>, text: &&'static str| Some(Box::new(Said { text, source }));
+        let error = texts.iter().rev().fold(None, make).unwrap();
+        chain(error.as_ref())
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        assert_eq!(chained(&["open x", "no such file"]), "open x: no such file");
+        assert_eq!(chained(&["open x: no such file", "no such file"]), "open x: no such file");
+        assert_eq!(chained(&["exit code: 1", "[2/2] RUN false: exit code: 1", "exit code: 1"]), "exit code: 1");
+    }
 }

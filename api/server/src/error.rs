@@ -94,7 +94,8 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(source) = next {
         let cause = source.to_string();
-        if !text.contains(&cause) {
+        // A cause that ends in the text is the same said with its place before it, as a failed step's.
+        if !text.contains(&cause) && !cause.ends_with(&text) {
             let _ = write!(text, ": {cause}"); // a String takes everything
         }
         next = source.source();
