@@ -34,6 +34,7 @@ impl Engine {
                 let tar = decompress(body).map_err(EngineError::Context)?;
                 unpack_context(tar, &open.path(), &Limits::default()).map_err(EngineError::Context)?;
             }
+            draft.mark_received()?;
             Ok(draft.commit()?)
         };
         match tokio::task::spawn_blocking(unpack).await {

@@ -26,6 +26,6 @@ mod glob;
 mod layers;
 
 pub use action::apply;
-pub use digest::{ContentHasher, RECEIVED_XATTR};
+pub use digest::ContentHasher;
 pub use error::{FilesError, OsError};
 pub use layers::{diff, merge};

@@ -10,7 +10,7 @@ use common::{
     Yard, chain,
     golden::{self, Entry},
 };
-use lapstrake_builder_files::{ContentHasher, RECEIVED_XATTR};
+use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
@@ -123,18 +123,63 @@ fn the_root_of_a_received_tree_does_not_count() {
     let [yard, _] = Yard::both();
     let hasher = ContentHasher::new(yard.stores.clone());
     let context = |uid, received: bool| {
-        let tree = yard.tree(|root| {
-            fs::write(root.join("a"), "a").unwrap();
-            chown(root.join("."), Some(uid), None).unwrap();
-            if received {
-                xattr::set(root.join("."), RECEIVED_XATTR, b"y").unwrap();
-            }
-        });
-        hasher.digest(&tree, &[]).unwrap()
+        let draft = yard.stores.begin(&Tree::empty()).unwrap();
+        let root = draft.directory().unwrap();
+        fs::write(root.join("a"), "a").unwrap();
+        chown(root, Some(uid), None).unwrap();
+        if received {
+            draft.mark_received().unwrap();
+        }
+        hasher.digest(&draft.commit().unwrap(), &[]).unwrap()
     };
     assert_eq!(context(1, true), context(2, true));
     assert_ne!(context(1, false), context(2, false));
     assert_ne!(context(1, true), context(1, false));
+}
+
+#[test]
+fn shared_files_are_known_and_changed_ones_are_not() {
+    let [yard, _] = Yard::both();
+    let hasher = ContentHasher::new(yard.stores.clone());
+    let digest = |tree: &Tree| hasher.digest(tree, &[]).unwrap();
+    let one = yard.tree(|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/a"), "one").unwrap();
+        fs::write(root.join("d/b"), "two").unwrap();
+    });
+    // Old enough to be remembered.
+    while hasher_age(&yard, &one) < std::time::Duration::from_millis(100) {
+        std::thread::yield_now();
+    }
+    let first = digest(&one);
+    let linked = yard.tree(|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        yard.look(&one, |from| {
+            for name in ["d/a", "d/b"] {
+                // The way round by a directory that is no detached mount.
+                let from = fs::canonicalize(from.join(name)).unwrap();
+                fs::hard_link(from, root.join(name)).unwrap();
+            }
+        });
+    });
+    assert_eq!(digest(&linked), first);
+    let renamed = yard.tree(|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        yard.look(&one, |from| {
+            let from = fs::canonicalize(from.join("d")).unwrap();
+            fs::hard_link(from.join("a"), root.join("d/b")).unwrap();
+            fs::hard_link(from.join("b"), root.join("d/a")).unwrap();
+        });
+    });
+    let fresh = ContentHasher::new(yard.stores.clone());
+    assert_eq!(digest(&renamed), fresh.digest(&renamed, &[]).unwrap());
+    assert_ne!(digest(&renamed), first);
+}
+
+fn hasher_age(yard: &Yard, tree: &Tree) -> std::time::Duration {
+    yard.look(tree, |root| {
+        fs::metadata(root.join("d/b")).unwrap().created().unwrap().elapsed().unwrap_or_default()
+    })
 }
 
 #[test]

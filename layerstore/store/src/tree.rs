@@ -10,6 +10,9 @@ use crate::{
     DiffSource, Lease, OpenSnapshot, Resource, SnapshotKey, SnapshotMount, SnapshotName, StoreError, Stores,
 };
 
+/// The extended attribute of the root directory of a tree that came from a client, see [`Draft::mark_received`].
+pub const RECEIVED_XATTR: &str = "trusted.lapstrake.received";
+
 /// A committed snapshot, held by a lease, or the empty tree. Clones share the lease.
 #[derive(Debug, Clone)]
 pub struct Tree {
@@ -110,6 +113,20 @@ impl Draft {
         match &self.mount {
             SnapshotMount::Bind { source, .. } => Some(source),
             SnapshotMount::Overlay { .. } => None,
+        }
+    }
+
+    /// Marks the tree as one that a client sent: a build context. To content digests, as to BuildKit's, the attributes of
+    /// its root directory then mean nothing. What is made from it later is no such tree.
+    ///
+    /// A file system without such attributes keeps no mark: keys of caches then differ from BuildKit's, and nothing else does.
+    pub fn mark_received(&self) -> Result<(), StoreError> {
+        let root = self.open()?;
+        // By a path that ends in the directory itself: the root is open for passing through only.
+        let path = root.path().join(".");
+        match rustix::fs::setxattr(&path, RECEIVED_XATTR, b"y", rustix::fs::XattrFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => Ok(()),
+            Err(errno) => Err(StoreError::io("mark", path)(errno.into())),
         }
     }
 

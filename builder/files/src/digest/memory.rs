@@ -1,13 +1,15 @@
 //! What is known already.
 //!
-//! Committed snapshots never change, so what a selector gives for one stays. A file is known by its inode and times; that is
-//! safe for files of committed snapshots, whose inode can only come to mean another file after the snapshot was removed, and
-//! that file then has a later time of change. Later by more than the clock's granularity: files that have changed just now
-//! are not remembered.
+//! Committed snapshots never change, so what a selector gives for one stays. A file of one is known by its inode, as long as
+//! the inode lives, also where a later snapshot shares it by a hard link (which changes its `ctime`, so that cannot tell).
+//! Another file may get the number once it is gone; that one has a later time of birth, by more than a tick of the clock
+//! that such times are taken from, as nothing is remembered of a file that was born just now.
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     hash::Hash,
+    os::fd::BorrowedFd,
     time::{Duration, SystemTime},
 };
 
@@ -15,15 +17,17 @@ use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::SnapshotName;
 use parking_lot::Mutex;
-use rustix::fs::Stat;
+use rustix::fs::{AtFlags, StatxFlags};
+
+use crate::at::{self, Node};
 
 /// Selections that are remembered, at least; some 300 bytes each.
 const SELECTIONS: usize = 20_000;
 /// Files that are remembered, at least; some 200 bytes each.
 const FILES: usize = 200_000;
 
-/// File times come from a clock that ticks every 10 ms at worst; this is far more.
-const SETTLED: Duration = Duration::from_millis(500);
+/// File times come from a clock that ticks every 10 ms at worst.
+const SETTLED: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(super) struct Memory {
@@ -31,28 +35,41 @@ pub(super) struct Memory {
     files: Mutex<Generations<FileKey>>,
 }
 
+/// Which file it is, and what of its record can change without its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FileKey {
-    device: u64,
+    device: (u32, u32),
     inode: u64,
-    size: i64,
-    modified: (i64, u64),
-    changed: (i64, u64),
+    born: (i64, u32),
+    modified: (i64, u32),
+    size: u64,
+    mode: u16,
+    owner: (u32, u32),
 }
 
 impl FileKey {
-    /// The key of a file; `None` when it was changed too short ago to be known by it.
-    pub(super) fn of(stat: &Stat) -> Option<Self> {
-        let seconds = u64::try_from(stat.st_ctime).ok()?;
-        let changed =
-            SystemTime::UNIX_EPOCH + Duration::new(seconds, u32::try_from(stat.st_ctime_nsec).ok()?);
-        let age = SystemTime::now().duration_since(changed).ok()?;
-        (age >= SETTLED).then_some(Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: stat.st_size,
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
-            changed: (stat.st_ctime, stat.st_ctime_nsec),
+    /// The key of a file; `None` for one that cannot be known by it: it was born just now or the file system does not say
+    /// when, or it has extended attributes.
+    pub(super) fn of(parent: BorrowedFd<'_>, name: &OsStr) -> Option<Self> {
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let stat = rustix::fs::statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, wanted).ok()?;
+        if !StatxFlags::from_bits_retain(stat.stx_mask).contains(wanted) {
+            return None;
+        }
+        let seconds = u64::try_from(stat.stx_btime.tv_sec).ok()?;
+        let born = SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, stat.stx_btime.tv_nsec))?;
+        let age = SystemTime::now().duration_since(born).ok()?;
+        if age < SETTLED || at::xattrs(Node::Entry(parent, name)).map_or(true, |xattrs| !xattrs.is_empty()) {
+            return None;
+        }
+        Some(Self {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
+            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            size: stat.stx_size,
+            mode: stat.stx_mode,
+            owner: (stat.stx_uid, stat.stx_gid),
         })
     }
 }

@@ -21,14 +21,11 @@ use lapstrake_layerstore_store::{OpenSnapshot, SnapshotMount, Stores, Tree};
 use self::{memory::Memory, scan::Scan};
 use crate::FilesError;
 
-/// The extended attribute that marks the root directory of a tree that a client sent (a build context). Its value is `y`.
-///
-/// BuildKit learns the digests of such a tree while it arrives, and what arrives has no entry for the root: the header of the
-/// root directory then counts as empty. Who stores a context sets this on the root before it commits the draft; otherwise
-/// `COPY . .` has another key here than there.
-pub const RECEIVED_XATTR: &str = "trusted.lapstrake.received";
-
 /// Makes content digests, and remembers them. One per daemon.
+///
+/// BuildKit learns the digests of a build context while it arrives, and what arrives has no entry for the root directory,
+/// whose header then counts as empty. So it does here for trees that were marked with
+/// [`Draft::mark_received`](lapstrake_layerstore_store::tree::Draft::mark_received).
 pub struct ContentHasher {
     stores: Stores,
     memory: Memory,

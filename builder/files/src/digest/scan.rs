@@ -14,6 +14,7 @@ use std::{
 
 use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::tree::RECEIVED_XATTR;
 use rustix::{
     fs::{FileType, Mode, Stat},
     io::Errno,
@@ -21,7 +22,6 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    RECEIVED_XATTR,
     memory::{FileKey, Memory},
     record, select,
 };
@@ -126,7 +126,8 @@ impl<'a> Scan<'a> {
         path: &Path,
     ) -> Result<Digest, FilesError> {
         let is_file = at::kind(stat) == FileType::RegularFile;
-        let memory = self.memory.filter(|_| is_file).and_then(|memory| Some((memory, FileKey::of(stat)?)));
+        let memory =
+            self.memory.filter(|_| is_file).and_then(|memory| Some((memory, FileKey::of(parent, name)?)));
         if let Some((memory, key)) = &memory
             && let Some(digest) = memory.file(key)
         {

@@ -66,7 +66,10 @@ fn select(
     let draft = shared.stores.begin(&Tree::empty())?;
     let to = draft.open()?;
     match link_all(&source, to.root(), cancel) {
-        Ok(()) => return Ok(draft.commit()?),
+        Ok(()) => {
+            draft.mark_received()?;
+            return Ok(draft.commit()?);
+        }
         Err(Stop::Canceled) => return Err(SourceError::Canceled),
         Err(Stop::Io(error)) => return Err(failed(error)),
         // Files of a tree of several layers, or with more links than the file system takes, cannot be shared.
@@ -87,6 +90,7 @@ fn select(
             SourceError::Copy { origin: spec.origin(), source }
         }
     })?;
+    draft.mark_received()?;
     Ok(draft.commit()?)
 }
 

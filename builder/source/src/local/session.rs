@@ -86,6 +86,7 @@ async fn from(
     let (shared, spec) = (Arc::clone(shared), Arc::clone(spec));
     SourceError::blocking(move || {
         if !known {
+            draft.mark_received()?;
             return Ok(draft.commit()?);
         }
         let listing = Listing { index: received.index, extra: Vec::new() };
@@ -167,6 +168,7 @@ impl Reuse {
         listing: &Listing,
         spec: &LocalSpec,
     ) -> Result<Tree, SourceError> {
+        draft.mark_received()?;
         let tree = draft.commit()?;
         let description = format!("local source for {}", spec.name);
         shared.cache.remember_context(key, &tree, &listing.to_bytes(), &description)?;
