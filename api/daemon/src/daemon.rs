@@ -40,7 +40,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
         let pid_file = settings.pid_file.as_deref().map(process::PidFile::create).transpose()?;
         let listeners = listen::bind(&settings, sockets).await?;
         let sweep = Sweep::default();
-        let state = Arc::new(AppState::new(parts(&settings, &assembly, &sweep)));
+        let state = Arc::new(AppState::new(parts(&settings, &assembly, &sweep, &stop)));
         let sweeping = tokio::spawn(sweeper::run(
             Arc::clone(&assembly.store.collector),
             assembly.store.metadata.clone(),
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
     served
 }
 
-fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep) -> Parts {
+fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep, stop: &CancellationToken) -> Parts {
     let store = &assembly.store;
     let builds = Arc::new(EngineBuilds::new(
         assembly.engine.clone(),
@@ -73,7 +73,7 @@ fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep) -> Parts
         stores: store.stores.clone(),
         collector: Arc::clone(&store.collector),
         sessions: assembly.sessions.clone(),
-        builds: Arc::new(Swept::new(Arc::<EngineBuilds>::clone(&builds), sweep.clone())),
+        builds: Arc::new(Swept::new(Arc::<EngineBuilds>::clone(&builds), sweep.clone(), stop.clone())),
         cache: builds,
         transfer: Arc::new(StoreTransfer::new(
             store.stores.clone(),

@@ -132,6 +132,9 @@ mod tests {
     fn every_cause_is_said_once() {
         assert_eq!(chained(&["open x", "no such file"]), "open x: no such file");
         assert_eq!(chained(&["open x: no such file", "no such file"]), "open x: no such file");
-        assert_eq!(chained(&["exit code: 1", "[2/2] RUN false: exit code: 1", "exit code: 1"]), "exit code: 1");
+        assert_eq!(
+            chained(&["exit code: 1", "[2/2] RUN false: exit code: 1", "exit code: 1"]),
+            "exit code: 1"
+        );
     }
 }

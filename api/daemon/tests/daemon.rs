@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{
         fs::PermissionsExt as _,
         net::{UnixDatagram, UnixListener, UnixStream},
@@ -113,6 +113,40 @@ fn one_store_has_one_process_and_others_are_told_so() {
     assert_eq!(pruned, "Removed 0 cache entries and 0 dangling images; freed 0B\n");
     let nobody = lapstrake().args(["df", "-H", &other, "--root"]).arg(&root).output().unwrap();
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("say with --host where it listens"));
+}
+
+#[test]
+fn a_build_that_runs_is_cancelled_when_the_daemon_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, context) = (dir.path().join("l.sock"), dir.path().join("context"));
+    let dockerfile = "FROM scratch\nCOPY busybox /bin/\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo begun; exec busybox sleep 3600\"]\n";
+    write(&context, &[("Dockerfile", dockerfile)]);
+    fs::copy("/bin/busybox", context.join("busybox")).unwrap();
+    let tar = dir.path().join("context.tar");
+    success(Command::new("tar").arg("cf").arg(&tar).arg("-C").arg(&context).arg("."));
+    let mut process = Process::start(daemon(dir.path()).arg("-H").arg(host(&socket)));
+    wait_for_socket(&mut process, &socket);
+    let mut client = Command::new("curl")
+        .args(["-sSN", "-X", "POST", "-H", "Content-Type: application/x-tar", "--unix-socket"])
+        .arg(&socket)
+        .arg("--data-binary")
+        .arg(format!("@{}", tar.display()))
+        .arg("http://x/build")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("stream\":\"begun"))
+        .expect("the step begins");
+    assert!(process.stop().success());
+    let last = lines.map(Result::unwrap).last().unwrap();
+    assert!(last.contains("errorDetail") && last.contains("cancel"), "{last}");
+    client.wait().unwrap();
+    let left = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!left.contains(dir.path().to_str().unwrap()), "{left}");
 }
 
 #[test]

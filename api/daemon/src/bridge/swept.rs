@@ -1,4 +1,4 @@
-//! Builds, with a collection after each.
+//! Builds, with a collection after each, and an end when the daemon ends.
 
 use std::sync::Arc;
 
@@ -10,16 +10,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sweeper::Sweep;
 
-/// Passes everything on, and asks for a collection when a build has ended.
+/// Passes everything on, asks for a collection when a build has ended, and cancels builds when the daemon is told to stop.
 pub(crate) struct Swept {
     builds: Arc<dyn Builds>,
     sweep: Sweep,
+    stop: CancellationToken,
 }
 
 impl Swept {
-    /// `builds`, and then `sweep`.
-    pub(crate) fn new(builds: Arc<dyn Builds>, sweep: Sweep) -> Self {
-        Self { builds, sweep }
+    /// `builds` until `stop`, and then `sweep`.
+    pub(crate) fn new(builds: Arc<dyn Builds>, sweep: Sweep, stop: CancellationToken) -> Self {
+        Self { builds, sweep, stop }
     }
 }
 
@@ -54,7 +55,15 @@ impl Builds for Swept {
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
         let after = After(self.sweep.clone());
         Box::pin(async move {
-            let built = self.builds.build(order, progress, cancel).await;
+            let mut build = self.builds.build(order, progress, cancel.clone());
+            let built = tokio::select! {
+                built = &mut build => built,
+                () = self.stop.cancelled() => {
+                    // Its client hears that it was cancelled, and its processes get to end.
+                    cancel.cancel();
+                    build.await
+                }
+            };
             drop(after);
             built
         })
