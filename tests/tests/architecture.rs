@@ -40,8 +40,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("clap", &["api-daemon"]),
     // One database, whose tables are in the store and the cache.
     ("rusqlite", &["builder-cache", "layerstore-store"]),
-    // Registries and servers are asked in one place each.
-    ("reqwest", &["builder-source", "layerstore-registry"]),
+    // Registries, sources and archives to import are asked for in one place each.
+    ("reqwest", &["api-daemon", "builder-source", "layerstore-registry"]),
 ];
 
 fn metadata() -> Metadata {

@@ -25,7 +25,7 @@ use tokio_util::{
     sync::CancellationToken,
 };
 
-use super::{changes, credentials};
+use super::{changes, credentials, download};
 use crate::{error::chain, sweeper::Sweep};
 
 /// News of a transfer that may wait for a client that reads slowly; byte counts beyond are left out.
@@ -198,11 +198,7 @@ impl ImageTransfer for StoreTransfer {
     }
 
     fn download(&self, url: String) -> BoxFuture<'_, Result<(BodyStream, Option<u64>), ApiError>> {
-        Box::pin(async move {
-            Err(ApiError::not_implemented(format!(
-                "importing from a URL ({url}) is not supported: send the archive"
-            )))
-        })
+        Box::pin(async move { download::open(&url).await })
     }
 
     fn inspect(

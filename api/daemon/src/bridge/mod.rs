@@ -2,6 +2,7 @@
 
 mod changes;
 mod credentials;
+mod download;
 mod images;
 mod swept;
 
