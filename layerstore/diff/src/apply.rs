@@ -63,7 +63,13 @@ pub fn apply(tar: impl Read, target: &DiffSource, limits: &Limits) -> Result<App
                 return Err(DiffError::NotEmpty { path: upper.clone() });
             }
             let before = rustix::fs::fstat(&root).map_err(DiffError::path("stat", upper))?;
-            let rules = Rules { whiteouts: true, mark_opaque: true, owner: None, lenient_xattrs: false };
+            let rules = Rules {
+                whiteouts: true,
+                mark_opaque: true,
+                owner: None,
+                lenient_xattrs: false,
+                no_devices: false,
+            };
             Extractor::new(root, Lower::overlay(lower)?, rules).run(&mut reader)?;
             restore_times(upper, &before)?;
         }
@@ -71,7 +77,13 @@ pub fn apply(tar: impl Read, target: &DiffSource, limits: &Limits) -> Result<App
             let staging = Staging::beside(upper)?;
             // What is in the tree now is the parent's.
             let lower = Lower::tree(upper)?;
-            let rules = Rules { whiteouts: true, mark_opaque: false, owner: None, lenient_xattrs: false };
+            let rules = Rules {
+                whiteouts: true,
+                mark_opaque: false,
+                owner: None,
+                lenient_xattrs: false,
+                no_devices: false,
+            };
             let mut extractor = Extractor::new(open_root(&staging.0)?, lower, rules);
             extractor.run(&mut reader)?;
             merge::merge(&staging.0, upper, &extractor.into_lower())?;

@@ -196,7 +196,6 @@ fn a_context_merges_with_what_is_there_and_has_no_whiteouts() {
         .file("d/new", "2")
         .hard_link("before", "after")
         .file("after", "3")
-        .item(Item { name: b"null", flag: b'3', ..Item::default() })
         .item(Item {
             name: b"owned",
             uid: 77,
@@ -207,13 +206,24 @@ fn a_context_merges_with_what_is_there_and_has_no_whiteouts() {
         })
         .end();
     let unpacked = unpack_context(tar.as_slice(), base.path(), &Limits::default()).unwrap();
-    assert_eq!(unpacked.entries, 7);
+    assert_eq!(unpacked.entries, 6);
     let nodes = tree(base.path());
-    let expected = ["after", "before", "d", "d/.wh..wh..opq", "d/.wh.old", "d/new", "d/old", "null", "owned"];
+    let expected = ["after", "before", "d", "d/.wh..wh..opq", "d/.wh.old", "d/new", "d/old", "owned"];
     assert_eq!(names(&nodes), expected);
     let owned = &nodes[Path::new("owned")];
     assert_eq!((owned.owner, owned.mode, owned.mtime), ((77, 88), 0o4711, (5, 250_000_000)));
     assert_eq!(nodes[Path::new("before")].same_as, nodes[Path::new("after")].same_as);
+}
+
+#[test]
+fn a_context_has_no_device_nodes() {
+    for flag in [b'3', b'4'] {
+        let base = tempfile::tempdir().unwrap();
+        let tar = Tar::new().item(Item { name: b"device", flag, ..Item::default() }).end();
+        let error = unpack_context(tar.as_slice(), base.path(), &Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("\"device\": a device node"), "{error}");
+        assert_eq!(names(&tree(base.path())), Vec::<&str>::new());
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(crate) struct Rules {
     pub(crate) owner: Option<(u32, u32)>,
     /// An extended attribute that this process may not set is left out.
     pub(crate) lenient_xattrs: bool,
+    /// Device nodes are refused.
+    pub(crate) no_devices: bool,
 }
 
 /// Hard links that wait for their target; more than any real archive has.
@@ -113,6 +115,9 @@ impl Extractor {
         }
         if self.rules.whiteouts && entry.kind == Kind::CharDevice && entry.device == (0, 0) {
             return Err(self.bad("a character device 0:0 is overlayfs's mark of a deleted file"));
+        }
+        if self.rules.no_devices && matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) {
+            return Err(self.bad("a device node, which a build context may not hold"));
         }
         let place = self.place(parents)?;
         self.clear(&place, name, entry.kind)?;

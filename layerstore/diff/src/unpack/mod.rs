@@ -41,16 +41,22 @@ pub struct ArchiveOptions {
 /// How much is read from a stream at once.
 const BUFFER: usize = 64 << 10;
 
+/// What holds for an archive that is no layer.
+const RULES: Rules =
+    Rules { whiteouts: false, mark_opaque: false, owner: None, lenient_xattrs: true, no_devices: false };
+
 /// Unpacks the (decompressed) tar stream of a build context into an existing directory, by Moby's rules: owners, modes,
-/// times, devices and extended attributes as in the archive, later entries replacing earlier ones, whiteouts not special,
+/// times and extended attributes as in the archive, later entries replacing earlier ones, whiteouts not special,
 /// names with a leading slash taken from the directory, and names or hard links that leave it an error
-/// ([`DiffError::Breakout`]).
+/// ([`DiffError::Breakout`]). Device nodes are an error too, as in a context from a session: a client must not make
+/// nodes for this machine's devices.
 ///
 /// After an error the directory holds part of the archive. The stream is read to its end.
 pub fn unpack_context(tar: impl Read, directory: &Path, limits: &Limits) -> Result<Unpacked, DiffError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, directory, flags, Mode::empty());
-    unpack(tar, root.map_err(DiffError::path("open", directory))?, None, limits)
+    let rules = Rules { no_devices: true, ..RULES };
+    unpack(tar, root.map_err(DiffError::path("open", directory))?, rules, limits)
 }
 
 /// Unpacks a (decompressed) tar stream into the existing directory `path` below `root`, as `ADD` of a local archive does.
@@ -67,16 +73,11 @@ pub fn unpack_archive(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let inside = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
-    unpack(tar, inside.map_err(DiffError::path("open", path))?, options.owner, limits)
+    let rules = Rules { owner: options.owner, ..RULES };
+    unpack(tar, inside.map_err(DiffError::path("open", path))?, rules, limits)
 }
 
-fn unpack(
-    tar: impl Read,
-    root: OwnedFd,
-    owner: Option<(u32, u32)>,
-    limits: &Limits,
-) -> Result<Unpacked, DiffError> {
-    let rules = Rules { whiteouts: false, mark_opaque: false, owner, lenient_xattrs: true };
+fn unpack(tar: impl Read, root: OwnedFd, rules: Rules, limits: &Limits) -> Result<Unpacked, DiffError> {
     let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, tar), limits);
     Extractor::new(root, Lower::none(), rules).run(&mut reader)?;
     let unpacked = Unpacked { entries: reader.entries(), size: reader.content() };
