@@ -139,9 +139,9 @@ def config_proxy(client):
         file.write('{"proxies":{"default":{"httpProxy":"http://proxy.test:1"}}}')
     client = docker.from_env()
     dockerfile = b"FROM busybox\nRUN echo \"proxy=$HTTP_PROXY\"\n"
-    _, logs = client.images.build(fileobj=io.BytesIO(dockerfile), use_config_proxy=True)
+    _, logs = client.images.build(fileobj=io.BytesIO(dockerfile), use_config_proxy=True, nocache=True)
     assert "proxy=http://proxy.test:1\n" in text(logs)
-    image, logs = client.images.build(fileobj=io.BytesIO(dockerfile), use_config_proxy=False)
+    image, logs = client.images.build(fileobj=io.BytesIO(dockerfile), use_config_proxy=False, nocache=True)
     assert "proxy=\n" in text(logs)
     assert not any("PROXY" in variable for variable in image.attrs["Config"]["Env"])
 

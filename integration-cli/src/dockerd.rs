@@ -84,19 +84,25 @@ impl Drop for Dockerd {
     fn drop(&mut self) {
         self.process.stop();
         // After an end by force, its containerd is still there, and is ended by its id too.
-        let containerd = self.dir.path().join("exec/containerd/containerd.pid");
-        if let Some(pid) = std::fs::read_to_string(containerd).ok().and_then(|text| text.trim().parse().ok())
-        {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                // It may have ended meanwhile.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+        let file = self.dir.path().join("exec/containerd/containerd.pid");
+        let pid = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = pid.filter(|pid| self.is_ours(*pid)).and_then(rustix::process::Pid::from_raw) {
+            // It may have ended meanwhile.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         // dockerd leaves the mount of its network namespace behind.
         for mount in mounts_beneath(self.dir.path()) {
             // A directory that cannot be removed afterwards is no fault of the test's subject.
             let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
         }
+    }
+}
+
+impl Dockerd {
+    /// Whether a process works on our directories: an id of one that has ended may be another's by now.
+    fn is_ours(&self, pid: i32) -> bool {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&*self.dir.path().to_string_lossy())
     }
 }
 

@@ -1,5 +1,7 @@
 //! bollard, a client of both protocols that shares no code with Docker's.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::collections::HashMap;
 
 use bollard::{

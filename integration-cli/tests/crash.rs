@@ -1,5 +1,7 @@
 //! `kill -9`, fifty times, and what is left.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::{
     process::Stdio,
     time::{Duration, Instant},

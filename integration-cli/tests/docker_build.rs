@@ -1,5 +1,7 @@
 //! `docker build` of docker 20.10, by both protocols.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::{fs, path::PathBuf};
 
 use lapstrake_integration_cli::{Daemon, Docker, Output};

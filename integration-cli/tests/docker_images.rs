@@ -1,5 +1,7 @@
 //! Image and system commands of docker 20.10.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::fs;
 
 use lapstrake_integration_cli::{BASE_IMAGE, Daemon};

@@ -1,5 +1,7 @@
 //! docker-py, from PyPI, in an environment of its own under the target directory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::{
     fs::File,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! A real engine, Debian's dockerd, takes our images and gives us its own; both build the same from the same.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -225,8 +227,9 @@ fn comparable(image: &SavedImage) -> Value {
     let mut config = image.config["config"].clone();
     let object = config.as_object_mut().unwrap();
     // Of the classic builder's containers, none of which is described by the image.
+    // ArgsEscaped is for Windows alone, and only BuildKit says it here.
     object.retain(|name, value| {
-        !matches!(name.as_str(), "Image" | "Hostname" | "Domainname") && !is_empty(value)
+        !matches!(name.as_str(), "Image" | "Hostname" | "Domainname" | "ArgsEscaped") && !is_empty(value)
     });
     json!({
         "architecture": image.config["architecture"],
@@ -292,7 +295,16 @@ fn both(buildkit: bool) -> (SavedImage, SavedImage) {
             saved_image(&docker.run(["save", "common"]).success().bytes)
         })
         .collect();
-    let [mine, theirs] = images.try_into().unwrap();
+    let [mut mine, theirs]: [SavedImage; 2] = images.try_into().unwrap();
+    // dockerd's graph driver makes layers without the attributes of users (`pkg/archive`, "security.capability" alone).
+    for node in mine.tree.values_mut() {
+        node.xattrs.retain(|name, _| !name.starts_with("user."));
+    }
+    if !buildkit {
+        // The classic builder keeps the mount points of its containers in a layer that is not the image's;
+        // BuildKit, and we by either protocol, leave them where the base has none.
+        mine.tree.retain(|path, _| !matches!(path.as_str(), "dev" | "proc" | "sys"));
+    }
     (mine, theirs)
 }
 
@@ -302,7 +314,22 @@ fn both_buildkits_make_the_same_of_a_dockerfile() {
     let differences = differences(&mine.tree, &theirs.tree);
     assert!(differences.is_empty(), "ours | dockerd's\n{}", differences.join("\n"));
     assert_eq!(comparable(&mine), comparable(&theirs));
-    assert_eq!(history(&mine), history(&theirs));
+    assert_eq!(words_of_old(&history(&mine)), words_of_old(&history(&theirs)));
+}
+
+/// Our words are those of today's BuildKit (0.29), dockerd's those of 0.8. What changed between them: a flag of COPY is
+/// told, ARG tells the value that it has, EXPOSE and HEALTHCHECK print another type of Go's.
+fn words_of_old(history: &[String]) -> Vec<String> {
+    let word = |line: &String| {
+        let instruction = line.split(' ').next().unwrap_or_default();
+        match instruction {
+            "ARG" | "EXPOSE" | "HEALTHCHECK" => {
+                format!("{instruction}|{}", line.split('|').skip(1).collect::<Vec<_>>().join("|"))
+            }
+            _ => line.replace("--chown=app:extra ", ""),
+        }
+    };
+    history.iter().map(word).collect()
 }
 
 #[test]

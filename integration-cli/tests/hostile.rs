@@ -1,5 +1,7 @@
 //! Input that nobody means well with: an error that says what is wrong, a daemon that goes on, and nothing left behind.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 #[allow(unreachable_pub)]
 mod common;
 
@@ -59,10 +61,7 @@ async fn broken_archives() {
     let daemon = Daemon::with_base();
     let whole = archive(&[("Dockerfile", "FROM busybox\nCOPY . /all\n"), ("data", &"x".repeat(100_000))]);
     for error in refused(&daemon, &whole[..50_000]).await {
-        assert!(
-            error.contains("unexpected EOF") || error.contains("truncated") || error.contains("ends"),
-            "{error}"
-        );
+        assert!(error.contains("cut short") && error.contains("data"), "{error}");
     }
     let mut corrupt = whole.clone();
     corrupt[1024 + 10] ^= 0x55;
@@ -91,9 +90,8 @@ async fn paths_that_leave_the_context() {
         let archive = with_entry(name.as_bytes(), tar::EntryType::Regular, None, b"overwritten");
         for version in [1, 2] {
             let answer = build(&daemon, &format!("version={version}"), archive.clone()).await;
-            assert!(answer.body.contains("rror") || answer.body.contains("sha256:"), "{}", answer.body);
             if name.starts_with("..") {
-                assert!(answer.error().contains(".."), "{}", answer.body);
+                assert!(answer.error().contains("outside of the root"), "{}", answer.body);
             }
         }
         assert_eq!(std::fs::read_to_string(&outside).unwrap(), "untouched");
@@ -132,7 +130,7 @@ async fn paths_that_leave_the_context() {
     // A hard link to a file of this machine, and a Dockerfile that is a link to one.
     for error in refused(&daemon, &with_entry(b"hard", tar::EntryType::Link, Some("/etc/shadow"), b"")).await
     {
-        assert!(error.contains("shadow"), "{error}");
+        assert!(error.contains("\"hard\": a hard link to a file that is not there"), "{error}");
     }
     let mut archive = tar::Builder::new(Vec::new());
     let mut link = tar::Header::new_gnu();
@@ -169,7 +167,7 @@ async fn dockerfiles_that_cannot_be() {
     for (dockerfile, words) in [
         ("FROM busybox\nWHAT is this\n", "unknown instruction: WHAT"),
         ("", "empty"),
-        ("RUN true\n", "FROM"),
+        ("RUN true\n", "no build stage in current context"),
         ("FROM busybox\nCOPY --from=nowhere /a /b\n", "nowhere"),
         ("FROM busybox\nCOPY nothing /\n", "nothing"),
         ("FROM busybox\nCOPY ../up /\n", "up"),
