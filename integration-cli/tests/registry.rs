@@ -279,3 +279,26 @@ fn a_registry_that_lies_about_digests_is_not_believed() {
     end.write_all(b"GET /end HTTP/1.1\r\n\r\n").unwrap();
     server.join().unwrap();
 }
+
+#[test]
+fn a_cache_goes_with_the_image() {
+    let (registry, one, two) = (Registry::start(), Daemon::with_base(), Daemon::with_base());
+    let image = registry.image("cached");
+    let dockerfile = b"FROM busybox\nRUN head -c 100 /dev/urandom > /random\nRUN echo second > /second\n";
+    let arguments = ["build", "--build-arg", "BUILDKIT_INLINE_CACHE=1", "-t", &image, "-"];
+    one.docker().buildkit().run_with(arguments, dockerfile).success();
+    one.docker().run(["push", &image]).success();
+    // The base is the same in both stores.
+    let (base, other) = (
+        inspect(&one.docker(), BASE_IMAGE, "{{.RootFS}}"),
+        inspect(&two.docker(), BASE_IMAGE, "{{.RootFS}}"),
+    );
+    assert_eq!(base, other);
+    let docker = two.docker().buildkit();
+    let built = docker.run_with(["build", "--cache-from", &image, "-t", "built", "-"], dockerfile).success();
+    assert!(built.all().contains("CACHED"), "{}", built.all());
+    assert_eq!(
+        inspect(&docker, "built", "{{json .RootFS}}"),
+        inspect(&one.docker(), &image, "{{json .RootFS}}")
+    );
+}
