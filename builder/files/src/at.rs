@@ -87,7 +87,12 @@ pub(crate) fn stat(at: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Optio
 /// The lowest layer of an overlay is opened as the directory that it is: deletions in it (character devices 0:0) are what
 /// overlayfs would not show either.
 fn visible(stat: Stat) -> Option<Stat> {
-    (kind(&stat) != FileType::CharacterDevice || stat.st_rdev != 0).then_some(stat)
+    (!is_whiteout(&stat)).then_some(stat)
+}
+
+/// Whether this is overlayfs's mark of a deletion.
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
 /// Resolves a path by following symbolic links, all of which, and `..`, end at the root. What is not there resolves to

@@ -6,17 +6,20 @@
 
 use std::{
     io::{self, BufWriter, Write as _},
+    os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
     thread,
 };
 
 use lapstrake_layerstore_diff::{DiffError, Limits, WriteOptions, apply, write_layer};
 use lapstrake_layerstore_store::{DiffSource, Draft, SnapshotMount, SnapshotName, Stores, Tree};
+use rustix::fs::{AtFlags, Mode};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     FilesError,
-    action::{View, copy_tree},
+    action::{Files, View, copy_tree},
+    at,
 };
 
 /// Lays trees on top of each other, the last one on top. Blocks.
@@ -38,7 +41,11 @@ pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
             continue;
         }
         for snapshot in &chain {
-            result = lay(stores, &result, &stores.snapshots.diff_source(snapshot)?, &[])?;
+            let source = stores.snapshots.diff_source(snapshot)?;
+            result = match share(stores, &result, &source)? {
+                Some(result) => result,
+                None => lay(stores, &result, &source, &[])?,
+            };
         }
     }
     Ok(result)
@@ -114,6 +121,65 @@ fn lay(stores: &Stores, tree: &Tree, source: &DiffSource, hidden: &[PathBuf]) ->
     Ok(draft.commit()?)
 }
 
+/// Puts a layer that has none below it on top of a tree by linking to its files; `None` where that cannot be done.
+///
+/// Safe because both are committed for good: overlayfs copies a lower file before it changes it, and vfs copies whole trees.
+/// Without a layer below there are no marks of overlayfs in it either, but deletions that [`diff`] put there.
+fn share(stores: &Stores, tree: &Tree, source: &DiffSource) -> Result<Option<Tree>, FilesError> {
+    let from = match source {
+        DiffSource::OverlayUpper { upper, lower } if lower.is_empty() => upper,
+        DiffSource::Trees { upper, lower: None } => upper,
+        _ => return Ok(None),
+    };
+    let draft = stores.begin(tree)?;
+    let (DiffSource::OverlayUpper { upper: to, .. } | DiffSource::Trees { upper: to, .. }) = draft.diff()?;
+    let open = |path: &PathBuf| {
+        rustix::fs::open(path, at::READ_DIRECTORY, Mode::empty()).map_err(FilesError::io("open", path))
+    };
+    let (from, to_root) = (open(from)?, open(&to)?);
+    if holds_whiteouts(from.as_fd())? {
+        return Ok(None);
+    }
+    let before = rustix::fs::fstat(&to_root).map_err(FilesError::io("stat", &to))?;
+    copy_tree(from.as_fd(), to_root.as_fd(), Files::Shared, &CancellationToken::new())?;
+    // The root directory is no part of a layer.
+    rustix::fs::futimens(&to_root, &at::times(&before)).map_err(FilesError::io("utime", &to))?;
+    Ok(Some(draft.commit()?))
+}
+
+/// Whether something in a directory is a deletion.
+fn holds_whiteouts(root: BorrowedFd<'_>) -> Result<bool, FilesError> {
+    let list = |directory: BorrowedFd<'_>| {
+        at::names(directory).map(Vec::into_iter).map_err(FilesError::io("readdir", "/"))
+    };
+    let root = root.try_clone_to_owned().map_err(FilesError::io("open", "/"))?;
+    let names = list(root.as_fd())?;
+    let mut stack = vec![(root, names)];
+    while let Some((directory, names)) = stack.last_mut() {
+        let Some(name) = names.next() else {
+            stack.pop();
+            continue;
+        };
+        let failed = |doing| FilesError::io(doing, &name);
+        let stat =
+            rustix::fs::statat(&*directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("lstat"))?;
+        if at::is_whiteout(&stat) {
+            return Ok(true);
+        }
+        if at::is_directory(&stat) {
+            let below = rustix::fs::openat(&*directory, &name, at::READ_DIRECTORY, Mode::empty())
+                .map_err(failed("open"))?;
+            if stack.len() >= at::MAX_DEPTH {
+                let why = "more directories inside of each other than can be merged";
+                return Err(FilesError::Unsupported { path: name.into(), why });
+            }
+            let names = list(below.as_fd())?;
+            stack.push((below, names));
+        }
+    }
+    Ok(false)
+}
+
 /// A tree as one directory with everything in it.
 struct Directory {
     path: PathBuf,
@@ -132,7 +198,7 @@ impl Directory {
             why: "this driver cannot show an empty tree as a directory",
         })?;
         let (view, open) = (View::open(stores, tree)?, draft.open()?);
-        copy_tree(view.root(), open.root(), &CancellationToken::new())?;
+        copy_tree(view.root(), open.root(), Files::Copied, &CancellationToken::new())?;
         Ok(Self { path, _copy: Some(draft) })
     }
 }

@@ -47,6 +47,9 @@ pub(super) struct Options {
     pub(super) exclude: Option<PatternMatcher>,
     /// Whether what is in the way is removed even where a directory stands for a file or the other way round.
     pub(super) replace: bool,
+    /// Whether files are shared by hard links instead of copied. Only between snapshots that nobody ever writes to again.
+    /// Sockets, which no layer can have, are then left out.
+    pub(super) share: bool,
 }
 
 impl Options {
@@ -320,6 +323,12 @@ impl<'a> Copier<'a> {
         target_name: &OsStr,
     ) -> Result<(), FilesError> {
         match at::kind(stat) {
+            FileType::RegularFile | FileType::Symlink
+                if self.options.share && self.shared(source, name, target, target_name)? =>
+            {
+                Ok(())
+            }
+            FileType::Socket if self.options.share => Ok(()),
             FileType::RegularFile => self.file(source, name, stat, target, target_name),
             FileType::Symlink => {
                 let io = |doing| FilesError::io(doing, &self.target);
@@ -381,6 +390,22 @@ impl<'a> Copier<'a> {
         self.copying.copy(from.as_fd(), &opened, to.as_fd(), &self.target)?;
         self.attributes(to.as_fd(), &opened)?;
         self.xattrs(Node::Open(from.as_fd()), Node::Open(to.as_fd()))
+    }
+
+    /// Makes another link to the source itself, if the file system can.
+    fn shared(
+        &self,
+        source: BorrowedFd<'_>,
+        name: &OsStr,
+        target: BorrowedFd<'_>,
+        target_name: &OsStr,
+    ) -> Result<bool, FilesError> {
+        let link = || rustix::fs::linkat(source, name, target, target_name, AtFlags::empty());
+        match self.make(target, target_name, link) {
+            Ok(()) => Ok(true),
+            Err(MakeError::Errno(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP)) => Ok(false),
+            Err(error) => Err(error.named("link", &self.target)),
+        }
     }
 
     /// Links to the copy of another link to the same file, if there is one.

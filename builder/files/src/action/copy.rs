@@ -64,6 +64,7 @@ pub(super) fn copy(
         include: matcher("includepatterns", &action.include_patterns)?,
         exclude: matcher("excludepatterns", &action.exclude_patterns)?,
         replace: action.always_replace_existing_dest_paths,
+        share: false,
     };
     let last = if action.follow_symlink { Last::Follow } else { Last::Keep };
     let sources = if action.allow_wildcard {
@@ -94,14 +95,29 @@ pub(super) fn copy(
     Ok(())
 }
 
-/// Copies everything that is in one tree into another one, which is empty.
+/// Whether files get their own content or the source's inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Files {
+    Copied,
+    Shared,
+}
+
+/// Puts everything that is in one tree on top of what is in another one, as a layer would be.
 pub(crate) fn copy_tree(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
+    files: Files,
     cancel: &CancellationToken,
 ) -> Result<(), FilesError> {
-    let options =
-        Options { owner: None, time: None, modes: Modes::Keep, include: None, exclude: None, replace: false };
+    let options = Options {
+        owner: None,
+        time: None,
+        modes: Modes::Keep,
+        include: None,
+        exclude: None,
+        replace: true,
+        share: files == Files::Shared,
+    };
     let root = Path::new("/");
     Copier::new(target, &options, Copying::new(cancel)).copy(source, root, root)
 }

@@ -21,7 +21,7 @@ use lapstrake_builder_llb::pb::{self, file_action::Action};
 use lapstrake_layerstore_store::{Draft, OpenSnapshot, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use copy::copy_tree;
+pub(crate) use copy::{Files, copy_tree};
 
 use self::{
     owner::Owner,
