@@ -98,7 +98,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "AGENT")]
     pub(crate) ssh: Vec<String>,
 
-    /// What to leave behind: a directory, - for a tar on standard output, or type=image|local|tar|docker|oci[,dest=PATH][,name=NAME]
+    /// What to leave behind: a directory, - for a tar on standard output, or `type=image|local|tar|docker|oci[,dest=PATH][,name=NAME]`
     #[arg(long, short = 'o', value_name = "OUTPUT")]
     pub(crate) output: Option<String>,
 
