@@ -32,7 +32,10 @@ async fn run_copy_and_config_end_up_in_the_image() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_build_runs_nothing_and_gives_the_same_image() {
     let bench = Workbench::new();
-    let context = || Context::new("FROM busybox\nCOPY a /\nRUN cat /proc/sys/kernel/random/uuid > /stamp\n").file("a", "same");
+    let context = || {
+        Context::new("FROM busybox\nCOPY a /\nRUN cat /proc/sys/kernel/random/uuid > /stamp\n")
+            .file("a", "same")
+    };
     let first = bench.build(context(), "first").await.unwrap();
     let second = bench.build(context(), "second").await.unwrap();
     assert_eq!(bench.read("first", "stamp"), bench.read("second", "stamp"));
