@@ -1,5 +1,7 @@
 //! `lapstrake daemon`: how it begins, listens and ends.
 
+#![allow(clippy::unwrap_used, reason = "only code in #[test] functions is known to be a test")]
+
 mod common;
 
 use std::{

@@ -1,5 +1,6 @@
 //! The program under test.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "only code in #[test] functions is known to be a test")]
 
 use std::{
     path::Path,
