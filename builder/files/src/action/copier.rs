@@ -2,6 +2,10 @@
 //!
 //! Directories are walked with a stack of open ones, source and target side by side; each entry is named relative to them
 //! and never followed. Owner, mode and times of a directory are set when all is in it.
+//!
+//! Making files through an overlay takes twice as long as making them in its upper directory. What a directory that was just
+//! made through the overlay will hold is nowhere below it, so that it can be written to the upper directory as it is. The
+//! overlay may not be used to look at it then: it is opened anew for what comes later.
 
 use std::{
     collections::HashMap,
@@ -78,6 +82,23 @@ enum Finish {
     Nothing,
 }
 
+/// Where copies go.
+pub(super) struct Target<'a> {
+    /// The tree.
+    pub(super) root: BorrowedFd<'a>,
+    /// The directory that the tree's changes are in, if new directories may be filled there.
+    pub(super) upper: Option<BorrowedFd<'a>>,
+}
+
+/// A directory that is copied to.
+struct Opened {
+    directory: OwnedFd,
+    /// Whether it was made for that.
+    made: bool,
+    /// Whether it is open in the upper directory.
+    direct: bool,
+}
+
 /// A directory that is being copied.
 struct Frame {
     source: OwnedFd,
@@ -86,6 +107,8 @@ struct Frame {
     name: OsString,
     /// `None` as long as nothing in it is included.
     target: Option<OwnedFd>,
+    /// Whether the target is in the upper directory.
+    direct: bool,
     finish: Finish,
     names: std::vec::IntoIter<OsString>,
     include: Option<ParentMatch>,
@@ -105,6 +128,8 @@ pub(super) struct Copier<'a> {
     options: &'a Options,
     copying: Copying<'a>,
     root: BorrowedFd<'a>,
+    upper: Option<BorrowedFd<'a>>,
+    wrote_directly: bool,
     /// Where files with several links were copied to, and how many links may still come.
     links: HashMap<(u64, u64), (PathBuf, u64)>,
     frames: Vec<Frame>,
@@ -115,11 +140,13 @@ pub(super) struct Copier<'a> {
 
 impl<'a> Copier<'a> {
     /// Copies to a tree.
-    pub(super) fn new(root: BorrowedFd<'a>, options: &'a Options, copying: Copying<'a>) -> Self {
+    pub(super) fn new(target: &Target<'a>, options: &'a Options, copying: Copying<'a>) -> Self {
         Self {
             options,
             copying,
-            root,
+            root: target.root,
+            upper: target.upper,
+            wrote_directly: false,
             links: HashMap::new(),
             frames: Vec::new(),
             relative: PathBuf::new(),
@@ -128,13 +155,14 @@ impl<'a> Copier<'a> {
     }
 
     /// Copies what is at one resolved path, of which the last component is not followed, to exactly another one, whose
-    /// parent is there.
+    /// parent is there. `fresh`: the target is a directory that was just made. Whether something was written past the overlay.
     pub(super) fn copy(
         mut self,
         source_root: BorrowedFd<'_>,
         source: &Path,
         target: &Path,
-    ) -> Result<(), FilesError> {
+        fresh: bool,
+    ) -> Result<bool, FilesError> {
         let stat = at::lstat(source_root, source)
             .and_then(|stat| stat.ok_or(Errno::NOENT))
             .map_err(FilesError::io("lstat", source))?;
@@ -142,19 +170,23 @@ impl<'a> Copier<'a> {
         if !at::is_directory(&stat) {
             let (parent, name) = open_parent(source_root, source, "lstat")?;
             let (target_parent, target_name) = open_parent(self.root, target, "open")?;
-            return self.entry(parent.as_fd(), name, &stat, target_parent.as_fd(), target_name);
+            self.entry(parent.as_fd(), name, &stat, target_parent.as_fd(), target_name, false)?;
+            return Ok(false);
         }
         let directory =
             at::open(source_root, source, at::READ_DIRECTORY).map_err(FilesError::io("open", source))?;
-        let (opened, made) = if target == Path::new("/") {
-            (at::open(self.root, target, at::READ_DIRECTORY).map_err(FilesError::io("open", target))?, false)
+        let opened = if target == Path::new("/") {
+            let directory =
+                at::open(self.root, target, at::READ_DIRECTORY).map_err(FilesError::io("open", target))?;
+            Opened { directory, made: false, direct: false }
         } else {
             let (parent, name) = open_parent(self.root, target, "mkdir")?;
-            self.directory_target(parent.as_fd(), name)?
+            self.directory_target(parent.as_fd(), name, target, false, fresh)?
         };
-        let finish = if made { Finish::All } else { Finish::Times };
+        let finish = if opened.made { Finish::All } else { Finish::Times };
         self.enter(directory, stat, OsString::new(), Some(opened), finish, (None, None))?;
-        self.walk()
+        self.walk()?;
+        Ok(self.wrote_directly)
     }
 
     fn walk(&mut self) -> Result<(), FilesError> {
@@ -196,9 +228,12 @@ impl<'a> Copier<'a> {
                 .map_err(FilesError::io("open", &self.relative))?;
             let target = if verdict.wanted {
                 self.make_parents()?;
-                let frame = self.frames.last().expect("a child has a parent");
+                let frame = self.frames.pop().expect("a child has a parent");
                 let parent = frame.target.as_ref().expect("parents were made");
-                Some(self.directory_target(parent.as_fd(), name)?.0)
+                let path = self.target.clone();
+                let opened = self.directory_target(parent.as_fd(), name, &path, frame.direct, false);
+                self.frames.push(frame);
+                Some(opened?)
             } else {
                 None
             };
@@ -210,7 +245,7 @@ impl<'a> Copier<'a> {
             self.make_parents()?;
             let frame = self.frames.pop().expect("a child has a parent");
             let target = frame.target.as_ref().expect("parents were made");
-            let copied = self.entry(frame.source.as_fd(), name, &stat, target.as_fd(), name);
+            let copied = self.entry(frame.source.as_fd(), name, &stat, target.as_fd(), name, frame.direct);
             self.frames.push(frame);
             copied?;
         }
@@ -246,7 +281,7 @@ impl<'a> Copier<'a> {
         source: OwnedFd,
         stat: Stat,
         name: OsString,
-        target: Option<OwnedFd>,
+        target: Option<Opened>,
         finish: Finish,
         (include, exclude): (Option<ParentMatch>, Option<ParentMatch>),
     ) -> Result<(), FilesError> {
@@ -255,7 +290,9 @@ impl<'a> Copier<'a> {
             return Err(FilesError::Unsupported { path: self.target.clone(), why });
         }
         let names = at::names(source.as_fd()).map_err(FilesError::io("readdir", &self.target))?.into_iter();
-        self.frames.push(Frame { source, stat, name, target, finish, names, include, exclude });
+        let direct = target.as_ref().is_some_and(|target| target.direct);
+        let target = target.map(|target| target.directory);
+        self.frames.push(Frame { source, stat, name, target, direct, finish, names, include, exclude });
         Ok(())
     }
 
@@ -276,22 +313,37 @@ impl<'a> Copier<'a> {
     fn make_parents(&mut self) -> Result<(), FilesError> {
         let Some(first) = self.frames.iter().position(|frame| frame.target.is_none()) else { return Ok(()) };
         for index in first..self.frames.len() {
-            let parent = self.frames[index - 1].target.as_ref().expect("the outermost one has a target");
-            let (target, made) = self.directory_target(parent.as_fd(), &self.frames[index].name)?;
+            let above = self.target.ancestors().nth(self.frames.len() - index);
+            let path = above.expect("the entry is below all frames").to_owned();
+            let name = self.frames[index].name.clone();
+            let parent = &self.frames[index - 1];
+            let direct = parent.direct;
+            let parent = parent.target.as_ref().expect("the outermost one has a target");
+            let parent = parent.try_clone().map_err(FilesError::io("open", &path))?;
+            let opened = self.directory_target(parent.as_fd(), &name, &path, direct, false)?;
             let frame = &mut self.frames[index];
-            if !made {
+            if !opened.made {
                 let mode = at::mode(frame.stat.st_mode);
-                rustix::fs::fchmod(&target, mode).map_err(FilesError::io("chmod", &self.target))?;
+                rustix::fs::fchmod(&opened.directory, mode).map_err(FilesError::io("chmod", &path))?;
             }
-            frame.finish = if made { Finish::All } else { Finish::Nothing };
-            frame.target = Some(target);
+            frame.finish = if opened.made { Finish::All } else { Finish::Nothing };
+            frame.direct = opened.direct;
+            frame.target = Some(opened.directory);
         }
         Ok(())
     }
 
-    /// Opens the directory that another one is copied to; whether it was made for that.
-    fn directory_target(&self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(OwnedFd, bool), FilesError> {
-        let io = |doing| FilesError::io(doing, &self.target);
+    /// Opens the directory at `path` that another one is copied to. `direct`: its parent is open in the upper directory;
+    /// `fresh`: it is there, but was made a moment ago and holds nothing.
+    fn directory_target(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &Path,
+        direct: bool,
+        fresh: bool,
+    ) -> Result<Opened, FilesError> {
+        let io = |doing| FilesError::io(doing, path);
         let mut made = true;
         match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
             Err(Errno::EXIST) => {
@@ -299,7 +351,7 @@ impl<'a> Copier<'a> {
                 let stat = at::stat(parent, name).map_err(io("lstat"))?;
                 if !stat.is_some_and(|stat| at::is_directory(&stat)) {
                     if !self.options.replace {
-                        return Err(FilesError::NotADirectory { path: self.target.clone() });
+                        return Err(FilesError::NotADirectory { path: path.to_owned() });
                     }
                     at::remove(parent, name).map_err(io("remove"))?;
                     rustix::fs::mkdirat(parent, name, Mode::RWXU).map_err(io("mkdir"))?;
@@ -310,10 +362,22 @@ impl<'a> Copier<'a> {
         }
         let directory =
             rustix::fs::openat(parent, name, at::READ_DIRECTORY, Mode::empty()).map_err(io("open"))?;
-        Ok((directory, made))
+        if !direct
+            && (made || fresh)
+            && let Some(upper) = self.upper
+        {
+            let upper = at::open(upper, path, at::READ_DIRECTORY).map_err(io("open"))?;
+            // Overlayfs shows a new directory under its own number; anything else is not the one that was made.
+            let number = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).map_err(io("stat"));
+            if number(&upper)? == number(&directory)? {
+                self.wrote_directly = true;
+                return Ok(Opened { directory: upper, made, direct: true });
+            }
+        }
+        Ok(Opened { directory, made, direct })
     }
 
-    /// Copies what is no directory.
+    /// Copies what is no directory. `direct`: into the upper directory.
     fn entry(
         &mut self,
         source: BorrowedFd<'_>,
@@ -321,6 +385,7 @@ impl<'a> Copier<'a> {
         stat: &Stat,
         target: BorrowedFd<'_>,
         target_name: &OsStr,
+        direct: bool,
     ) -> Result<(), FilesError> {
         match at::kind(stat) {
             FileType::RegularFile | FileType::Symlink
@@ -329,7 +394,7 @@ impl<'a> Copier<'a> {
                 Ok(())
             }
             FileType::Socket if self.options.share => Ok(()),
-            FileType::RegularFile => self.file(source, name, stat, target, target_name),
+            FileType::RegularFile => self.file(source, name, stat, target, target_name, direct),
             FileType::Symlink => {
                 let io = |doing| FilesError::io(doing, &self.target);
                 let link = rustix::fs::readlinkat(source, name, Vec::new()).map_err(io("readlink"))?;
@@ -370,8 +435,9 @@ impl<'a> Copier<'a> {
         stat: &Stat,
         target: BorrowedFd<'_>,
         target_name: &OsStr,
+        direct: bool,
     ) -> Result<(), FilesError> {
-        if stat.st_nlink > 1 && self.link(stat, target, target_name)? {
+        if stat.st_nlink > 1 && self.link(stat, target, target_name, direct)? {
             return Ok(());
         }
         let from = rustix::fs::openat(source, name, at::READ, Mode::empty())
@@ -409,7 +475,13 @@ impl<'a> Copier<'a> {
     }
 
     /// Links to the copy of another link to the same file, if there is one.
-    fn link(&mut self, stat: &Stat, target: BorrowedFd<'_>, name: &OsStr) -> Result<bool, FilesError> {
+    fn link(
+        &mut self,
+        stat: &Stat,
+        target: BorrowedFd<'_>,
+        name: &OsStr,
+        direct: bool,
+    ) -> Result<bool, FilesError> {
         let inode = (stat.st_dev, stat.st_ino);
         let Some((copy, left)) = self.links.get_mut(&inode) else {
             self.links.insert(inode, (self.target.clone(), stat.st_nlink - 1));
@@ -420,7 +492,9 @@ impl<'a> Copier<'a> {
         if left == 0 {
             self.links.remove(&inode);
         }
-        let (parent, copy_name) = open_parent(self.root, &copy, "link")?;
+        // All that was copied is in the upper directory under the same path, however it came there.
+        let root = self.upper.filter(|_| direct).unwrap_or(self.root);
+        let (parent, copy_name) = open_parent(root, &copy, "link")?;
         let linked = self
             .make(target, name, || rustix::fs::linkat(&parent, copy_name, target, name, AtFlags::empty()));
         match linked {

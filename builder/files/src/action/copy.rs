@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     content::{Cancellable, Copying},
-    copier::{Copier, Modes, Options},
+    copier::{Copier, Modes, Options, Target},
     mode::ModeChange,
     owner::Owner,
     single::{Attributes, both_times, make_directories, open_parent, timestamp},
@@ -36,19 +36,20 @@ use crate::{
 /// The mode of directories that lead to a copy.
 const DIRECTORY_MODE: u32 = 0o755;
 
+/// Copies; whether something was written past an overlay, which must then be opened anew.
 pub(super) fn copy(
     source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
+    target: &Target<'_>,
     action: &pb::FileActionCopy,
     owner: Option<Owner>,
     cancel: &CancellationToken,
-) -> Result<(), FilesError> {
+) -> Result<bool, FilesError> {
     let src = clean(&action.src);
     let dest = clean(&action.dest);
     if !action.create_dest_path {
-        let path = at::resolve(target, OsStr::new(&dest), Last::Follow)?;
+        let path = at::resolve(target.root, OsStr::new(&dest), Last::Follow)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
-        at::lstat(target, parent)
+        at::lstat(target.root, parent)
             .and_then(|stat| stat.ok_or(Errno::NOENT))
             .map_err(FilesError::io("failed to stat", &action.dest))?;
     }
@@ -78,7 +79,7 @@ pub(super) fn copy(
     };
     let job = Job {
         source,
-        target,
+        target: target.root,
         dest: &dest,
         options: &options,
         directory_mode: mode.unwrap_or(DIRECTORY_MODE) & 0o777,
@@ -86,13 +87,16 @@ pub(super) fn copy(
         last,
         cancel,
     };
-    for path in &sources {
+    let mut wrote_directly = false;
+    for (index, path) in sources.iter().enumerate() {
         if action.attempt_unpack_docker_compatibility && job.unpack(path)? {
             continue;
         }
-        job.copy(path)?;
+        // What follows looks through the overlay again.
+        let upper = target.upper.filter(|_| index + 1 == sources.len());
+        wrote_directly = job.copy(path, upper)?;
     }
-    Ok(())
+    Ok(wrote_directly)
 }
 
 /// Whether files get their own content or the source's inode.
@@ -119,7 +123,9 @@ pub(crate) fn copy_tree(
         share: files == Files::Shared,
     };
     let root = Path::new("/");
-    Copier::new(target, &options, Copying::new(cancel)).copy(source, root, root)
+    let target = Target { root: target, upper: None };
+    Copier::new(&target, &options, Copying::new(cancel)).copy(source, root, root, false)?;
+    Ok(())
 }
 
 struct Job<'a> {
@@ -138,7 +144,7 @@ impl Job<'_> {
         Attributes { owner: self.options.owner, time: self.options.time }
     }
 
-    fn copy(&self, source: &OsStr) -> Result<(), FilesError> {
+    fn copy(&self, source: &OsStr, upper: Option<BorrowedFd<'_>>) -> Result<bool, FilesError> {
         // `/dir/` and `/dir/.` are directories that are made; of `/dir/name`, `/dir` is.
         let (before, name) = self.dest.rsplit_once('/').unwrap_or(("", self.dest));
         let parent = if name.is_empty() || name == "." { self.dest } else { before };
@@ -166,12 +172,11 @@ impl Job<'_> {
             _ => &dest,
         };
         made.extend(make_directories(self.target, holder, self.directory_mode, self.attributes())?);
-        Copier::new(self.target, self.options, Copying::new(self.cancel)).copy(
-            self.source,
-            &followed,
-            &dest,
-        )?;
-        self.restore_times(&made)
+        let target = Target { root: self.target, upper };
+        let copier = Copier::new(&target, self.options, Copying::new(self.cancel));
+        let wrote_directly = copier.copy(self.source, &followed, &dest, made.contains(&dest))?;
+        self.restore_times(&made)?;
+        Ok(wrote_directly)
     }
 
     /// What was copied into them has changed the times of directories made before.

@@ -15,19 +15,21 @@ mod owner;
 mod plan;
 mod single;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use lapstrake_builder_llb::pb::{self, file_action::Action};
-use lapstrake_layerstore_store::{Draft, OpenSnapshot, Stores, Tree};
+use lapstrake_layerstore_store::{Draft, OpenSnapshot, SnapshotMount, Stores, Tree};
+use rustix::fs::{Mode, OFlags};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use copy::{Files, copy_tree};
 
 use self::{
+    copier::Target,
     owner::Owner,
     plan::{Input, Plan},
 };
-use crate::FilesError;
+use crate::{FilesError, at};
 
 /// Runs the actions of a file op and gives its outputs.
 ///
@@ -73,12 +75,33 @@ struct Working {
     // Closed before the draft is committed or discarded.
     open: OpenSnapshot,
     draft: Draft,
+    /// Where an overlay's changes go.
+    upper: Option<OwnedFd>,
+    /// Whether something was written there directly, of which the open overlay need not know.
+    stale: bool,
 }
 
 impl Working {
     fn begin(stores: &Stores, tree: &Tree) -> Result<Self, FilesError> {
         let draft = stores.begin(tree)?;
-        Ok(Self { open: draft.open()?, draft })
+        let open = draft.open()?;
+        let upper = match draft.mount() {
+            SnapshotMount::Overlay { upper: Some(upper), .. } => Some(
+                rustix::fs::open(&upper.upper, at::HANDLE | OFlags::DIRECTORY, Mode::empty())
+                    .map_err(FilesError::io("open", &upper.upper))?,
+            ),
+            SnapshotMount::Overlay { upper: None, .. } | SnapshotMount::Bind { .. } => None,
+        };
+        Ok(Self { open, draft, upper, stale: false })
+    }
+
+    /// Open for another action.
+    fn again(self) -> Result<Self, FilesError> {
+        if !self.stale {
+            return Ok(self);
+        }
+        drop(self.open);
+        Ok(Self { open: self.draft.open()?, stale: false, ..self })
     }
 
     fn commit(self) -> Result<Tree, FilesError> {
@@ -90,17 +113,19 @@ impl Working {
 /// A tree that is read.
 pub(crate) struct View {
     open: OpenSnapshot,
+    is_overlay: bool,
     // What the empty tree is read from.
     _draft: Option<Draft>,
 }
 
 impl View {
     pub(crate) fn open(stores: &Stores, tree: &Tree) -> Result<Self, FilesError> {
-        if let Some(open) = stores.open(tree)? {
-            return Ok(Self { open, _draft: None });
+        if let Some(mount) = stores.mount(tree)? {
+            let is_overlay = matches!(mount, SnapshotMount::Overlay { .. });
+            return Ok(Self { open: OpenSnapshot::open(&mount)?, is_overlay, _draft: None });
         }
         let draft = stores.begin(tree)?;
-        Ok(Self { open: draft.open()?, _draft: Some(draft) })
+        Ok(Self { open: draft.open()?, is_overlay: false, _draft: Some(draft) })
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -120,7 +145,7 @@ impl Run<'_> {
         if self.cancel.is_cancelled() {
             return Err(FilesError::Canceled);
         }
-        let working = self.primary(plan.input(action.input))?;
+        let mut working = self.primary(plan.input(action.input))?;
         let root = working.open.root();
         match &action.action {
             Some(Action::Mkdir(mkdir)) => {
@@ -139,7 +164,9 @@ impl Run<'_> {
             Some(Action::Copy(copy)) => {
                 let source = self.view(plan.input(action.secondary_input))?;
                 let owner = self.owner(copy.owner.as_ref(), action, plan, root)?;
-                copy::copy(source.root(), root, copy, owner, self.cancel)?;
+                let upper = working.upper.as_ref().filter(|upper| writes_directly(&source, upper.as_fd()));
+                let target = Target { root, upper: upper.map(|upper| upper.as_fd()) };
+                working.stale = copy::copy(source.root(), &target, copy, owner, self.cancel)?;
             }
             None => return Err(FilesError::Invalid { what: "an action without a kind".to_owned() }),
         }
@@ -152,7 +179,7 @@ impl Run<'_> {
             Input::Scratch => Working::begin(self.stores, &Tree::empty()),
             Input::Given(index) => Working::begin(self.stores, &self.inputs[index]),
             Input::Made(index) => match self.made[index].take() {
-                Some(Made::Working(working)) => Ok(*working),
+                Some(Made::Working(working)) => working.again(),
                 Some(Made::Tree(tree)) => {
                     let working = Working::begin(self.stores, &tree);
                     self.made[index] = Some(Made::Tree(tree));
@@ -195,6 +222,15 @@ impl Run<'_> {
         })
         .map(Some)
     }
+}
+
+/// Whether what is copied from a tree may be written past the overlay. A copy from one overlay to another can share blocks
+/// where the file system below can do that, which is worth more.
+fn writes_directly(source: &View, upper: BorrowedFd<'_>) -> bool {
+    const EXT4: i64 = 0xef53;
+    const TMPFS: i64 = 0x0102_1994;
+    !source.is_overlay
+        || rustix::fs::fstatfs(upper).is_ok_and(|statfs| [EXT4, TMPFS].contains(&statfs.f_type))
 }
 
 fn describe(action: &pb::FileAction) -> String {
