@@ -80,6 +80,62 @@ fn a_chain_of_actions_makes_one_layer() {
 }
 
 #[test]
+fn later_actions_see_what_earlier_ones_copied() {
+    for yard in Yard::both() {
+        let base = yard.tree(|root| write(root, "old/kept", "kept"));
+        let source = yard.tree(|root| {
+            write(root, "d/a", "a");
+            write(root, "d/sub/b", "b");
+            fs::hard_link(root.join("d/a"), root.join("d/sub/link")).unwrap();
+            fs::hard_link(root.join("d/a"), root.join("top")).unwrap();
+        });
+        let chained = |index: i64, action| pb::FileAction {
+            input: if index == 0 { 0 } else { index + 1 },
+            secondary_input: 1,
+            output: if index == 5 { 0 } else { -1 },
+            action: Some(action),
+        };
+        let actions = [
+            Action::Copy(copy("/", "/new")),
+            rm("/new/d/sub/b", false, false),
+            mkfile("/new/d/sub/made", "made"),
+            Action::Copy(copy("/d", "/new/d/sub/again")),
+            mkdir("/new/d/sub/again/more", false),
+            Action::Copy(copy("/*", "/old/")),
+        ];
+        let actions = (0..).zip(actions).map(|(index, action)| chained(index, action)).collect();
+        let tree = yard.apply(actions, &[base, source]).unwrap().remove(0);
+        assert_eq!(
+            yard.show(&tree)[1..],
+            [
+                "/new dir 755 0:0",
+                "/new/d dir 755 0:0",
+                "/new/d/a file \"a\" 644 0:0",
+                "/new/d/sub dir 755 0:0",
+                "/new/d/sub/again dir 755 0:0",
+                "/new/d/sub/again/a file \"a\" 644 0:0",
+                "/new/d/sub/again/more dir 711 0:0",
+                "/new/d/sub/again/sub dir 755 0:0",
+                "/new/d/sub/again/sub/b file \"b\" 644 0:0",
+                "/new/d/sub/again/sub/link file \"a\" 644 0:0 same as new/d/sub/again/a",
+                "/new/d/sub/link file \"a\" 644 0:0 same as new/d/a",
+                "/new/d/sub/made file \"made\" 640 0:0",
+                "/new/top file \"a\" 644 0:0 same as new/d/a",
+                "/old dir 755 0:0",
+                "/old/a file \"a\" 644 0:0",
+                "/old/kept file \"kept\" 644 0:0",
+                "/old/sub dir 755 0:0",
+                "/old/sub/b file \"b\" 644 0:0",
+                "/old/sub/link file \"a\" 644 0:0 same as old/a",
+                "/old/top file \"a\" 644 0:0",
+            ],
+            "{}",
+            yard.kind
+        );
+    }
+}
+
+#[test]
 fn outputs_may_be_made_of_each_other() {
     for yard in Yard::both() {
         let action = |input, secondary_input, output, action| pb::FileAction {
