@@ -119,6 +119,41 @@ fn several_selectors_are_joined() {
 }
 
 #[test]
+fn a_received_tree_has_the_digest_that_buildkit_gives_it() {
+    let [yard, _] = Yard::both();
+    let hasher = ContentHasher::new(yard.stores.clone());
+    // From `HandleChange` and, for the other, from a scan of the same files, by BuildKit's package.
+    for (received, checksum) in [
+        (true, "sha256:30b1ec2d9bab1f4294d7ed4d3ed94a48f2b5ebc3045c92b6645167796302f5db"),
+        (false, "sha256:c7781e9bbac06edf7c9f50b0e1e483a087a72801abf8f87013b8f6182f576e37"),
+    ] {
+        let draft = yard.stores.begin(&Tree::empty()).unwrap();
+        let root = draft.directory().unwrap();
+        fs::set_permissions(root, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let entry = |path: &str, kind: &str, mode, content: &str, link: &str| Entry {
+            path: path.into(),
+            kind: kind.into(),
+            mode,
+            content: content.into(),
+            link: link.into(),
+            ..Entry::default()
+        };
+        let entries = [
+            entry("d0", "dir", 0o755, "", ""),
+            entry("d0/abc", "file", 0o644, "data0", ""),
+            entry("d0/def", "symlink", 0, "", "abc"),
+            entry("foo", "file", 0o644, "data0", ""),
+        ];
+        golden::make(root, &entries);
+        if received {
+            draft.mark_received().unwrap();
+        }
+        let tree = draft.commit().unwrap();
+        assert_eq!(hasher.digest(&tree, &[]).unwrap(), of_one(checksum), "received: {received}");
+    }
+}
+
+#[test]
 fn the_root_of_a_received_tree_does_not_count() {
     let [yard, _] = Yard::both();
     let hasher = ContentHasher::new(yard.stores.clone());
