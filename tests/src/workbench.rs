@@ -88,8 +88,15 @@ impl Built {
 impl Workbench {
     /// An empty store with the base image `busybox:latest`.
     pub fn new() -> Self {
-        let root =
-            tempfile::Builder::new().prefix("lapstrake-test-").tempdir().expect("a temporary directory");
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    /// The same below a directory.
+    pub fn new_in(dir: &Path) -> Self {
+        let root = tempfile::Builder::new()
+            .prefix("lapstrake-test-")
+            .tempdir_in(dir)
+            .expect("a temporary directory");
         let local = LocalStore::open(root.path().join("root")).expect("a store opens");
         let driver = DriverKind::detect(local.root()).and_then(|kind| kind.open(local.root()));
         let snapshots = Adapter::new(driver.expect("a graph driver works"), local.records.clone());

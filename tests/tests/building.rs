@@ -162,3 +162,29 @@ async fn an_image_carries_its_cache_to_a_builder_that_has_none() {
     bench.build(context(), "fresh").await.unwrap();
     assert_ne!(bench.read("fresh", "second"), stamp);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_may_name_a_locked_cache_twice() {
+    let bench = Workbench::new();
+    let context = Context::new(
+        "FROM busybox\nRUN --mount=type=cache,id=a,target=/a,sharing=locked \
+         --mount=type=cache,id=a,target=/b,sharing=locked touch /a/x && ls /b > /listed\n",
+    );
+    bench.build(context, "app").await.unwrap();
+    assert_eq!(bench.read("app", "listed"), "x\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_cache_is_used_by_one_step_at_a_time() {
+    let bench = Workbench::new();
+    // Whoever finds the other's mark did not have the directory alone.
+    let step = |n: u32| {
+        format!(
+            "FROM busybox AS s{n}\nRUN --mount=type=cache,id=l,target=/c,sharing=locked \
+             test ! -e /c/mark && touch /c/mark && sleep 0.2 && rm /c/mark && touch /done{n}\n"
+        )
+    };
+    let stages: String = (0..4).map(step).collect();
+    let copies: String = (0..4).map(|n| format!("COPY --from=s{n} /done{n} /\n")).collect();
+    bench.build(Context::new(&format!("{stages}FROM scratch\n{copies}")), "app").await.unwrap();
+}

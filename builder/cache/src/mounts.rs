@@ -2,9 +2,11 @@
 //!
 //! Each is an active snapshot with an entry of its own. A step takes one for as long as its processes live:
 //!
-//! * **shared**: all steps at once use the same directory (one after the other, where it begins as a tree);
-//! * **locked**: one step after the other;
-//! * **private**: a step that finds the directory in use gets another, which is kept too.
+//! * **shared**: all shared users at once use the same directory (one after the other, where it begins as a tree);
+//! * **locked**: alone, after everybody who has it now;
+//! * **private**: alone, in another directory if this one is in use; it is kept too.
+//!
+//! A shared user that comes while somebody is alone gets a directory as a private one does, as with BuildKit.
 
 use std::sync::{Arc, Weak};
 
@@ -25,12 +27,33 @@ pub enum Sharing {
     Locked,
 }
 
+/// Permits of an id: one for each shared or private user, all for a locked one.
+const PERMITS: u32 = 1 << 16;
+
 /// Who uses the directories of one id.
-#[derive(Default)]
 pub(crate) struct Busy {
-    // One permit each, for steps that want a directory alone; shared users take none.
-    lock: Option<Arc<Semaphore>>,
-    users: Vec<(SnapshotKey, Weak<()>)>,
+    lock: Arc<Semaphore>,
+    users: Vec<User>,
+}
+
+impl Default for Busy {
+    fn default() -> Self {
+        Self { lock: Arc::new(Semaphore::new(PERMITS as usize)), users: Vec::new() }
+    }
+}
+
+struct User {
+    key: SnapshotKey,
+    shared: bool,
+    alive: Weak<()>,
+}
+
+impl Busy {
+    /// Whether a directory may be used in this way by one more.
+    fn admits(&self, key: &SnapshotKey, sharing: Sharing) -> bool {
+        let mut users = self.users.iter().filter(|user| user.key == *key && user.alive.strong_count() > 0);
+        users.all(|user| user.shared && sharing == Sharing::Shared)
+    }
 }
 
 /// A directory, for as long as this value lives.
@@ -38,7 +61,7 @@ pub(crate) struct Busy {
 pub struct CacheMount {
     mount: SnapshotMount,
     _user: Arc<()>,
-    _alone: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
     _lease: Lease,
 }
 
@@ -73,22 +96,14 @@ impl BuildCache {
             (Sharing::Shared, Some(_)) => Sharing::Locked,
             _ => sharing,
         };
-        let alone = match sharing {
-            Sharing::Locked => {
-                let lock = Arc::clone(
-                    self.busy
-                        .lock()
-                        .entry(id.clone())
-                        .or_default()
-                        .lock
-                        .get_or_insert_with(|| Arc::new(Semaphore::new(1))),
-                );
-                Some(lock.acquire_owned().await.expect("never closed"))
-            }
-            Sharing::Shared | Sharing::Private => None,
+        let lock = Arc::clone(&self.busy.lock().entry(id.clone()).or_default().lock);
+        let permit = match sharing {
+            Sharing::Locked => Some(lock.acquire_many_owned(PERMITS).await.expect("never closed")),
+            // Without one, somebody is alone: `take` gives another directory.
+            Sharing::Shared | Sharing::Private => lock.try_acquire_owned().ok(),
         };
         let (cache, initial, target) = (self, initial.clone(), target.to_owned());
-        tokio::task::spawn_blocking(move || cache.take(&id, sharing, &initial, &target, alone))
+        tokio::task::spawn_blocking(move || cache.take(&id, sharing, &initial, &target, permit))
             .await
             .map_err(|_| CacheError::Lost)?
     }
@@ -99,18 +114,18 @@ impl BuildCache {
         sharing: Sharing,
         initial: &Tree,
         target: &str,
-        alone: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Result<CacheMount, CacheError> {
         // Held until the choice is made: two private users must not choose the same, two shared ones must not make two.
         let mut busy = self.busy.lock();
         busy.retain(|_, busy| {
-            busy.users.retain(|(_, user)| user.strong_count() > 0);
-            !busy.users.is_empty() || busy.lock.as_ref().is_some_and(|lock| Arc::strong_count(lock) > 1)
+            busy.users.retain(|user| user.alive.strong_count() > 0);
+            !busy.users.is_empty() || Arc::strong_count(&busy.lock) > 1
         });
         let in_use = busy.entry(id.to_owned()).or_default();
         let lease = self.stores.leases.create();
         for key in entries::mount_keys(&self.metadata, id)? {
-            if sharing == Sharing::Private && in_use.users.iter().any(|(used, _)| *used == key) {
+            if !in_use.admits(&key, sharing) {
                 continue;
             }
             let mount = {
@@ -125,13 +140,13 @@ impl BuildCache {
                     Err(error) => return Err(error.into()),
                 }
             };
-            return self.taken(in_use, id, key, mount, target, lease, alone);
+            return self.taken(in_use, id, key, mount, target, lease, permit, sharing);
         }
         let key = SnapshotKey::random();
         lease.hold(Resource::Key(key.clone()));
         // Prepared first and recorded then: a crash in between leaves an active snapshot without an owner, which the next start removes.
         let mount = self.stores.snapshots.prepare(&key, initial.snapshot())?;
-        self.taken(in_use, id, key, mount, target, lease, alone)
+        self.taken(in_use, id, key, mount, target, lease, permit, sharing)
     }
 
     #[allow(clippy::too_many_arguments)] // one place for what both ways of having a directory end with
@@ -143,12 +158,14 @@ impl BuildCache {
         mount: SnapshotMount,
         target: &str,
         lease: Lease,
-        alone: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
+        sharing: Sharing,
     ) -> Result<CacheMount, CacheError> {
         let description = format!("cached mount {target} from exec with id {id:?}");
         entries::record_mount(&self.metadata, id, &key, &description)?;
         let user = Arc::new(());
-        busy.users.push((key, Arc::downgrade(&user)));
-        Ok(CacheMount { mount, _user: user, _alone: alone, _lease: lease })
+        let shared = sharing == Sharing::Shared;
+        busy.users.push(User { key, shared, alive: Arc::downgrade(&user) });
+        Ok(CacheMount { mount, _user: user, _permit: permit, _lease: lease })
     }
 }

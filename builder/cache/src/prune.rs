@@ -116,7 +116,9 @@ impl BuildCache {
         let mut pruned = Pruned::default();
         self.metadata.write(|txn| {
             let failed = "forget cache entries";
-            for entry in doomed {
+            // This may run twice, when the disk is full at first.
+            pruned.entries.clear();
+            for &entry in &doomed {
                 let resource = if entry.mutable {
                     Resource::Key(lapstrake_layerstore_store::SnapshotKey::new(entry.id.as_str()))
                 } else {

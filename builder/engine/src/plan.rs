@@ -239,7 +239,7 @@ fn check_frontend(options: &DockerfileOptions, dockerfile: &[u8]) -> Result<(), 
         return Ok(());
     }
     Err(EngineError::Unsupported {
-        what: format!("the frontend {asked} (# syntax=): only docker/dockerfile, which is built in,"),
+        what: format!("the frontend {asked} (# syntax= other than docker/dockerfile)"),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The mounts of a `RUN`: drafts, read-only inputs, cache directories, secrets, sockets.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_cache::{CacheMount, Sharing};
 use lapstrake_builder_executor::{MountKind, MountSpec};
@@ -31,7 +31,8 @@ pub(crate) struct MountPlan {
     // Never used again, and gone afterwards.
     scratch: Vec<Draft>,
     held: Vec<Tree>,
-    caches: Vec<CacheMount>,
+    // By id and what it begins as: a step that names one twice has one.
+    caches: BTreeMap<CacheId, CacheMount>,
     agents: Vec<(SshAgent, tempfile::TempDir)>,
 }
 
@@ -50,9 +51,10 @@ impl MountPlan {
             outputs: Vec::new(),
             scratch: Vec::new(),
             held: Vec::new(),
-            caches: Vec::new(),
+            caches: BTreeMap::new(),
             agents: Vec::new(),
         };
+        plan.take_caches(workshop, op, &inputs, cx).await?;
         for (number, mount) in op.mounts.iter().enumerate() {
             let input = match usize::try_from(mount.input) {
                 Ok(index) => inputs.get(index).cloned().ok_or_else(|| StepError::Invalid {
@@ -62,7 +64,7 @@ impl MountPlan {
             };
             let kind = match mount.mount_type() {
                 pb::MountType::Bind => Some(plan.bind(workshop, number, mount, input).await?),
-                pb::MountType::Cache => Some(plan.cache(workshop, mount, input, cx).await?),
+                pb::MountType::Cache => Some(plan.cache(mount, &input)?),
                 pb::MountType::Tmpfs => Some(MountKind::Tmpfs { size: tmpfs_size(mount) }),
                 pb::MountType::Secret => secret(workshop, mount, cx).await?,
                 pb::MountType::Ssh => plan.ssh(workshop, mount, cx).await?,
@@ -124,31 +126,50 @@ impl MountPlan {
         Ok(kind)
     }
 
-    async fn cache(
+    /// Takes all cache mounts, in one order for all steps: two steps that lock the same two cannot wait for each other.
+    async fn take_caches(
         &mut self,
         workshop: &Arc<Workshop>,
-        mount: &pb::Mount,
-        input: Tree,
+        op: &pb::ExecOp,
+        inputs: &[Tree],
         cx: &OpContext<EngineTypes>,
-    ) -> Result<MountKind, StepError> {
-        let options = mount.cache_opt.clone().unwrap_or_default();
-        let sharing = match options.sharing() {
-            pb::CacheSharingOpt::Shared => Sharing::Shared,
-            pb::CacheSharingOpt::Private => Sharing::Private,
-            pb::CacheSharingOpt::Locked => Sharing::Locked,
-        };
-        let taken = Arc::clone(&workshop.cache).mount(&options.id, sharing, &input, &mount.dest);
-        let cache = tokio::select! {
-            cache = taken => cache?,
-            () = cx.cancel.cancelled() => return Err(StepError::Canceled),
-        };
-        let kind = MountKind::Snapshot {
-            mount: cache.mount().clone(),
+    ) -> Result<(), StepError> {
+        let mut wanted = BTreeMap::new();
+        for mount in op.mounts.iter().filter(|mount| mount.mount_type() == pb::MountType::Cache) {
+            let input = usize::try_from(mount.input).ok().and_then(|index| inputs.get(index));
+            let input = input.cloned().unwrap_or_else(Tree::empty);
+            // Named twice, the stricter way counts.
+            let sharing = mount.cache_opt.as_ref().map(pb::CacheOpt::sharing).unwrap_or_default();
+            let rank = match sharing {
+                pb::CacheSharingOpt::Shared => 0,
+                pb::CacheSharingOpt::Private => 1,
+                pb::CacheSharingOpt::Locked => 2,
+            };
+            let entry = wanted.entry(cache_id(mount, &input)).or_insert((rank, input, mount.dest.clone()));
+            entry.0 = entry.0.max(rank);
+        }
+        for (id, (rank, input, dest)) in wanted {
+            let sharing = [Sharing::Shared, Sharing::Private, Sharing::Locked][rank];
+            let taken = Arc::clone(&workshop.cache).mount(&id.0, sharing, &input, &dest);
+            let cache = tokio::select! {
+                cache = taken => cache?,
+                () = cx.cancel.cancelled() => return Err(StepError::Canceled),
+            };
+            self.caches.insert(id, cache);
+        }
+        Ok(())
+    }
+
+    fn cache(&self, mount: &pb::Mount, input: &Tree) -> Result<MountKind, StepError> {
+        let taken = self
+            .caches
+            .get(&cache_id(mount, input))
+            .ok_or_else(|| StepError::Invalid { what: format!("cache mount {}", mount.dest) })?;
+        Ok(MountKind::Snapshot {
+            mount: taken.mount().clone(),
             selector: mount.selector.clone(),
             read_only: mount.readonly,
-        };
-        self.caches.push(cache);
-        Ok(kind)
+        })
     }
 
     async fn ssh(
@@ -210,6 +231,14 @@ impl MountPlan {
     pub(crate) fn finish(self) -> Vec<(usize, Draft)> {
         self.outputs
     }
+}
+
+/// A cache mount's id, and the snapshot that it begins as.
+type CacheId = (String, Option<String>);
+
+fn cache_id(mount: &pb::Mount, input: &Tree) -> CacheId {
+    let id = mount.cache_opt.as_ref().map(|options| options.id.clone()).unwrap_or_default();
+    (id, input.snapshot().map(ToString::to_string))
 }
 
 fn tmpfs_size(mount: &pb::Mount) -> Option<u64> {

@@ -25,6 +25,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi};
 
+use super::reserve::Reserve;
 use crate::StoreError;
 
 /// Marks the file as ours (`PRAGMA application_id`): "Laps".
@@ -47,6 +48,7 @@ struct Shared {
     writer: Mutex<Connection>,
     readers: Mutex<Readers>,
     freed: Condvar,
+    reserve: Reserve,
     // Last, and so closed last: the lock on the store outlives every part of it, because every part has the database.
     _lock: File,
 }
@@ -119,6 +121,7 @@ impl Metadata {
             writer: Mutex::new(writer),
             readers: Mutex::new(Readers { idle: Vec::new(), opened: 0 }),
             freed: Condvar::new(),
+            reserve: Reserve::new(path.with_extension("reserve")),
             _lock: lock,
         })))
     }
@@ -175,11 +178,23 @@ impl Metadata {
     }
 
     /// Runs `write` in a transaction that is committed and flushed to disk when it returns `Ok`, and undone otherwise.
+    ///
+    /// On a full disk the reserve is given up and `write` runs once more: everything that frees space begins with such a transaction,
+    /// and must be possible just then.
     pub fn write<T>(
         &self,
-        write: impl FnOnce(&Transaction) -> Result<T, StoreError>,
+        mut write: impl FnMut(&Transaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.transact(Durability::Flushed, write)
+        let done = match self.transact(Durability::Flushed, &mut write) {
+            Err(error) if is_no_space(&error) && self.0.reserve.give_up() => {
+                self.transact(Durability::Flushed, &mut write)
+            }
+            other => other,
+        };
+        if done.is_ok() {
+            self.0.reserve.restore();
+        }
+        done
     }
 
     /// As [`Self::write`] without the flush: safe from `kill -9`, and from a power cut once a later [`Self::write`] returned.
@@ -316,6 +331,15 @@ fn prepare_connection(connection: &Connection) -> rusqlite::Result<()> {
 fn of_file_fn(path: &Path, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     move |error| of_file(&path, doing, error)
+}
+
+/// Whether the disk (or the database's limit) is full. SQLite tells a log that cannot grow as an I/O error.
+fn is_no_space(error: &StoreError) -> bool {
+    let StoreError::Metadata { source, .. } = error else { return false };
+    matches!(
+        source.sqlite_error().map(|error| error.extended_code & 0xff),
+        Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR)
+    )
 }
 
 /// Tells damage from other failures, and names the file in either case.

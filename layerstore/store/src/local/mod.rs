@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/lock          held (flock) by the one process that has the store open
 //! <root>/metadata.db   everything the daemon remembers (Metadata; tables in schema.rs)
+//! <root>/metadata.reserve  space given up when the disk is full (Reserve)
 //! <root>/content/      blobs (LocalContent)
 //! <root>/<driver>/     directory trees, made by a graph driver; their records are here (LocalRecords)
 //! ```
@@ -15,6 +16,7 @@ mod images;
 mod layers;
 mod metadata;
 mod records;
+mod reserve;
 mod schema;
 
 use std::{
