@@ -128,31 +128,47 @@ class _Run:
         for round_number in range(1, self.arguments.rounds + 1):
             empty(directory)
             scenario.fresh(directory, self.arguments.scale)
-            for daemon in list(prepared):
-                if not self._measure(scenario, daemon, directory, round_number):
-                    prepared.remove(daemon)
+            for daemon in prepared:
+                self._measure(scenario, daemon, directory, round_number)
         empty(directory)
 
     def _measure(self, scenario, daemon, directory, round_number):
         peak = Peak(None if scenario.needs_start else daemon.pid)
+        found = {}
         try:
             with peak:
                 found = scenario.measure(daemon, directory)
+        except (BenchError, OSError) as error:
+            self._failed(daemon, scenario, error)
+        try:
+            # Also after a failure: what is left would be found cached by the next round.
             scenario.finish(daemon)
         except (BenchError, OSError) as error:
             self._failed(daemon, scenario, error)
-            return False
+        if not found:
+            return
         for key, value in found.items():
             self.numbers.setdefault((daemon.name, scenario.name, key), []).append(value)
         if peak.bytes:
             self.peaks.setdefault((daemon.name, scenario.name), []).append(peak.bytes / MIB)
         shown = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
         _say(f"{scenario.name} {round_number}: {daemon.name}: {shown}; peak {peak.bytes / MIB:.0f} MiB")
-        return True
 
     def _failed(self, daemon, scenario, error):
         self.failures.append(f"{scenario.name} at {daemon.name}: {error}")
         _say(f"FAILED {self.failures[-1]}")
+
+    def print(self, scenarios):
+        """The table, failures beneath it; and the numbers of each round, where --json asks for them."""
+        names = [daemon.name for daemon in self.daemons]
+        print(report.table(scenarios, names, self.numbers, self.peaks, self.arguments))
+        for failure in self.failures:
+            lines = failure.splitlines()
+            print(f"\nFailed: {lines[0]}" + (f" … {lines[-1]}" if len(lines) > 1 else ""))
+        if self.arguments.json:
+            found = {"/".join(key): value for key, value in self.numbers.items()}
+            found.update({"/".join((*key, "peak MiB")): value for key, value in self.peaks.items()})
+            Path(self.arguments.json).write_text(json.dumps(found, indent=1) + "\n")
 
     def end(self):
         """Ends the daemons; those of others lose the base image."""
@@ -172,24 +188,24 @@ def main():
         parser.error("run this as root: builds make containers and mounts")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     work = Path(tempfile.mkdtemp(prefix="lapstrake-bench-", dir=arguments.work_dir))
-    run = None
+    run, load = None, report.load()
     try:
         run = _Run(arguments, _daemons(parser, arguments, work), work)
         run.begin()
-        for scenario in arguments.scenarios:
-            run.scenario(scenario)
-        names = [daemon.name for daemon in run.daemons]
         versions = ", ".join(f"{daemon.name} {daemon.client.version()}" for daemon in run.daemons)
-        scale = "" if arguments.scale == 1 else f", sizes × {arguments.scale:g}"
-        print(f"{report.machine(work)}. {versions}. Medians of {arguments.rounds} rounds (lowest – highest){scale}.\n")
-        print(report.table(arguments.scenarios, names, run.numbers, run.peaks, arguments.images))
-        for failure in run.failures:
-            print(f"\nFailed: {failure}")
-        if arguments.json:
-            found = {"/".join(key): value for key, value in run.numbers.items()}
-            found.update({"/".join((*key, "peak MiB")): value for key, value in run.peaks.items()})
-            Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
+        begun = []
+        try:
+            for scenario in arguments.scenarios:
+                begun.append(scenario)
+                run.scenario(scenario)
+        finally:
+            # Also after Ctrl-C and SIGTERM: what was measured until then was measured.
+            scale = "" if arguments.scale == 1 else f", sizes × {arguments.scale:g}"
+            print(f"{report.machine(work)}; {load}. {versions}. Medians of {arguments.rounds} rounds (lowest – highest){scale}.\n")
+            run.print(begun)
         return 1 if run.failures else 0
+    except KeyboardInterrupt:
+        return 130
     except BenchError as error:
         _say(f"error: {error}")
         return 1
