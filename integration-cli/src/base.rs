@@ -2,7 +2,7 @@
 
 use crate::Docker;
 
-/// The name under which [`import`] puts it.
+/// The name that it has in a daemon of [`crate::Daemon::with_base`].
 pub const BASE_IMAGE: &str = "busybox:latest";
 
 const BUSYBOX: &str = "/bin/busybox";

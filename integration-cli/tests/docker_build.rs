@@ -228,3 +228,15 @@ fn failures_are_told_in_the_words_that_scripts_know() {
     let docker = daemon.docker();
     assert_eq!(docker.run(["images", "-q", "failing"]).success().line(), "");
 }
+
+#[test]
+fn a_refusal_is_told_although_the_context_is_still_being_sent() {
+    let daemon = Daemon::start();
+    let docker = daemon.docker().classic();
+    let dir =
+        directory(&daemon, "refused", &[("Dockerfile", "FROM busybox\n"), ("big", &"x".repeat(4 << 20))]);
+    for _ in 0..20 {
+        let output = build(&docker, &["--network", "container:other"], &dir).failure();
+        assert!(output.all().contains("container:other"), "{}", output.all());
+    }
+}

@@ -38,6 +38,7 @@ mod session;
 mod state;
 mod system;
 mod transfer;
+mod unread;
 
 pub use backend::{
     BodyStream, BuildCache, BuildContext, BuildOrder, Builds, Built, ImageTransfer, ImportOrder, Imported,

@@ -6,10 +6,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, Method};
 use http_body_util::{BodyExt, BodyStream as Frames, Limited};
-use hyper::body::Incoming;
 use lapstrake_api_types::{ApiVersion, AuthConfig, Form};
 
-use crate::{ApiError, ApiErrorKind, BodyStream, body};
+use crate::{ApiError, ApiErrorKind, BodyStream, body, unread::RequestBody};
 
 /// The parts of a request that doors look at, parsed.
 pub(crate) struct DoorRequest {
@@ -18,7 +17,7 @@ pub(crate) struct DoorRequest {
     pub(crate) api: ApiVersion,
     pub(crate) form: Form,
     pub(crate) headers: Arc<HeaderMap>,
-    pub(crate) body: Incoming,
+    pub(crate) body: RequestBody,
 }
 
 impl DoorRequest {

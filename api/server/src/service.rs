@@ -13,13 +13,15 @@ use crate::{
     request::DoorRequest,
     route::{Route, route, split_version},
     session, system, transfer,
+    unread::Unread,
 };
 
 /// Answers one request. Errors become answers here and nowhere else.
 pub(crate) async fn respond(state: Arc<AppState>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let mut answer = match enter(&state, request).await {
+    let unread = Unread::default();
+    let mut answer = match enter(&state, request, &unread).await {
         Ok(answer) => answer,
         Err(Refusal { error, is_plain }) => {
             if error.kind == ApiErrorKind::Internal {
@@ -36,6 +38,9 @@ pub(crate) async fn respond(state: Arc<AppState>, request: Request<Incoming>) ->
             }
         }
     };
+    if answer.status().is_client_error() || answer.status().is_server_error() {
+        unread.drain().await;
+    }
     add_common_headers(&state, &mut answer);
     if method == Method::HEAD {
         *answer.body_mut() = Body::empty();
@@ -54,7 +59,11 @@ impl<E: Into<ApiError>> From<E> for Refusal {
     }
 }
 
-async fn enter(state: &Arc<AppState>, mut request: Request<Incoming>) -> Result<Answer, Refusal> {
+async fn enter(
+    state: &Arc<AppState>,
+    mut request: Request<Incoming>,
+    unread: &Unread,
+) -> Result<Answer, Refusal> {
     if request.version() == Version::HTTP_2 {
         return Err(ApiError::not_implemented(
             "gRPC on this listener is not here yet: use the Docker Engine API over HTTP/1.1",
@@ -73,8 +82,9 @@ async fn enter(state: &Arc<AppState>, mut request: Request<Incoming>) -> Result<
     let door = route(request.method(), path, api);
     // Only the session's door takes the connection over, and it does so before the request is taken apart.
     let upgrade = (door == Route::Session).then(|| hyper::upgrade::on(&mut request));
-    let form = Form::parse(request.uri().query().unwrap_or_default())?;
     let (parts, body) = request.into_parts();
+    let body = unread.watch(body);
+    let form = Form::parse(parts.uri.query().unwrap_or_default())?;
     let request = DoorRequest { method: parts.method, api, form, headers: Arc::new(parts.headers), body };
     let state = Arc::clone(state);
     let answer = match door {

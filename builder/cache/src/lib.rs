@@ -7,7 +7,7 @@
 //!   system df ◄── usage      builder prune ──► prune ──► (the collector frees what nobody holds)
 //! ```
 //!
-//! The cache is a [`Holder`](lapstrake_layerstore_store::collect::Holder): what it has an entry for is not collected.
+//! The cache is a [`Holder`]: what it has an entry for is not collected.
 //!
 //! This crate is not for: computing keys (`builder/llb`, `builder/files`), or deciding what to look up (`builder/solver`).
 
