@@ -10,12 +10,11 @@ use lapstrake_builder_executor::{
 };
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_progress::{Stream, VertexHandle};
-use lapstrake_builder_solver::{CacheMap, Dep, Op, OpContext};
-use lapstrake_layerstore_oci::Digest;
+use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 use tokio::sync::mpsc;
 
-use super::{Workshop, mounts::MountPlan};
+use super::{KeyedStep, Workshop, mounts::MountPlan};
 use crate::{Resources, StepError, scope::EngineTypes};
 
 /// Chunks of output that may wait for the progress spool.
@@ -63,7 +62,7 @@ impl ExecStep {
         format!("mount {} from exec {}", mount.dest, self.meta.args.join(" "))
     }
 
-    async fn run(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+    async fn process(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
         let _slot = tokio::select! {
             slot = Arc::clone(&self.workshop.slots).acquire_owned() => slot.expect("never closed"),
             () = cx.cancel.cancelled() => return Err(StepError::Canceled),
@@ -173,46 +172,22 @@ impl ExecStep {
     }
 }
 
-impl Op<EngineTypes> for ExecStep {
-    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
-        Box::pin(async { Ok(cache_map(&self.key)) })
+impl KeyedStep for ExecStep {
+    fn workshop(&self) -> &Arc<Workshop> {
+        &self.workshop
     }
 
-    fn content<'a>(
-        &'a self,
-        _: &'a OpContext<EngineTypes>,
-        input: usize,
-        value: Tree,
-    ) -> BoxFuture<'a, Result<Digest, StepError>> {
-        Box::pin(content(&self.workshop, &self.key, input, value))
+    fn key(&self) -> &cache_key::OpKey {
+        &self.key
     }
 
-    fn exec<'a>(
+    fn run<'a>(
         &'a self,
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        Box::pin(self.run(cx, inputs))
+        Box::pin(self.process(cx, inputs))
     }
-}
-
-/// A key of `builder/llb` in the solver's form.
-pub(crate) fn cache_map(key: &cache_key::OpKey) -> CacheMap {
-    let deps =
-        key.deps.iter().map(|dep| Dep { selector: dep.selector.clone(), content: dep.content.is_some() });
-    CacheMap { digest: key.digest.clone(), deps: deps.collect(), ephemeral: false }
-}
-
-/// The digest of what an op takes of an input.
-pub(crate) async fn content(
-    workshop: &Arc<Workshop>,
-    key: &cache_key::OpKey,
-    input: usize,
-    value: Tree,
-) -> Result<Digest, StepError> {
-    let selectors = key.deps[input].content.clone().unwrap_or_default();
-    let workshop = Arc::clone(workshop);
-    StepError::blocking(move || workshop.content.digest(&value, &selectors)).await
 }
 
 fn proxy_env(proxy: Option<&pb::ProxyEnv>) -> Vec<String> {

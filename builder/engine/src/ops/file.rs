@@ -5,11 +5,10 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
-use lapstrake_builder_solver::{CacheMap, Op, OpContext};
-use lapstrake_layerstore_oci::Digest;
+use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 
-use super::{Workshop, exec};
+use super::{KeyedStep, Workshop};
 use crate::{StepError, scope::EngineTypes};
 
 pub(crate) struct FileStep {
@@ -25,7 +24,7 @@ impl FileStep {
         Self { workshop, op, key, name: vertex.name.clone() }
     }
 
-    async fn run(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+    async fn act(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
         let _slot = tokio::select! {
             slot = Arc::clone(&self.workshop.slots).acquire_owned() => slot.expect("never closed"),
             () = cx.cancel.cancelled() => return Err(StepError::Canceled),
@@ -43,25 +42,20 @@ impl FileStep {
     }
 }
 
-impl Op<EngineTypes> for FileStep {
-    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
-        Box::pin(async { Ok(exec::cache_map(&self.key)) })
+impl KeyedStep for FileStep {
+    fn workshop(&self) -> &Arc<Workshop> {
+        &self.workshop
     }
 
-    fn content<'a>(
-        &'a self,
-        _: &'a OpContext<EngineTypes>,
-        input: usize,
-        value: Tree,
-    ) -> BoxFuture<'a, Result<Digest, StepError>> {
-        Box::pin(exec::content(&self.workshop, &self.key, input, value))
+    fn key(&self) -> &cache_key::OpKey {
+        &self.key
     }
 
-    fn exec<'a>(
+    fn run<'a>(
         &'a self,
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        Box::pin(self.run(cx, inputs))
+        Box::pin(self.act(cx, inputs))
     }
 }

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
-use lapstrake_builder_solver::{CacheMap, Op, OpContext};
-use lapstrake_layerstore_oci::Digest;
+use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 
-use super::{Workshop, exec};
+use super::{KeyedStep, Workshop};
 use crate::{StepError, scope::EngineTypes};
 
 /// Work on whole trees, done on a blocking thread.
@@ -26,7 +25,7 @@ pub(crate) struct TreeStep {
 }
 
 impl TreeStep {
-    async fn run(&self, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+    async fn make(&self, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
         let operands: Vec<Tree> = self
             .operands
             .iter()
@@ -72,25 +71,20 @@ pub(crate) fn diff(workshop: Arc<Workshop>, op: &pb::DiffOp, vertex: &Vertex) ->
     }
 }
 
-impl Op<EngineTypes> for TreeStep {
-    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
-        Box::pin(async { Ok(exec::cache_map(&self.key)) })
+impl KeyedStep for TreeStep {
+    fn workshop(&self) -> &Arc<Workshop> {
+        &self.workshop
     }
 
-    fn content<'a>(
-        &'a self,
-        _: &'a OpContext<EngineTypes>,
-        input: usize,
-        value: Tree,
-    ) -> BoxFuture<'a, Result<Digest, StepError>> {
-        Box::pin(exec::content(&self.workshop, &self.key, input, value))
+    fn key(&self) -> &cache_key::OpKey {
+        &self.key
     }
 
-    fn exec<'a>(
+    fn run<'a>(
         &'a self,
         _: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        Box::pin(self.run(inputs))
+        Box::pin(self.make(inputs))
     }
 }

@@ -13,13 +13,15 @@ mod source;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_files::ContentHasher;
-use lapstrake_builder_llb::{Vertex, pb};
-use lapstrake_builder_solver::Op;
+use lapstrake_builder_llb::{Vertex, cache_key, pb};
+use lapstrake_builder_solver::{CacheMap, Dep, Op, OpContext};
 use lapstrake_builder_source::Sources;
-use lapstrake_layerstore_store::Stores;
+use lapstrake_layerstore_oci::Digest;
+use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::Sessions;
 use tokio::sync::Semaphore;
 
@@ -45,14 +47,68 @@ pub(crate) fn op(workshop: &Arc<Workshop>, vertex: &Vertex) -> Result<Arc<dyn Op
     let platform = vertex.op.platform.clone();
     Ok(match vertex.op.op.as_ref().expect("a parsed vertex has an op") {
         pb::op::Op::Source(op) => Arc::new(source::SourceStep::new(workshop, op, platform)?),
-        pb::op::Op::Exec(op) => Arc::new(exec::ExecStep::new(workshop, op.clone(), platform, vertex)?),
-        pb::op::Op::File(op) => Arc::new(file::FileStep::new(workshop, op.clone(), vertex)),
-        pb::op::Op::Merge(op) => Arc::new(merge::merge(workshop, op, vertex)),
-        pb::op::Op::Diff(op) => Arc::new(merge::diff(workshop, op, vertex)),
+        pb::op::Op::Exec(op) => Arc::new(Keyed(exec::ExecStep::new(workshop, op.clone(), platform, vertex)?)),
+        pb::op::Op::File(op) => Arc::new(Keyed(file::FileStep::new(workshop, op.clone(), vertex))),
+        pb::op::Op::Merge(op) => Arc::new(Keyed(merge::merge(workshop, op, vertex))),
+        pb::op::Op::Diff(op) => Arc::new(Keyed(merge::diff(workshop, op, vertex))),
         pb::op::Op::Build(_) => {
             return Err(StepError::Unsupported {
                 what: "a build op within a graph (nested build)".to_owned(),
             });
         }
     })
+}
+
+/// An op that is known by a key of `builder/llb`: all but sources.
+pub(crate) trait KeyedStep: Send + Sync {
+    /// What it works with.
+    fn workshop(&self) -> &Arc<Workshop>;
+
+    /// What it is for the cache.
+    fn key(&self) -> &cache_key::OpKey;
+
+    /// Runs it, as [`Op::exec`] does.
+    fn run<'a>(
+        &'a self,
+        cx: &'a OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>>;
+}
+
+/// A keyed step as the solver runs it.
+struct Keyed<S>(S);
+
+impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
+    fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
+        Box::pin(async {
+            let key = self.0.key();
+            let dep = |dep: &cache_key::DepKey| Dep {
+                selector: dep.selector.clone(),
+                content: dep.content.is_some(),
+            };
+            let deps = key.deps.iter().map(dep).collect();
+            Ok(CacheMap { digest: key.digest.clone(), deps, ephemeral: false })
+        })
+    }
+
+    fn content<'a>(
+        &'a self,
+        _: &'a OpContext<EngineTypes>,
+        input: usize,
+        value: Tree,
+    ) -> BoxFuture<'a, Result<Digest, StepError>> {
+        Box::pin(async move {
+            let selectors = self.0.key().deps[input].content.clone().unwrap_or_default();
+            let workshop = Arc::clone(self.0.workshop());
+            StepError::blocking(move || workshop.content.digest(&value, &selectors)).await
+        })
+    }
+
+    fn exec<'a>(
+        &'a self,
+        cx: &'a OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
+        self.0.run(cx, inputs)
+    }
 }
