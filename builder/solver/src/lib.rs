@@ -21,6 +21,8 @@
 //!    the digest of the content is one more key to follow links from.
 //! 3. **exec**: where that finds nothing either, all inputs are resolved, the op runs, and its result and links are saved.
 //!
+//! Before an op runs it is told why it has to ([`Op::missed`]).
+//!
 //! Whatever is found first ends the search, so inputs of a cached op are not resolved. This is BuildKit's scheme
 //! (`solver/edge.go`, `solver/cachemanager.go`), as tasks instead of a state machine.
 
@@ -35,5 +37,5 @@ mod solver;
 
 pub use cache::{CacheStore, CacheStoreError, KeyId, Link, MemoryCache};
 pub use error::SolveError;
-pub use op::{CacheMap, Dep, Op, OpContext, Types};
+pub use op::{CacheMap, Dep, InputKeys, Miss, MissCause, Op, OpContext, Types};
 pub use solver::{Build, Resolved, Solver};

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CacheMap, CacheStore, KeyId, Link, Op, OpContext, Resolved, SolveError, Types, flight::Flight, op::Scopes,
+    CacheMap, CacheStore, InputKeys, KeyId, Link, Miss, MissCause, Op, OpContext, Resolved, SolveError,
+    Types, flight::Flight, op::Scopes,
 };
 
 type Answer<T, X> = Result<T, SolveError<<X as Types>::Error>>;
@@ -23,9 +24,6 @@ type ByOutput<T, X> = Mutex<BTreeMap<u32, Shared<T, X>>>;
 
 /// What an op made, each output with the key it is saved under.
 type Outputs<X> = Arc<Vec<(<X as Types>::Value, Option<KeyId>)>>;
-
-/// The keys of one input that links may lead from, each with its selector.
-type InputKeys = Vec<(KeyId, Option<Digest>)>;
 
 /// Keys by which a result may be found, best first, and the keys of the inputs that led to them.
 #[derive(Default)]
@@ -326,8 +324,13 @@ impl<X: Types> Node<X> {
         })
     }
 
-    /// Runs the op and saves what it made.
-    fn exec(self: &Arc<Self>, ready: Arc<Ready<X>>) -> BoxFuture<'static, Answer<Outputs<X>, X>> {
+    /// Runs the op and saves what it made. `known` tells whether a cache knows a key for it.
+    fn exec(
+        self: &Arc<Self>,
+        ready: Arc<Ready<X>>,
+        output: u32,
+        known: bool,
+    ) -> BoxFuture<'static, Answer<Outputs<X>, X>> {
         let node = Arc::clone(self);
         Box::pin(async move {
             let work = |cancel: CancellationToken| {
@@ -337,6 +340,12 @@ impl<X: Types> Node<X> {
                     let map = node.cache_map().await?;
                     node.vertex.start();
                     let cx = node.context(cancel.clone());
+                    let cause = node.cause(&map, output, &ready.keys, known);
+                    let miss = Miss { cause, map: &map, inputs: &ready.values, keys: &ready.keys };
+                    tokio::select! {
+                        () = node.op.missed(&cx, miss) => {}
+                        () = cancel.cancelled() => {}
+                    }
                     let outputs = node.op.exec(&cx, ready.values.clone()).await;
                     if cancel.is_cancelled() {
                         node.vertex.fail("context canceled");
@@ -357,6 +366,23 @@ impl<X: Types> Node<X> {
             };
             node.shared(&node.stages.exec, work).await
         })
+    }
+
+    /// Why the op has to run.
+    fn cause(&self, map: &CacheMap, output: u32, inputs: &[InputKeys], known: bool) -> MissCause {
+        if self.ignore_cache {
+            MissCause::NoCache
+        } else if map.ephemeral {
+            MissCause::Ephemeral
+        } else if known {
+            MissCause::Pruned
+        } else {
+            let dead_end = |input: &u32| {
+                let input = *input as usize;
+                self.follow_one(map, output, input, &inputs[input]).is_empty()
+            };
+            MissCause::Unknown { inputs: (0..).take(inputs.len()).filter(dead_end).collect() }
+        }
     }
 
     async fn keep(&self, key: &KeyId, links: Vec<(KeyId, Link)>, value: Option<&X::Value>) {
@@ -414,6 +440,8 @@ impl<X: Types> Node<X> {
     }
 
     async fn find_or_make(self: &Arc<Self>, output: u32) -> Answer<Resolved<X::Value>, X> {
+        // An op without inputs has a key whether a cache ever heard of it or not.
+        let mut known = false;
         if !self.ignore_cache {
             let fast = self.fast_keys(output).await?;
             if let Some(found) = self.load_any(&fast.keys).await {
@@ -424,16 +452,19 @@ impl<X: Types> Node<X> {
             if let Some(found) = self.load_any(&rest).await {
                 return Ok(found);
             }
+            known = !full.keys.is_empty() && !self.inputs.is_empty();
         }
         let ready = self.ready().await?;
         if !self.ignore_cache && !self.inputs.is_empty() {
             // The inputs are known for certain now, which may be more than their definitions told.
             let map = self.cache_map().await?;
-            if let Some(found) = self.load_any(&self.follow(&map, output, &ready.keys)).await {
+            let keys = self.follow(&map, output, &ready.keys);
+            if let Some(found) = self.load_any(&keys).await {
                 return Ok(found);
             }
+            known |= !keys.is_empty();
         }
-        let outputs = self.exec(ready).await?;
+        let outputs = self.exec(ready, output, known).await?;
         let (value, key) = outputs.get(output as usize).cloned().ok_or_else(|| SolveError::NoOutput {
             vertex: self.digest.clone(),
             name: self.name.clone(),

@@ -8,6 +8,8 @@ use lapstrake_layerstore_oci::Digest;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::KeyId;
+
 /// The types that a solver works with.
 pub trait Types: Send + Sync + 'static {
     /// A result. Cloning it is cheap, and every clone keeps what it names alive.
@@ -34,6 +36,13 @@ pub trait Op<X: Types>: Send + Sync {
         input: usize,
         value: X::Value,
     ) -> BoxFuture<'a, Result<Digest, X::Error>>;
+
+    /// Hears why no cache has the op's result; asked once before each [`Self::exec`], and never for an op whose result is found. By then
+    /// the vertex has started. Dropping the future cancels it.
+    fn missed<'a>(&'a self, cx: &'a OpContext<X>, miss: Miss<'a, X::Value>) -> BoxFuture<'a, ()> {
+        let _ = (cx, miss);
+        Box::pin(std::future::ready(()))
+    }
 
     /// Runs the op and returns its outputs in order. The future is not dropped: when `cx.cancel` is cancelled it must end soon,
     /// leaving nothing behind, and what it then returns does not matter.
@@ -63,6 +72,39 @@ pub struct Dep {
     pub selector: Option<Digest>,
     /// Whether the op can also tell the input's content ([`Op::content`]).
     pub content: bool,
+}
+
+/// An op whose result no cache has.
+#[derive(Debug, Clone)]
+pub struct Miss<'a, V> {
+    /// Why.
+    pub cause: MissCause,
+    /// What the op is for the cache.
+    pub map: &'a CacheMap,
+    /// The results that it will run on.
+    pub inputs: &'a [V],
+    /// Of each input, the keys that links to the op's result may lead from.
+    pub keys: &'a [InputKeys],
+}
+
+/// The keys of one input that links may lead from, each with its selector.
+pub type InputKeys = Vec<(KeyId, Option<Digest>)>;
+
+/// Why no cache has an op's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MissCause {
+    /// No cache was asked: the vertex says so (`no-cache`).
+    NoCache,
+    /// It has no key, because it depends on what only this build has.
+    Ephemeral,
+    /// It has a key, and the result that the key had is gone.
+    Pruned,
+    /// It has no key yet.
+    Unknown {
+        /// The inputs from none of whose keys a link of this op leads on. Empty when each input leads somewhere but not all to the same
+        /// key, and when the op has no inputs.
+        inputs: Vec<u32>,
+    },
 }
 
 /// What an op may use while it works.

@@ -4,7 +4,7 @@ mod support;
 
 use std::sync::Arc;
 
-use lapstrake_builder_solver::SolveError;
+use lapstrake_builder_solver::{MissCause, SolveError};
 use proptest::prelude::*;
 use support::{Behaviour, Bench, Brought, Node, expected, node};
 use tokio::sync::Semaphore;
@@ -204,6 +204,54 @@ async fn a_deep_chain_costs_no_stack() {
         .collect();
     assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
     assert_eq!(bench.world.executions(), 3_000);
+}
+
+fn unknown(inputs: &[u32]) -> MissCause {
+    MissCause::Unknown { inputs: inputs.to_vec() }
+}
+
+#[tokio::test]
+async fn an_op_that_runs_is_told_why() {
+    let bench = Bench::new();
+    let mut nodes = [node("base", &[]), node("step", &[0]), node("target", &[1])];
+    let told = |causes: &[(&str, MissCause)]| -> Vec<(String, MissCause)> {
+        causes.iter().map(|(name, cause)| ((*name).to_owned(), cause.clone())).collect()
+    };
+    bench.solve(&nodes).await.unwrap();
+    // Nothing leads on from inputs of which nothing is known.
+    let first = [("base", unknown(&[])), ("step", unknown(&[0])), ("target", unknown(&[0]))];
+    assert_eq!(bench.world.misses(), told(&first));
+    bench.solve(&nodes).await.unwrap();
+    assert_eq!(bench.world.misses(), [], "what is found is not run");
+    bench.cache.retain(|value| !value.starts_with("target"));
+    bench.solve(&nodes).await.unwrap();
+    assert_eq!(bench.world.misses(), told(&[("target", MissCause::Pruned)]));
+    nodes[1].ignore_cache = true;
+    bench.solve(&nodes).await.unwrap();
+    assert_eq!(bench.world.misses(), told(&[("step", MissCause::NoCache), ("target", unknown(&[0]))]));
+}
+
+#[tokio::test]
+async fn an_op_is_told_which_input_leads_nowhere() {
+    let bench = Bench::new();
+    for (name, content) in [("context-1", "old"), ("context-2", "new"), ("context-3", "newer")] {
+        let behaviour = Behaviour { yields: Some(content.into()), ephemeral: true, ..Behaviour::default() };
+        bench.world.set(name, behaviour);
+    }
+    bench.world.set("copy", Behaviour { content: vec![1], ..Behaviour::default() });
+    let build = |base: &str, context: &str| [node(base, &[]), node(context, &[]), node("copy", &[0, 1])];
+    bench.solve(&build("base-1", "context-1")).await.unwrap();
+    bench.world.misses();
+    bench.solve(&build("base-1", "context-2")).await.unwrap();
+    let causes: Vec<_> = bench.world.misses().into_iter().map(|(_, cause)| cause).collect();
+    assert_eq!(causes, [MissCause::Ephemeral, unknown(&[1])]);
+    bench.solve(&build("base-2", "context-3")).await.unwrap();
+    let last = bench.world.misses().pop().unwrap();
+    assert_eq!(last, ("copy".to_owned(), unknown(&[0, 1])));
+    // Base 2 is known with context 3, and context 1 with base 1, but not the two together.
+    bench.solve(&build("base-2", "context-1")).await.unwrap();
+    let last = bench.world.misses().pop().unwrap();
+    assert_eq!(last, ("copy".to_owned(), unknown(&[])));
 }
 
 /// Graphs of up to 24 vertices, each with up to three earlier ones as inputs; some count inputs by content.

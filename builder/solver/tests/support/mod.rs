@@ -9,8 +9,8 @@ use futures::future::BoxFuture;
 use lapstrake_builder_llb::{Definition, Graph, Limits, Metadata, Vertex, pb};
 use lapstrake_builder_progress::Progress;
 use lapstrake_builder_solver::{
-    Build, CacheMap, CacheStore, CacheStoreError, Dep, KeyId, Link, MemoryCache, Op, OpContext, SolveError,
-    Solver, Types,
+    Build, CacheMap, CacheStore, CacheStoreError, Dep, KeyId, Link, MemoryCache, Miss, MissCause, Op,
+    OpContext, SolveError, Solver, Types,
 };
 use lapstrake_layerstore_oci::Digest;
 use parking_lot::Mutex;
@@ -51,6 +51,8 @@ pub(crate) struct World {
     pub(crate) behaviours: Mutex<HashMap<String, Behaviour>>,
     pub(crate) executed: Mutex<BTreeMap<String, usize>>,
     pub(crate) cancelled: Mutex<Vec<String>>,
+    /// Why each op was run, in order.
+    pub(crate) misses: Mutex<Vec<(String, MissCause)>>,
     contents: Mutex<HashMap<String, String>>,
 }
 
@@ -61,6 +63,11 @@ impl World {
 
     pub(crate) fn executions(&self) -> usize {
         self.executed.lock().values().sum()
+    }
+
+    /// Why ops were run since the last time this was asked.
+    pub(crate) fn misses(&self) -> Vec<(String, MissCause)> {
+        std::mem::take(&mut *self.misses.lock())
     }
 
     pub(crate) fn set(&self, name: &str, behaviour: Behaviour) {
@@ -100,6 +107,15 @@ impl Op<Toy> for ToyOp {
     ) -> BoxFuture<'a, Result<Digest, ToyError>> {
         let content = self.world.contents.lock().get(&value).cloned().unwrap_or(value);
         Box::pin(async move { Ok(Digest::sha256_of(content.as_bytes())) })
+    }
+
+    fn missed<'a>(&'a self, _: &'a OpContext<Toy>, miss: Miss<'a, String>) -> BoxFuture<'a, ()> {
+        assert_eq!(
+            (miss.inputs.len(), miss.keys.len(), miss.map.deps.len()),
+            (self.inputs, self.inputs, self.inputs)
+        );
+        self.world.misses.lock().push((self.name.clone(), miss.cause));
+        Box::pin(async {})
     }
 
     fn exec<'a>(
