@@ -153,6 +153,9 @@ pub struct Subscription {
 /// How much of the spool is decoded at a time.
 const BATCH_BYTES: u64 = 64 * 1024;
 
+/// Bytes of a record's length.
+const PREFIX: usize = 4;
+
 impl Subscription {
     /// Where in the spool [`Self::next`] reads next.
     pub fn position(&self) -> u64 {
@@ -179,25 +182,37 @@ impl Subscription {
         }
     }
 
-    /// Decodes records from the cursor on: at least one, then as many as fit a batch.
+    /// Decodes records from the cursor on: at least one, then those that are whole in the same batch.
     fn read(&mut self, end: u64) -> Result<StatusResponse, ProgressError> {
+        let mut batch = self.bytes((end - self.at).min(BATCH_BYTES))?;
+        let first = record_len(&batch);
+        if first > batch.len() {
+            batch = self.bytes(first as u64)?;
+        }
         let mut merged = StatusResponse::default();
-        let limit = end.min(self.at + BATCH_BYTES);
+        let mut rest = batch.as_slice();
         loop {
-            let mut prefix = [0; 4];
-            self.file.read_exact_at(&mut prefix, self.at).map_err(ProgressError::Read)?;
-            let length = u32::from_le_bytes(prefix) as usize;
-            let mut record = vec![0; length];
-            self.file.read_exact_at(&mut record, self.at + 4).map_err(ProgressError::Read)?;
-            merged
-                .merge(record.as_slice())
-                .map_err(|source| ProgressError::Damaged { at: self.at, source })?;
-            self.at += 4 + length as u64;
-            if self.at >= limit {
+            let (record, after) = rest.split_at(record_len(rest));
+            merged.merge(&record[PREFIX..]).map_err(|source| ProgressError::Damaged { at: self.at, source })?;
+            self.at += record.len() as u64;
+            rest = after;
+            if rest.len() < PREFIX || rest.len() < record_len(rest) {
                 return Ok(merged);
             }
         }
     }
+
+    fn bytes(&self, count: u64) -> Result<Vec<u8>, ProgressError> {
+        let mut bytes = vec![0; usize::try_from(count).expect("a record's length is a u32")];
+        self.file.read_exact_at(&mut bytes, self.at).map_err(ProgressError::Read)?;
+        Ok(bytes)
+    }
+}
+
+/// The bytes of the record that begins here, its prefix included.
+fn record_len(bytes: &[u8]) -> usize {
+    let prefix = bytes.first_chunk().expect("a record begins with its prefix");
+    PREFIX + u32::from_le_bytes(*prefix) as usize
 }
 
 impl std::fmt::Debug for Subscription {
