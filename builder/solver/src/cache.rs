@@ -75,6 +75,11 @@ pub type CacheStoreError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Keeps links and results. Methods are called from many tasks at once; those that are not futures must be quick.
 pub trait CacheStore<V>: Send + Sync {
+    /// Waits until the cache can be asked. One that is still being fetched knows nothing before; it ends the wait when that fails.
+    fn ready(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// A fresh key, that nothing leads to yet.
     fn fresh_key(&self) -> KeyId;
 

@@ -66,6 +66,14 @@ where
         answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone())
     }
 
+    /// The answer, if there is one.
+    pub(crate) fn done(&self) -> Option<T> {
+        match &*self.0.lock() {
+            State::Done(value) => Some(value.clone()),
+            State::Idle | State::Running { .. } => None,
+        }
+    }
+
     fn finish(&self, generation: u64, result: &Result<T, E>) {
         let mut state = self.0.lock();
         if matches!(&*state, State::Running { generation: current, .. } if *current == generation) {

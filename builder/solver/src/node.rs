@@ -22,6 +22,9 @@ type Shared<T, X> = Arc<Flight<T, SolveError<<X as Types>::Error>>>;
 /// One answer for each output.
 type ByOutput<T, X> = Mutex<BTreeMap<u32, Shared<T, X>>>;
 
+/// One answer for each output and reach.
+type BySearch<T, X> = Mutex<BTreeMap<(u32, Reach), Shared<T, X>>>;
+
 /// What an op made, each output with the key it is saved under.
 type Outputs<X> = Arc<Vec<(<X as Types>::Value, Option<KeyId>)>>;
 
@@ -62,19 +65,44 @@ pub(crate) struct Caches<V> {
     pub(crate) brought: Mutex<Vec<(u64, Cache<V>)>>,
 }
 
+/// Which caches a search asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    /// The own one. What a search would have to make for it, ends it: brought caches may know more.
+    Own,
+    /// The brought ones too, which are waited for.
+    All,
+}
+
 impl<V> Caches<V> {
-    /// All of them, the own first.
-    fn all(&self) -> Vec<Cache<V>> {
-        let brought = self.brought.lock();
-        std::iter::once(&self.own).chain(brought.iter().map(|(_, cache)| cache)).cloned().collect()
+    /// Those within reach, the own first.
+    fn within(&self, reach: Reach) -> Vec<Cache<V>> {
+        match reach {
+            Reach::Own => vec![Arc::clone(&self.own)],
+            Reach::All => {
+                let brought = self.brought.lock();
+                std::iter::once(&self.own).chain(brought.iter().map(|(_, cache)| cache)).cloned().collect()
+            }
+        }
+    }
+
+    fn has_brought(&self) -> bool {
+        !self.brought.lock().is_empty()
+    }
+
+    /// Waits until the brought ones can be asked.
+    pub(crate) async fn ready(&self) {
+        for cache in self.within(Reach::All) {
+            cache.ready().await;
+        }
     }
 }
 
 /// The stages' answers. Those that differ by output are kept by output.
 pub(crate) struct Stages<X: Types> {
     cache_map: Shared<Arc<CacheMap>, X>,
-    fast: ByOutput<Keys, X>,
-    full: ByOutput<Keys, X>,
+    fast: BySearch<Keys, X>,
+    full: BySearch<Keys, X>,
     content: Mutex<BTreeMap<usize, Shared<Digest, X>>>,
     ready: Shared<Arc<Ready<X>>, X>,
     exec: Shared<Outputs<X>, X>,
@@ -156,10 +184,10 @@ impl<X: Types> Node<X> {
     }
 
     /// The keys that links lead to from every input; none where any input leads nowhere.
-    fn follow(&self, map: &CacheMap, output: u32, inputs: &[InputKeys]) -> Vec<KeyId> {
+    fn follow(&self, map: &CacheMap, output: u32, inputs: &[InputKeys], reach: Reach) -> Vec<KeyId> {
         let mut found: Option<Vec<KeyId>> = None;
         for (input, keys) in inputs.iter().enumerate() {
-            let reached = self.follow_one(map, output, input, keys);
+            let reached = self.follow_one(map, output, input, keys, reach);
             found = Some(match found {
                 None => reached,
                 Some(before) => before.into_iter().filter(|key| reached.contains(key)).collect(),
@@ -171,10 +199,17 @@ impl<X: Types> Node<X> {
         found.unwrap_or_default()
     }
 
-    fn follow_one(&self, map: &CacheMap, output: u32, input: usize, keys: &InputKeys) -> Vec<KeyId> {
+    fn follow_one(
+        &self,
+        map: &CacheMap,
+        output: u32,
+        input: usize,
+        keys: &InputKeys,
+        reach: Reach,
+    ) -> Vec<KeyId> {
         let mut seen = BTreeSet::new();
         let mut reached = Vec::new();
-        let caches = self.caches.all();
+        let caches = self.caches.within(reach);
         for (from, selector) in keys {
             let link = link(map, output, input, selector.clone());
             for cache in &caches {
@@ -190,10 +225,10 @@ impl<X: Types> Node<X> {
     }
 
     /// Keys by definition alone.
-    fn fast_keys(self: &Arc<Self>, output: u32) -> BoxFuture<'static, Answer<Keys, X>> {
+    fn fast_keys(self: &Arc<Self>, output: u32, reach: Reach) -> BoxFuture<'static, Answer<Keys, X>> {
         let node = Arc::clone(self);
         Box::pin(async move {
-            let flight = by(&node.stages.fast, output);
+            let flight = by(&node.stages.fast, (output, reach));
             let work = |cancel| {
                 let node = Arc::clone(&node);
                 droppable::<_, X>(cancel, async move {
@@ -208,15 +243,14 @@ impl<X: Types> Node<X> {
                     if node.ignore_cache {
                         return Ok(Keys::default());
                     }
-                    let inputs =
-                        try_join_all(node.inputs.iter().map(|(input, output)| input.fast_keys(*output)))
-                            .await?;
+                    let inputs = node.inputs.iter().map(|(input, output)| input.fast_keys(*output, reach));
+                    let inputs = try_join_all(inputs).await?;
                     let inputs: Vec<InputKeys> = inputs
                         .iter()
                         .zip(&map.deps)
                         .map(|(found, dep)| with_selector(&found.keys, dep))
                         .collect();
-                    let found = Found { keys: node.follow(&map, output, &inputs), inputs };
+                    let found = Found { keys: node.follow(&map, output, &inputs, reach), inputs };
                     Ok(Arc::new(node.adopt(&map, output, found).await))
                 })
             };
@@ -225,54 +259,68 @@ impl<X: Types> Node<X> {
     }
 
     /// Keys by definition and, where that finds none, by the content of inputs.
-    fn full_keys(self: &Arc<Self>, output: u32) -> BoxFuture<'static, Answer<Keys, X>> {
+    fn full_keys(self: &Arc<Self>, output: u32, reach: Reach) -> BoxFuture<'static, Answer<Keys, X>> {
         let node = Arc::clone(self);
         Box::pin(async move {
-            let flight = by(&node.stages.full, output);
+            let flight = by(&node.stages.full, (output, reach));
             let work = |cancel| {
                 let node = Arc::clone(&node);
                 droppable::<_, X>(cancel, async move {
-                    let fast = node.fast_keys(output).await?;
+                    let fast = node.fast_keys(output, reach).await?;
                     if node.inputs.is_empty() || node.ignore_cache || !fast.keys.is_empty() {
                         return Ok(fast);
                     }
-                    node.search_by_content(output).await.map(Arc::new)
+                    node.search_by_content(output, reach).await.map(Arc::new)
                 })
             };
             node.shared(&flight, work).await
         })
     }
 
-    async fn search_by_content(self: &Arc<Self>, output: u32) -> Answer<Found, X> {
+    async fn search_by_content(self: &Arc<Self>, output: u32, reach: Reach) -> Answer<Found, X> {
         let map = self.cache_map().await?;
         // Inputs that count by definition only must lead somewhere, or nothing will: look at them before anything is resolved.
         let by_definition = self.inputs.iter().zip(&map.deps).map(|((input, output), dep)| async move {
-            let found =
-                if dep.content { input.fast_keys(*output).await? } else { input.full_keys(*output).await? };
+            let found = if dep.content {
+                input.fast_keys(*output, reach).await?
+            } else {
+                input.full_keys(*output, reach).await?
+            };
             Ok(with_selector(&found.keys, dep))
         });
         let mut inputs: Vec<InputKeys> = try_join_all(by_definition).await?;
-        let keys = self.follow(&map, output, &inputs);
+        let keys = self.follow(&map, output, &inputs, reach);
         if !keys.is_empty() {
             return Ok(self.adopt(&map, output, Found { keys, inputs }).await);
         }
         for (input, dep) in map.deps.iter().enumerate() {
-            if !dep.content && self.follow_one(&map, output, input, &inputs[input]).is_empty() {
+            if !dep.content && self.follow_one(&map, output, input, &inputs[input], reach).is_empty() {
                 return Ok(Found::default());
             }
         }
         let by_content =
             (0..self.inputs.len()).filter(|input| map.deps[*input].content).map(|input| async move {
                 let (node, output) = &self.inputs[input];
-                let resolved = node.resolve(*output).await?;
+                // A source is resolved in any case: caches that are brought have nothing of those.
+                let resolved = if reach == Reach::All || node.inputs.is_empty() {
+                    node.resolve(*output).await?
+                } else {
+                    match node.find(*output, reach).await?.0 {
+                        Some(resolved) => resolved,
+                        None => return Ok(None),
+                    }
+                };
                 let content = self.content(input, resolved.value).await?;
-                Ok((input, resolved.keys, content))
+                Ok(Some((input, resolved.keys, content)))
             });
-        for (input, known, content) in try_join_all(by_content).await? {
-            inputs[input] = with_selector(&known, &map.deps[input]);
+        for found in try_join_all(by_content).await? {
+            let Some((input, known, content)) = found else { return Ok(Found::default()) };
+            let before: Vec<KeyId> = inputs[input].iter().map(|(key, _)| key.clone()).collect();
+            let new: Vec<KeyId> = known.iter().filter(|key| !before.contains(key)).cloned().collect();
+            inputs[input].extend(with_selector(&new, &map.deps[input]));
             inputs[input].push((KeyId::content(&content), None));
         }
-        let found = Found { keys: self.follow(&map, output, &inputs), inputs };
+        let found = Found { keys: self.follow(&map, output, &inputs, reach), inputs };
         Ok(self.adopt(&map, output, found).await)
     }
 
@@ -379,10 +427,39 @@ impl<X: Types> Node<X> {
         } else {
             let dead_end = |input: &u32| {
                 let input = *input as usize;
-                self.follow_one(map, output, input, &inputs[input]).is_empty()
+                self.follow_one(map, output, input, &inputs[input], Reach::All).is_empty()
             };
             MissCause::Unknown { inputs: (0..).take(inputs.len()).filter(dead_end).collect() }
         }
+    }
+
+    /// All keys that one output is known by, as far as this node was looked at; `inputs` are those of its inputs. Makes nothing.
+    pub(crate) fn all_keys(&self, output: u32, inputs: &[Vec<KeyId>]) -> Vec<KeyId> {
+        let Some(map) = self.stages.cache_map.done() else { return Vec::new() };
+        if map.ephemeral {
+            return Vec::new();
+        }
+        if self.inputs.is_empty() {
+            return vec![KeyId::root(&map.digest, output)];
+        }
+        let resolved = self.stages.resolved.lock().get(&output).and_then(|flight| flight.done());
+        let mut keys = resolved.map(|resolved| resolved.keys.to_vec()).unwrap_or_default();
+        if !self.ignore_cache {
+            let contents = self.stages.content.lock();
+            let content = |input| contents.get(&input).and_then(|flight| flight.done());
+            let keyed = |(input, keys): (usize, &Vec<KeyId>)| {
+                let mut keyed = with_selector(keys, &map.deps[input]);
+                keyed.extend(content(input).map(|content| (KeyId::content(&content), None)));
+                keyed
+            };
+            let inputs: Vec<InputKeys> = inputs.iter().enumerate().map(keyed).collect();
+            for key in self.follow(&map, output, &inputs, Reach::All) {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        keys
     }
 
     async fn keep(&self, key: &KeyId, links: Vec<(KeyId, Link)>, value: Option<&X::Value>) {
@@ -416,7 +493,8 @@ impl<X: Types> Node<X> {
             KeyId::root(&map.digest, output)
         } else {
             // A result made in spite of the cache must not be found by what was made of an older one, so it gets a key of its own.
-            let known = if self.ignore_cache { None } else { own_key(&self.follow(map, output, inputs)) };
+            let known =
+                if self.ignore_cache { None } else { own_key(&self.follow(map, output, inputs, Reach::All)) };
             known.unwrap_or_else(|| self.caches.own.fresh_key())
         };
         self.keep(&key, links(map, output, inputs), Some(value)).await;
@@ -439,27 +517,48 @@ impl<X: Types> Node<X> {
         })
     }
 
-    async fn find_or_make(self: &Arc<Self>, output: u32) -> Answer<Resolved<X::Value>, X> {
-        // An op without inputs has a key whether a cache ever heard of it or not.
-        let mut known = false;
-        if !self.ignore_cache {
-            let fast = self.fast_keys(output).await?;
-            if let Some(found) = self.load_any(&fast.keys).await {
-                return Ok(found);
+    /// Looks for a result by all keys, and tells whether there were any. With [`Reach::Own`], nothing is made for it but sources.
+    fn find(
+        self: &Arc<Self>,
+        output: u32,
+        reach: Reach,
+    ) -> BoxFuture<'static, Answer<(Option<Resolved<X::Value>>, bool), X>> {
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            if node.ignore_cache {
+                return Ok((None, false));
             }
-            let full = self.full_keys(output).await?;
+            let fast = node.fast_keys(output, reach).await?;
+            if let Some(found) = node.load_any(&fast.keys, reach).await {
+                return Ok((Some(found), true));
+            }
+            let full = node.full_keys(output, reach).await?;
             let rest: Vec<KeyId> = full.keys.iter().filter(|key| !fast.keys.contains(key)).cloned().collect();
-            if let Some(found) = self.load_any(&rest).await {
+            Ok((node.load_any(&rest, reach).await, !full.keys.is_empty()))
+        })
+    }
+
+    async fn find_or_make(self: &Arc<Self>, output: u32) -> Answer<Resolved<X::Value>, X> {
+        // Brought caches may take their time: a hit here does not wait for them. Of sources they have nothing.
+        if self.caches.has_brought() && !self.ignore_cache && !self.inputs.is_empty() {
+            if let (Some(found), _) = self.find(output, Reach::Own).await? {
                 return Ok(found);
             }
-            known = !full.keys.is_empty() && !self.inputs.is_empty();
+            self.caches.ready().await;
         }
+        let reach = if self.inputs.is_empty() { Reach::Own } else { Reach::All };
+        let (found, known) = self.find(output, reach).await?;
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        // An op without inputs has a key whether a cache ever heard of it or not.
+        let mut known = known && !self.inputs.is_empty();
         let ready = self.ready().await?;
         if !self.ignore_cache && !self.inputs.is_empty() {
             // The inputs are known for certain now, which may be more than their definitions told.
             let map = self.cache_map().await?;
-            let keys = self.follow(&map, output, &ready.keys);
-            if let Some(found) = self.load_any(&keys).await {
+            let keys = self.follow(&map, output, &ready.keys, Reach::All);
+            if let Some(found) = self.load_any(&keys, Reach::All).await {
                 return Ok(found);
             }
             known |= !keys.is_empty();
@@ -474,8 +573,8 @@ impl<X: Types> Node<X> {
     }
 
     /// The first result that any of the keys has. One that a brought cache gives is kept in the own one.
-    async fn load_any(&self, keys: &[KeyId]) -> Option<Resolved<X::Value>> {
-        let caches = self.caches.all();
+    async fn load_any(&self, keys: &[KeyId], reach: Reach) -> Option<Resolved<X::Value>> {
+        let caches = self.caches.within(reach);
         for key in keys {
             for cache in &caches {
                 let value = match cache.load(key).await {

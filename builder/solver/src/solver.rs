@@ -1,7 +1,7 @@
 //! Builds, and the nodes that they share.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -166,6 +166,33 @@ impl<X: Types> Build<X> {
             node.vertex.cached_if_untouched();
         }
         Ok(resolved)
+    }
+
+    /// The keys that the build's results are known by, one set for each output that the graph uses, inputs first: what a cache export is
+    /// about. Asked after [`Build::resolve`]; nothing is run or fetched for it, and what was not looked at has no keys.
+    pub async fn keys(&self) -> Vec<Vec<KeyId>> {
+        let Some(target) = self.nodes.last() else { return Vec::new() };
+        target.caches.ready().await;
+        let places: HashMap<*const Node<X>, usize> =
+            self.nodes.iter().enumerate().map(|(place, node)| (Arc::as_ptr(node), place)).collect();
+        let place = |node: &Arc<Node<X>>| places[&Arc::as_ptr(node)];
+        let mut used = vec![BTreeSet::new(); self.nodes.len()];
+        used[place(target)].insert(self.target);
+        for (node, output) in self.nodes.iter().flat_map(|node| &node.inputs) {
+            used[place(node)].insert(*output);
+        }
+        let mut known: HashMap<(usize, u32), usize> = HashMap::new();
+        let mut all: Vec<Vec<KeyId>> = Vec::new();
+        for (node, outputs) in self.nodes.iter().zip(used) {
+            // Inputs come before what they are inputs of.
+            let of = |(input, output): &(Arc<Node<X>>, u32)| all[known[&(place(input), *output)]].clone();
+            let inputs: Vec<Vec<KeyId>> = node.inputs.iter().map(of).collect();
+            for output in outputs {
+                known.insert((place(node), output), all.len());
+                all.push(node.all_keys(output, &inputs));
+            }
+        }
+        all
     }
 }
 

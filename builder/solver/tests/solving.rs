@@ -4,9 +4,9 @@ mod support;
 
 use std::sync::Arc;
 
-use lapstrake_builder_solver::{MissCause, SolveError};
+use lapstrake_builder_solver::{KeyId, MissCause, SolveError};
 use proptest::prelude::*;
-use support::{Behaviour, Bench, Brought, Node, expected, node};
+use support::{Behaviour, Bench, Brought, Coming, Node, expected, node};
 use tokio::sync::Semaphore;
 
 #[tokio::test]
@@ -116,6 +116,55 @@ async fn a_brought_cache_hits_and_is_learned() {
     bench.solve(&longer).await.unwrap();
     bench.solve(&longer).await.unwrap();
     assert_eq!(bench.world.executions(), 1);
+}
+
+#[tokio::test]
+async fn a_hit_here_does_not_wait_for_caches_on_their_way() {
+    let mut bench = Bench::new();
+    let source = Behaviour { ephemeral: true, yields: Some("files".to_owned()), ..Behaviour::default() };
+    bench.world.set("context", source);
+    for copy in ["copy", "copy-built"] {
+        bench.world.set(copy, Behaviour { content: vec![0], ..Behaviour::default() });
+    }
+    let nodes = [
+        node("base", &[]),
+        node("context", &[]),
+        node("copy", &[1, 0]),
+        node("build", &[2]),
+        node("copy-built", &[3, 0]),
+    ];
+    bench.solve(&nodes).await.unwrap();
+    let coming = Coming(Brought(Arc::default()), Arc::new(Semaphore::new(0)));
+    bench.brought.push(Arc::new(coming));
+    let before = bench.world.executions();
+    assert_eq!(bench.solve(&nodes).await.unwrap(), expected(&nodes));
+    assert_eq!(bench.world.executions(), before + 1, "only the context is looked at again");
+}
+
+#[tokio::test]
+async fn a_miss_waits_for_caches_on_their_way() {
+    let elsewhere = Bench::new();
+    let nodes = [node("base", &[]), node("step", &[0]), node("more", &[1]), node("target", &[2])];
+    elsewhere.solve(&nodes).await.unwrap();
+    let mut bench = Bench::new();
+    // What is here leads half of the way.
+    bench.solve(&nodes[..2]).await.unwrap();
+    let arrived = Arc::new(Semaphore::new(0));
+    bench.brought.push(Arc::new(Coming(Brought(elsewhere.cache.clone()), arrived.clone())));
+    let build = bench.load(&nodes);
+    let (resolved, ()) = tokio::join!(build.resolve(), async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(bench.world.executions(), 2, "nothing runs while a cache may have it");
+        arrived.add_permits(1);
+    });
+    assert_eq!(resolved.unwrap().value, expected(&nodes));
+    assert_eq!(bench.world.executions(), 2);
+    let keys = build.keys().await;
+    assert_eq!(keys.len(), nodes.len());
+    assert!(keys.iter().all(|keys| keys.iter().any(|key| !key.is_foreign())), "{keys:?}");
+    assert!(keys[1..].iter().all(|keys| keys.iter().any(KeyId::is_foreign)), "{keys:?}");
 }
 
 #[tokio::test]

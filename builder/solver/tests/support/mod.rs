@@ -268,3 +268,33 @@ pub(crate) fn expected(nodes: &[Node]) -> String {
     }
     values.pop().expect("not empty")
 }
+
+/// A brought cache that is on its way until the permit comes.
+pub(crate) struct Coming(pub(crate) Brought, pub(crate) Arc<Semaphore>);
+
+impl CacheStore<String> for Coming {
+    fn ready(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.1.acquire().await.map(drop).expect("open") })
+    }
+
+    fn fresh_key(&self) -> KeyId {
+        self.0.fresh_key()
+    }
+
+    fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
+        if self.1.available_permits() == 0 { Ok(Vec::new()) } else { self.0.linked(from, link) }
+    }
+
+    fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<String>, CacheStoreError>> {
+        self.0.load(key)
+    }
+
+    fn save<'a>(
+        &'a self,
+        key: &'a KeyId,
+        links: Vec<(KeyId, Link)>,
+        value: Option<&'a String>,
+    ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
+        self.0.save(key, links, value)
+    }
+}
