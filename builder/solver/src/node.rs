@@ -25,6 +25,9 @@ type ByOutput<T, X> = Mutex<BTreeMap<u32, Shared<T, X>>>;
 /// One answer for each output and reach.
 type BySearch<T, X> = Mutex<BTreeMap<(u32, Reach), Shared<T, X>>>;
 
+/// What a search found, and whether there were any keys.
+type Sought<X> = (Option<Resolved<<X as Types>::Value>>, bool);
+
 /// What an op made, each output with the key it is saved under.
 type Outputs<X> = Arc<Vec<(<X as Types>::Value, Option<KeyId>)>>;
 
@@ -518,11 +521,7 @@ impl<X: Types> Node<X> {
     }
 
     /// Looks for a result by all keys, and tells whether there were any. With [`Reach::Own`], nothing is made for it but sources.
-    fn find(
-        self: &Arc<Self>,
-        output: u32,
-        reach: Reach,
-    ) -> BoxFuture<'static, Answer<(Option<Resolved<X::Value>>, bool), X>> {
+    fn find(self: &Arc<Self>, output: u32, reach: Reach) -> BoxFuture<'static, Answer<Sought<X>, X>> {
         let node = Arc::clone(self);
         Box::pin(async move {
             if node.ignore_cache {
