@@ -56,7 +56,7 @@ impl DriverKind {
     /// Errors: [`StoreError::Io`] when `root` itself cannot be written.
     pub fn detect(root: &Path) -> Result<Self, StoreError> {
         match probe::overlay(root)? {
-            Ok(()) => Ok(Self::Overlay2),
+            Ok(_) => Ok(Self::Overlay2),
             Err(why) => {
                 tracing::warn!(root = %root.display(), %why, "overlay2 does not work here, using vfs: builds will be slow and large");
                 Ok(Self::Vfs)

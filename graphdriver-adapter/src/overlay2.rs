@@ -20,7 +20,7 @@ use std::{
 };
 
 use lapstrake_layerstore_store::{
-    DiffSource, Leftovers, OverlayUpper, SnapshotId, SnapshotMount, StoreError, Usage,
+    DiffSource, Leftovers, OverlaySyntax, OverlayUpper, SnapshotId, SnapshotMount, StoreError, Usage,
 };
 use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid};
 
@@ -33,24 +33,32 @@ const MAX_LOWER: usize = 500;
 #[derive(Debug)]
 pub struct Overlay2 {
     home: PathBuf,
+    syntax: OverlaySyntax,
 }
 
 impl Overlay2 {
-    /// Opens `<root>/overlay2`, making it where it is not there.
+    /// Opens `<root>/overlay2`, making it where it is not there. Finds out how the kernel wants to be told of overlays.
     ///
     /// Errors: [`StoreError::Invalid`] saying why overlayfs does not work there.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        if let Err(why) = probe::overlay(root)? {
-            return Err(StoreError::Invalid {
-                kind: "graph driver",
-                id: format!("overlay2 on {}", root.display()),
-                why,
-            });
-        }
+        Self::open_with(root, probe::overlay(root)?)
+    }
+
+    /// As [`Self::open`], in one way of telling the kernel only. For tests of what an older kernel gets.
+    pub fn open_in(root: &Path, syntax: OverlaySyntax) -> Result<Self, StoreError> {
+        Self::open_with(root, probe::overlay_in(root, syntax)?)
+    }
+
+    fn open_with(root: &Path, probed: Result<OverlaySyntax, &'static str>) -> Result<Self, StoreError> {
+        let syntax = probed.map_err(|why| StoreError::Invalid {
+            kind: "graph driver",
+            id: format!("overlay2 on {}", root.display()),
+            why,
+        })?;
         let home = root.join("overlay2");
         files::make_directory(&home, 0o710)?;
         files::make_directory(&home.join("l"), 0o710)?;
-        Ok(Self { home })
+        Ok(Self { home, syntax })
     }
 
     fn directory(&self, id: &SnapshotId) -> PathBuf {
@@ -131,6 +139,7 @@ impl GraphDriver for Overlay2 {
                 upper: self.diff_directory(id),
                 work: self.directory(id).join("work"),
             }),
+            syntax: self.syntax,
         })
     }
 
@@ -141,7 +150,7 @@ impl GraphDriver for Overlay2 {
         }
         check_depth(id, parents.len() + 1)?;
         let lower = std::iter::once(self.diff_directory(id)).chain(self.lower(parents)).collect();
-        Ok(SnapshotMount::Overlay { lower, upper: None })
+        Ok(SnapshotMount::Overlay { lower, upper: None, syntax: self.syntax })
     }
 
     fn diff(&self, id: &SnapshotId, parents: &[SnapshotId]) -> DiffSource {

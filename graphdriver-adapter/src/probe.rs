@@ -6,16 +6,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lapstrake_layerstore_store::{OpenSnapshot, OverlayUpper, SnapshotMount, StoreError};
+use lapstrake_layerstore_store::{OpenSnapshot, OverlaySyntax, OverlayUpper, SnapshotMount, StoreError};
 
 use crate::files;
 
 /// Mounts a small overlay below `root`, deletes a file and replaces a directory in it, and looks at what that left.
 ///
-/// The outer error is of `root` itself, the inner one says why overlayfs does not work there.
-pub(crate) fn overlay(root: &Path) -> Result<Result<(), &'static str>, StoreError> {
+/// Gives the way of telling the kernel that works, the better one first. The outer error is of `root` itself, the inner one
+/// says why overlayfs does not work there.
+pub(crate) fn overlay(root: &Path) -> Result<Result<OverlaySyntax, &'static str>, StoreError> {
+    match overlay_in(root, OverlaySyntax::Appended)? {
+        Err(_) => overlay_in(root, OverlaySyntax::Listed),
+        works => Ok(works),
+    }
+}
+
+/// As [`overlay`], in one way of telling the kernel.
+pub(crate) fn overlay_in(
+    root: &Path,
+    syntax: OverlaySyntax,
+) -> Result<Result<OverlaySyntax, &'static str>, StoreError> {
     let probe = Probe::new(root)?;
-    Ok(probe.run())
+    Ok(probe.run(syntax).map(|()| syntax))
 }
 
 /// A directory that goes away.
@@ -36,7 +48,7 @@ impl Probe {
         Ok(Self(path))
     }
 
-    fn run(&self) -> Result<(), &'static str> {
+    fn run(&self, syntax: OverlaySyntax) -> Result<(), &'static str> {
         let make = |name: &str| -> io::Result<PathBuf> {
             let path = self.0.join(name);
             fs::create_dir(&path)?;
@@ -52,8 +64,8 @@ impl Probe {
         if !has_types(&self.0) {
             return Err("its file system does not say file types in listings (d_type)");
         }
-        let mount =
-            SnapshotMount::Overlay { lower, upper: Some(OverlayUpper { upper: upper.clone(), work }) };
+        let top = OverlayUpper { upper: upper.clone(), work };
+        let mount = SnapshotMount::Overlay { lower, upper: Some(top), syntax };
         let opened = OpenSnapshot::open(&mount)
             .map_err(|_| "the kernel refuses to mount an overlay there (no privilege, or not supported)")?;
         let change = || -> io::Result<()> {

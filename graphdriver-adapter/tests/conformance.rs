@@ -3,9 +3,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
+use lapstrake_graphdriver_adapter::{Adapter, DriverKind, Overlay2};
 use lapstrake_layerstore_conformance::{MemoryRecords, SnapshotFixture, run, snapshot};
-use lapstrake_layerstore_store::local::LocalStore;
+use lapstrake_layerstore_store::{OverlaySyntax, local::LocalStore};
 
 fn fixture(kind: DriverKind) -> SnapshotFixture {
     let root = tempfile::tempdir().unwrap();
@@ -17,6 +17,17 @@ fn fixture(kind: DriverKind) -> SnapshotFixture {
 #[test]
 fn overlay2_keeps_the_promises() {
     run(snapshot::SUITE, || fixture(DriverKind::Overlay2));
+}
+
+/// What Debian 12's kernel gets.
+#[test]
+fn overlay2_keeps_the_promises_where_the_kernel_takes_lists_only() {
+    run(snapshot::SUITE, || {
+        let root = tempfile::tempdir().unwrap();
+        let driver = Overlay2::open_in(root.path(), OverlaySyntax::Listed).unwrap();
+        let adapter = Adapter::new(driver, Arc::new(MemoryRecords::default()));
+        SnapshotFixture { snapshots: Arc::new(adapter), keep: Box::new(root) }
+    });
 }
 
 #[test]

@@ -3,10 +3,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
-use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
+use lapstrake_graphdriver_adapter::{Adapter, DriverKind, Overlay2};
 use lapstrake_layerstore_conformance::MemoryRecords;
 use lapstrake_layerstore_store::{
-    DiffSource, SnapshotKey, SnapshotMount, SnapshotName, SnapshotRecords as _, Snapshotter as _, StoreError,
+    DiffSource, OverlaySyntax, SnapshotKey, SnapshotMount, SnapshotName, SnapshotRecords as _,
+    Snapshotter as _, StoreError,
 };
 
 fn commit(
@@ -52,9 +53,15 @@ fn overlay2_has_dockers_layout() {
 
 #[test]
 fn more_layers_than_the_kernel_stacks_are_an_error_saying_so() {
+    for syntax in [OverlaySyntax::Appended, OverlaySyntax::Listed] {
+        stack_of_500(syntax);
+    }
+}
+
+fn stack_of_500(syntax: OverlaySyntax) {
     let root = tempfile::tempdir().unwrap();
     let records = Arc::new(MemoryRecords::default());
-    let adapter = Adapter::new(DriverKind::Overlay2.open(root.path()).unwrap(), records);
+    let adapter = Adapter::new(Overlay2::open_in(root.path(), syntax).unwrap(), records);
     commit(&adapter, "0", None);
     for at in 1..500 {
         commit(&adapter, &at.to_string(), Some(&(at - 1).to_string()));
@@ -62,7 +69,11 @@ fn more_layers_than_the_kernel_stacks_are_an_error_saying_so() {
     let top = SnapshotName::new("499");
     let key = SnapshotKey::new("k");
     let mount = adapter.prepare(&key, Some(&top)).unwrap();
-    lapstrake_layerstore_store::OpenSnapshot::open(&mount).unwrap();
+    let before = fs::read("/proc/self/mountinfo").unwrap();
+    let open = lapstrake_layerstore_store::OpenSnapshot::open(&mount).unwrap();
+    fs::write(open.path().join("file"), b"written").unwrap();
+    assert_eq!(fs::read("/proc/self/mountinfo").unwrap(), before, "nobody sees the mount");
+    drop(open);
     adapter.commit(&key, &SnapshotName::new("500")).unwrap();
     let error = adapter.prepare(&key, Some(&SnapshotName::new("500"))).unwrap_err();
     assert!(matches!(error, StoreError::Invalid { .. }), "{error:?}");

@@ -3,7 +3,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use lapstrake_layerstore_store::SnapshotMount;
+use lapstrake_layerstore_store::{OverlaySyntax, SnapshotMount};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -76,7 +76,7 @@ pub(crate) enum Network {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Tree {
     Bind { source: PathBuf, read_only: bool },
-    Overlay { lower: Vec<PathBuf>, upper: Option<(PathBuf, PathBuf)> },
+    Overlay { lower: Vec<PathBuf>, upper: Option<(PathBuf, PathBuf)>, syntax: OverlaySyntax },
 }
 
 /// A file whose content the daemon makes up.
@@ -327,7 +327,7 @@ fn tree(field: &'static str, mount: &SnapshotMount) -> Result<Tree, ExecError> {
         SnapshotMount::Bind { source, read_only } => {
             Tree::Bind { source: host_path(field, source)?, read_only: *read_only }
         }
-        SnapshotMount::Overlay { lower, upper } => {
+        SnapshotMount::Overlay { lower, upper, syntax } => {
             if lower.is_empty() {
                 return Err(invalid(field, "", "is an overlay without lower directories"));
             }
@@ -337,6 +337,7 @@ fn tree(field: &'static str, mount: &SnapshotMount) -> Result<Tree, ExecError> {
                     Some(upper) => Some((host_path(field, &upper.upper)?, host_path(field, &upper.work)?)),
                     None => None,
                 },
+                syntax: *syntax,
             }
         }
     })
@@ -502,7 +503,11 @@ mod tests {
         assert_eq!(refused(|spec| spec.hostname = "a b".into()), "hostname");
         assert_eq!(refused(|spec| spec.hostname = "x".repeat(65)), "hostname");
         assert_eq!(refused(|spec| spec.cgroup_parent = Some("/a/../../b".into())), "cgroup-parent");
-        assert_eq!(refused(|spec| spec.root = SnapshotMount::Overlay { lower: vec![], upper: None }), "root");
+        assert_eq!(
+            refused(|spec| spec.root =
+                SnapshotMount::Overlay { lower: vec![], upper: None, syntax: OverlaySyntax::Appended }),
+            "root"
+        );
         assert_eq!(
             refused(|spec| spec.root = SnapshotMount::Bind { source: "x".into(), read_only: false }),
             "root"

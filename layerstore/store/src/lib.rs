@@ -46,11 +46,11 @@ pub use layer::{Layer, LayerStore};
 pub use lease::{Collecting, Lease, Leases, Resource};
 pub use leftovers::Leftovers;
 pub use local::{LocalStore, Metadata};
-pub use mount::OpenSnapshot;
+pub use mount::{OpenSnapshot, Overlay};
 pub use records::{SnapshotRecord, SnapshotRecords};
 pub use snapshot::{
-    DiffSource, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount,
-    SnapshotName, Snapshotter, Usage,
+    DiffSource, OverlaySyntax, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind,
+    SnapshotMount, SnapshotName, Snapshotter, Usage,
 };
 
 pub use tree::{Draft, Tree};

@@ -99,7 +99,18 @@ pub enum SnapshotMount {
         lower: Vec<PathBuf>,
         /// Where writes go.
         upper: Option<OverlayUpper>,
+        /// How the kernel is told.
+        syntax: OverlaySyntax,
     },
+}
+
+/// How the kernel is told an overlay's lower directories. Drivers find out by trying what it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum OverlaySyntax {
+    /// One by one, by `fsconfig` with `lowerdir+`.
+    Appended,
+    /// All in one option of mount(2), which is all that kernels such as Debian 12's know.
+    Listed,
 }
 
 /// The writable part of an overlay.

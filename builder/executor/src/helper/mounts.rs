@@ -6,9 +6,10 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
+use lapstrake_layerstore_store::{Overlay, OverlaySyntax};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags},
     io::Errno,
@@ -91,16 +92,19 @@ pub(super) fn tree(tree: &Tree, volatile: bool) -> Result<OwnedFd, Failure> {
             }
             Ok(mount)
         }
-        Tree::Overlay { lower, upper } => overlay(lower, upper.as_ref(), volatile).step(|| match upper {
-            Some((upper, _)) => format!("mount overlay on {}", upper.display()),
-            None => format!("mount overlay of {}", lower[0].display()),
-        }),
+        Tree::Overlay { lower, upper, syntax } => {
+            overlay(lower, upper.as_ref(), *syntax, volatile).step(|| match upper {
+                Some((upper, _)) => format!("mount overlay on {}", upper.display()),
+                None => format!("mount overlay of {}", lower[0].display()),
+            })
+        }
     }
 }
 
 fn overlay(
-    lower: &[std::path::PathBuf],
-    upper: Option<&(std::path::PathBuf, std::path::PathBuf)>,
+    lower: &[PathBuf],
+    upper: Option<&(PathBuf, PathBuf)>,
+    syntax: OverlaySyntax,
     volatile: bool,
 ) -> rustix::io::Result<OwnedFd> {
     // Overlayfs wants two layers when none is writable.
@@ -112,22 +116,13 @@ fn overlay(
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         return Ok(mount);
     }
-    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    // One key per directory: no limit of one page for the whole list (kernel 6.5 and later).
-    for directory in lower {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", directory)?;
+    let upper = upper.map(|(upper, work)| (upper.as_path(), work.as_path()));
+    let overlay = Overlay { lower, upper, volatile };
+    match syntax {
+        OverlaySyntax::Appended => overlay.mount_appended(),
+        // The mount namespace is the container's own.
+        OverlaySyntax::Listed => overlay.mount_listed(),
     }
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
-    if let Some((upper, work)) = upper {
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "upperdir", upper)?;
-        rustix::mount::fsconfig_set_string(fs.as_fd(), "workdir", work)?;
-        if volatile {
-            rustix::mount::fsconfig_set_flag(fs.as_fd(), "volatile")?;
-        }
-        attributes = MountAttrFlags::empty();
-    }
-    rustix::mount::fsconfig_create(fs.as_fd())?;
-    rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// Removes the mark by which overlayfs refuses to mount a once volatile upper directory again. Only right when the mount has

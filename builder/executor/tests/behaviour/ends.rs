@@ -155,6 +155,7 @@ pub(crate) async fn many_at_once(kind: Kind) {
                     upper: base.join("upper"),
                     work: base.join("work"),
                 }),
+                syntax: lapstrake_layerstore_store::OverlaySyntax::Appended,
             };
             let output = sandbox.run(spec).await;
             assert_eq!((output.status.code, output.stdout.trim()), (n, n.to_string().as_str()));

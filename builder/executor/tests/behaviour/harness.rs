@@ -14,7 +14,7 @@ use lapstrake_builder_executor::{
     ExecError, Executor, ExitStatus, Helper, HelperOptions, NativeExecutor, OciRuntime, OutputSink,
     ProcessIo, ProcessSpec,
 };
-use lapstrake_layerstore_store::{OverlayUpper, SnapshotMount};
+use lapstrake_layerstore_store::{OverlaySyntax, OverlayUpper, SnapshotMount};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -181,6 +181,7 @@ pub(crate) fn overlay(dir: &Path) -> SnapshotMount {
     SnapshotMount::Overlay {
         lower: vec![dir.join("lower")],
         upper: Some(OverlayUpper { upper: dir.join("upper"), work: dir.join("work") }),
+        syntax: OverlaySyntax::Appended,
     }
 }
 

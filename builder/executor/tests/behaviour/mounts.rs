@@ -9,8 +9,8 @@ use std::{
     },
 };
 
-use lapstrake_builder_executor::{MountKind, MountSpec, ProcessSpec};
-use lapstrake_layerstore_store::{OverlayUpper, SnapshotMount};
+use lapstrake_builder_executor::{MountKind, MountSpec, ProcessSpec, RunId};
+use lapstrake_layerstore_store::{OverlaySyntax, OverlayUpper, SnapshotMount};
 
 use crate::harness::{Kind, Sandbox};
 
@@ -44,6 +44,7 @@ pub(crate) async fn snapshot_with_selector(kind: Kind) {
     let snapshot = SnapshotMount::Overlay {
         lower: vec![sandbox.path("snap/l")],
         upper: Some(OverlayUpper { upper: sandbox.path("snap/u"), work: sandbox.path("snap/w") }),
+        syntax: OverlaySyntax::Appended,
     };
     let select = |selector: &str, read_only| MountKind::Snapshot {
         mount: snapshot.clone(),
@@ -192,11 +193,16 @@ pub(crate) async fn many_lower_directories(kind: Kind) {
     }
     lower.push(sandbox.lower());
     let mut spec = sandbox.sh("ls / | grep -c '^f'; cat /f119");
-    spec.root = SnapshotMount::Overlay {
-        lower,
-        upper: Some(OverlayUpper { upper: sandbox.upper(), work: sandbox.path("work") }),
-    };
-    assert_eq!(sandbox.run(spec).await.ok(), "120\n119");
+    // Each in turn, as the kernel it is for would have it.
+    for syntax in [OverlaySyntax::Appended, OverlaySyntax::Listed] {
+        spec.root = SnapshotMount::Overlay {
+            lower: lower.clone(),
+            upper: Some(OverlayUpper { upper: sandbox.upper(), work: sandbox.path("work") }),
+            syntax,
+        };
+        spec.id = RunId::random();
+        assert_eq!(sandbox.run(spec.clone()).await.ok(), "120\n119", "{syntax:?}");
+    }
 }
 
 pub(crate) async fn bind_root(kind: Kind) {

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use lapstrake_builder_executor::{NetworkMode, ProcessSpec};
-use lapstrake_layerstore_store::{OverlayUpper, SnapshotMount};
+use lapstrake_layerstore_store::{OverlaySyntax, OverlayUpper, SnapshotMount};
 
 use crate::harness::{Kind, Sandbox};
 
@@ -24,6 +24,7 @@ async fn measure(kind: Kind, network: NetworkMode) -> (Duration, Duration) {
         let root = SnapshotMount::Overlay {
             lower: vec![sandbox.lower()],
             upper: Some(OverlayUpper { upper: base.join("upper"), work: base.join("work") }),
+            syntax: OverlaySyntax::Appended,
         };
         let mut spec = ProcessSpec::new(root, ["/bin/true"]);
         spec.network = network;

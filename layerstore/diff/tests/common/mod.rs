@@ -11,7 +11,7 @@ use std::{
 };
 
 use lapstrake_layerstore_diff::{Applied, DiffError, Limits, WriteOptions, apply, write_layer};
-use lapstrake_layerstore_store::{DiffSource, OpenSnapshot, OverlayUpper, SnapshotMount};
+use lapstrake_layerstore_store::{DiffSource, OpenSnapshot, OverlaySyntax, OverlayUpper, SnapshotMount};
 
 /// Builds tar streams that no tar program would.
 #[derive(Default)]
@@ -271,7 +271,11 @@ impl Layers {
     pub fn merged(&self) -> BTreeMap<PathBuf, Node> {
         let mount = match self.layers.as_slice() {
             [only] => SnapshotMount::Bind { source: only.clone(), read_only: true },
-            layers => SnapshotMount::Overlay { lower: layers.iter().rev().cloned().collect(), upper: None },
+            layers => SnapshotMount::Overlay {
+                lower: layers.iter().rev().cloned().collect(),
+                upper: None,
+                syntax: OverlaySyntax::Appended,
+            },
         };
         let open = OpenSnapshot::open(&mount).unwrap();
         tree(&open.path())
@@ -288,6 +292,7 @@ impl Layers {
         let mount = SnapshotMount::Overlay {
             lower: below.iter().rev().cloned().collect(),
             upper: Some(OverlayUpper { upper: upper.clone(), work: work.path().to_path_buf() }),
+            syntax: OverlaySyntax::Appended,
         };
         let open = OpenSnapshot::open(&mount).unwrap();
         change(&open.path());
