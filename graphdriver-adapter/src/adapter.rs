@@ -157,7 +157,8 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
         if let Some(usage) = record.usage {
             return Ok(usage);
         }
-        let usage = self.driver.usage(&record.id)?;
+        // Removed meanwhile, it is not there, rather than unreadable.
+        let usage = self.driver.usage(&record.id).or_else(|error| self.records.by_name(name).and(Err(error)))?;
         self.records.set_usage(name, usage)?;
         Ok(usage)
     }
@@ -167,7 +168,7 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
         match (&record.kind, &record.parent) {
             // It has no directory of its own.
             (SnapshotKind::View(_), Some(_)) => Ok(Usage::default()),
-            _ => self.driver.usage(&record.id),
+            _ => self.driver.usage(&record.id).or_else(|error| self.records.by_key(key).and(Err(error))),
         }
     }
 

@@ -124,10 +124,13 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
         let mut opener = Opener::new(root.as_fd());
         let mut open = vec![PathBuf::new()];
         while let Some(at) = open.pop() {
-            let directory = opener.open(&at)?;
+            let directory = match opener.open(&at) {
+                // An active snapshot may be written to meanwhile.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !at.as_os_str().is_empty() => continue,
+                directory => directory?,
+            };
             for name in names(directory.as_fd())? {
                 let stat = match stat(directory.as_fd(), &name) {
-                    // An active snapshot may be written to meanwhile.
                     Err(Errno::NOENT) => continue,
                     stat => stat?,
                 };

@@ -158,7 +158,8 @@ impl GraphDriver for Overlay2 {
     }
 
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError> {
-        files::usage(&self.diff_directory(id))
+        // With what is beside the difference: `work`, `link` and `lower` are on the disk for it alone.
+        files::usage(&self.directory(id))
     }
 
     fn remove(&self, id: &SnapshotId) -> Result<Leftovers, StoreError> {

@@ -98,23 +98,41 @@ impl Collector {
         self.run(Keys::Unheld)
     }
 
-    fn run(&self, which: Keys) -> Result<Collected, StoreError> {
-        let Stores { content, snapshots, leases, .. } = &self.stores;
+    /// [`Self::collect`] after `forget` let go of things, and no other collection in between: what that freed is told here and nowhere else.
+    pub fn collect_after<T, E: From<StoreError>>(
+        &self,
+        forget: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Collected), E> {
         let mut references = self.references.lock();
+        let forgotten = forget()?;
+        Ok((forgotten, self.locked(Keys::Ended, &mut references)?))
+    }
+
+    fn run(&self, which: Keys) -> Result<Collected, StoreError> {
+        self.locked(which, &mut self.references.lock())
+    }
+
+    /// With the lock that keeps a second collection out.
+    fn locked(&self, which: Keys, references: &mut References) -> Result<Collected, StoreError> {
+        let Stores { content, snapshots, leases, .. } = &self.stores;
         let mut sizes = Sizes::default();
         // First without keeping anybody out, to have read the manifests and measured the trees that are likely to go. Only the
         // second decision counts.
-        sizes.measure(&self.stores, &self.decide(which, &mut references)?)?;
+        let likely = self.decide(which, references)?;
+        if likely.is_empty() {
+            leases.forget_ended(&likely.ended);
+            return Ok(Collected::default());
+        }
+        sizes.measure(&self.stores, &likely)?;
 
         let collecting = leases.collecting();
-        let doomed = self.decide(which, &mut references)?;
+        let doomed = self.decide(which, references)?;
         sizes.measure(&self.stores, &doomed)?;
         let trees = snapshots.forget(&doomed.keys, &doomed.names)?;
         leases.forget_ended(&doomed.ended);
         let digests: Vec<Digest> = doomed.blobs.iter().map(|blob| blob.digest.clone()).collect();
         let forgotten = content.forget(&digests);
         drop(collecting);
-        drop(references);
 
         // The trees are forgotten: they are deleted also when the blobs could not be.
         let deleted = trees.delete();
@@ -127,6 +145,8 @@ impl Collector {
     /// What nobody needs. The order of the questions matters: see the module's text.
     fn decide(&self, which: Keys, references: &mut References) -> Result<Doomed, StoreError> {
         let Stores { content, snapshots, images, leases, .. } = &self.stores;
+        // Before the list: a key that ended and is not listed is gone, rather than too new for the list.
+        let ended = leases.ended();
         let mut trees: Vec<SnapshotInfo> = Vec::new();
         snapshots.walk(&mut |snapshot| {
             trees.push(snapshot);
@@ -137,7 +157,7 @@ impl Collector {
             blobs.push(blob);
             true
         })?;
-        let mut kept = Kept { ended: leases.ended(), ..Kept::default() };
+        let mut kept = Kept { ended, ..Kept::default() };
         kept.add(leases.all_held());
         let images = images.list()?;
         for holder in &self.holders {
@@ -224,6 +244,12 @@ struct Doomed {
     blobs: Vec<BlobInfo>,
     // Keys that need not be looked at again.
     ended: Vec<SnapshotKey>,
+}
+
+impl Doomed {
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.names.is_empty() && self.blobs.is_empty()
+    }
 }
 
 /// What trees take on disk. Those measured before lookups wait need not be measured while they do.

@@ -99,6 +99,14 @@ impl Leases {
         self.0.state.lock().ended.clone()
     }
 
+    /// Says that nobody will come back for an active snapshot: the next collection removes it, unless somebody holds it then.
+    pub fn abandon(&self, key: SnapshotKey) {
+        let mut state = self.0.state.lock();
+        if state.ended.len() < MAX_ENDED {
+            state.ended.insert(key);
+        }
+    }
+
     /// Says that these keys are dealt with.
     pub(crate) fn forget_ended<'k>(&self, keys: impl IntoIterator<Item = &'k SnapshotKey>) {
         let mut state = self.0.state.lock();

@@ -26,6 +26,8 @@ pub struct DiskUsage {
     pub images: Vec<ImageUsage>,
     /// Bytes of file content in the layers of images, each counted once (Moby's `LayersSize`).
     pub layers: u64,
+    /// Bytes on disk of the snapshots that images have, each counted once.
+    pub imaged: u64,
     /// Bytes on disk of committed snapshots, whether an image has them or not.
     pub committed: u64,
     /// Bytes on disk of active snapshots.
@@ -35,6 +37,11 @@ pub struct DiskUsage {
 }
 
 impl DiskUsage {
+    /// Bytes on disk of images: their snapshots, and blobs, which are there for images.
+    pub fn of_images(&self) -> u64 {
+        self.imaged + self.blobs
+    }
+
     /// Bytes on disk of everything, the metadata not counted ([`crate::Metadata::disk_bytes`]).
     pub fn on_disk(&self) -> u64 {
         self.committed + self.active + self.blobs
@@ -59,7 +66,7 @@ pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
                 };
                 usage.committed += bytes;
                 let size = stores.layers.by_snapshot(&name)?.map_or(bytes, |layer| layer.size);
-                layers.insert(name, Layer { parent: snapshot.parent, size, images: 0 });
+                layers.insert(name, Layer { parent: snapshot.parent, size, bytes, images: 0 });
             }
             SnapshotKind::Active(key) => {
                 usage.active += found(stores.snapshots.usage_key(&key))?.map_or(0, |usage| usage.bytes);
@@ -76,7 +83,10 @@ pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
     for image in &images {
         each_below(&mut layers, image.top.clone(), |layer| layer.images += 1);
     }
-    usage.layers = layers.values().filter(|layer| layer.images > 0).map(|layer| layer.size).sum();
+    for layer in layers.values().filter(|layer| layer.images > 0) {
+        usage.layers += layer.size;
+        usage.imaged += layer.bytes;
+    }
     for image in images {
         let (mut size, mut shared) = (0, 0);
         each_below(&mut layers, image.top, |layer| {
@@ -92,6 +102,8 @@ struct Layer {
     parent: Option<SnapshotName>,
     // Bytes of file content; of a snapshot that is not known as a layer, bytes on disk.
     size: u64,
+    // Bytes on disk.
+    bytes: u64,
     // How many images have it.
     images: u64,
 }

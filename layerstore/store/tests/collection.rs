@@ -185,6 +185,26 @@ fn an_active_snapshot_goes_with_its_last_lease_or_at_the_next_start() {
 }
 
 #[test]
+fn an_active_snapshot_that_its_holder_abandons_goes_though_no_lease_ever_held_it() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (_local, stores) = open(directory.path());
+    let held = Arc::new(Held::default());
+    let collector = Collector::new(stores.clone(), vec![held.clone()]);
+    let key = SnapshotKey::random();
+    stores.snapshots.prepare(&key, None).expect("prepare");
+    // As after a restart: the holder knows it, and no lease of this run ever did.
+    held.0.lock().expect("not poisoned").push(Resource::Key(key.clone()));
+    assert_eq!(collector.collect().expect("collect").keys, []);
+    let forget = || {
+        held.0.lock().expect("not poisoned").clear();
+        stores.leases.abandon(key.clone());
+        Ok::<_, StoreError>(7)
+    };
+    let (forgotten, collected) = collector.collect_after(forget).expect("collect");
+    assert_eq!((forgotten, collected.keys), (7, vec![key]));
+}
+
+#[test]
 fn at_start_what_a_killed_process_left_goes_but_not_what_a_holder_keeps() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let cache = Arc::new(Held::default());
