@@ -36,6 +36,7 @@ mod progress;
 mod pull;
 mod push;
 mod sink;
+mod tags;
 mod transport;
 
 pub use client::RegistryClient;

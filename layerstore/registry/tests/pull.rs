@@ -464,3 +464,33 @@ async fn a_plain_registry_elsewhere_is_not_spoken_to_in_the_clear() {
     assert!(matches!(e, RegistryError::Tls { .. } | RegistryError::Connect { .. }), "{e}");
     assert_eq!(fake.log.lock().unwrap().len(), 0);
 }
+
+#[tokio::test]
+async fn tags_are_listed_page_by_page() {
+    let fake = Fake::start(|seen| {
+        assert_eq!(seen.path, "/v2/team/app/tags/list");
+        let page = |tags: &str, next: &str| {
+            let link = format!("</v2/team/app/tags/list?{next}>; rel=\"next\"");
+            status(200).header("link", link).body(Body::from(format!("{{\"tags\":{tags}}}"))).unwrap().into()
+        };
+        match seen.query.as_str() {
+            "n=1000" => page("[\"1\",\"not a tag\"]", "last=1"),
+            "last=1" => page("[\"latest\"]", "last=latest"),
+            // It leads in circles.
+            "last=latest" => page("null", "last=latest"),
+            other => panic!("{other}"),
+        }
+    })
+    .await;
+    let tags = client().tags(&fake.reference()).await.unwrap();
+    assert_eq!(tags.iter().filter_map(Reference::tag).collect::<Vec<_>>(), ["1", "latest"]);
+    assert!(tags.iter().all(|tag| tag.name() == fake.reference().name()));
+}
+
+#[tokio::test]
+async fn tags_of_a_repository_that_is_not_there_are_an_error() {
+    let fake =
+        Fake::start(|_| error(404, "NAME_UNKNOWN", "repository name not known to registry").into()).await;
+    let error = client().tags(&fake.reference()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}

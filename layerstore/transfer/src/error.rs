@@ -1,9 +1,9 @@
 //! Why an image could not be moved.
 
-use lapstrake_layerstore_diff::DiffError;
+use lapstrake_layerstore_diff::{self as diff, DiffError};
 use lapstrake_layerstore_oci::{DiffId, OciError};
-use lapstrake_layerstore_registry::RegistryError;
-use lapstrake_layerstore_store::StoreError;
+use lapstrake_layerstore_registry::{self as registry, RegistryError};
+use lapstrake_layerstore_store::{self as store, StoreError};
 
 /// Why an image could not be moved into or out of the stores.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,62 @@ pub enum TransferError {
     Canceled,
 }
 
+/// The kinds of error that callers treat differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// It is not there.
+    NotFound,
+    /// Not without (other) credentials.
+    Unauthorized,
+    /// Not for these credentials.
+    Denied,
+    /// It is in use, or there already.
+    Conflict,
+    /// What was asked for can never be right.
+    Invalid,
+    /// What came is at fault: a damaged archive, a layer that is not what its image says.
+    Corrupt,
+    /// The registry cannot be reached or does not work now.
+    Unavailable,
+    /// Nobody waits for it any more.
+    Canceled,
+    /// This machine failed.
+    Internal,
+}
+
 impl TransferError {
+    /// How a caller should treat this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(source) => match source.kind() {
+                store::ErrorKind::NotFound => ErrorKind::NotFound,
+                store::ErrorKind::Conflict => ErrorKind::Conflict,
+                store::ErrorKind::Invalid => ErrorKind::Invalid,
+                // What is damaged is this machine's, not what came.
+                store::ErrorKind::Corrupt | store::ErrorKind::Internal => ErrorKind::Internal,
+            },
+            Self::Registry(source) => match source.kind() {
+                registry::ErrorKind::NotFound => ErrorKind::NotFound,
+                registry::ErrorKind::Unauthorized => ErrorKind::Unauthorized,
+                registry::ErrorKind::Denied => ErrorKind::Denied,
+                registry::ErrorKind::Corrupt => ErrorKind::Corrupt,
+                registry::ErrorKind::Unavailable => ErrorKind::Unavailable,
+                registry::ErrorKind::Invalid => ErrorKind::Invalid,
+                registry::ErrorKind::Internal => ErrorKind::Internal,
+            },
+            Self::Layer { source, .. } | Self::ReadArchive(source) => match source.kind() {
+                diff::ErrorKind::Archive | diff::ErrorKind::TooLarge | diff::ErrorKind::Unsupported => {
+                    ErrorKind::Corrupt
+                }
+                diff::ErrorKind::Stream | diff::ErrorKind::Internal => ErrorKind::Internal,
+            },
+            Self::Document { .. } | Self::WrongDiffId { .. } | Self::BadArchive { .. } => ErrorKind::Corrupt,
+            Self::Unsuitable { .. } => ErrorKind::Invalid,
+            Self::WrongSize { .. } | Self::Io { .. } => ErrorKind::Internal,
+            Self::Canceled => ErrorKind::Canceled,
+        }
+    }
+
     /// An I/O error with what was being done. Use as `.map_err(TransferError::io("read archive"))`.
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { doing, source }

@@ -25,7 +25,7 @@ mod push;
 mod unpack;
 
 pub use archive::{ArchiveImage, SaveImage, save, write_docker_archive, write_oci_archive};
-pub use error::TransferError;
+pub use error::{ErrorKind, TransferError};
 pub use import::import;
 pub use layers::{layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
