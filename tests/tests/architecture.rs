@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "builder-dockerfile",
         "builder-executor",
+        "builder-history",
         "builder-solver",
         "graphdriver-adapter",
         "layerstore-conformance",
@@ -38,8 +39,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("lapstrake-graphdriver-adapter", &["api-daemon", "tests"]),
     // The command line ends in the program.
     ("clap", &["api-daemon"]),
-    // One database, whose tables are in the store and the cache.
-    ("rusqlite", &["builder-cache", "layerstore-store"]),
+    // One database, whose tables are in the store, the cache and the history.
+    ("rusqlite", &["builder-cache", "builder-history", "layerstore-store"]),
     // Registries, sources and archives to import are asked for in one place each.
     ("reqwest", &["api-daemon", "builder-source", "layerstore-registry"]),
 ];

@@ -157,6 +157,11 @@ const BATCH_BYTES: u64 = 64 * 1024;
 const PREFIX: usize = 4;
 
 impl Subscription {
+    /// The same build from its first event, whatever was read of it here.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, at: 0, published: self.published.clone() })
+    }
+
     /// Where in the spool [`Self::next`] reads next.
     pub fn position(&self) -> u64 {
         self.at
@@ -193,7 +198,9 @@ impl Subscription {
         let mut rest = batch.as_slice();
         loop {
             let (record, after) = rest.split_at(record_len(rest));
-            merged.merge(&record[PREFIX..]).map_err(|source| ProgressError::Damaged { at: self.at, source })?;
+            merged
+                .merge(&record[PREFIX..])
+                .map_err(|source| ProgressError::Damaged { at: self.at, source })?;
             self.at += record.len() as u64;
             rest = after;
             if rest.len() < PREFIX || rest.len() < record_len(rest) {

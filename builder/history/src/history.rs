@@ -1,0 +1,542 @@
+//! The history of one store.
+//!
+//! # What a crash leaves
+//!
+//! A row is written when a build begins, and again when it has ended and its log is on disk under its name. So `kill -9` leaves a row
+//! that says "running" (the next start calls it interrupted), a half-written log without its name, or a log whose row does not know it
+//! (both removed by the next start). Rows go before their logs; one that a power cut brings back says
+//! that its log is lost.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use lapstrake_builder_progress::{Progress, Subscription};
+use lapstrake_layerstore_store::{Metadata, StoreError};
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::{
+    BuildLog, BuildNotes, BuildRecord, BuildStatus, BuildSummary, HistoryError, VertexRecord,
+    log::{self, LogWriter},
+    record::Tally,
+    rows,
+};
+
+/// Bytes of unpacked vertices of one build: 100,000 of some hundred bytes.
+const VERTEX_BYTES: u64 = 256 << 20;
+/// Longest id, in characters.
+const ID_CHARS: usize = 64;
+
+/// How much history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Builds that are kept whatever their age (`[history] maxEntries`).
+    pub entries: usize,
+    /// Further builds are kept until they are this old (`[history] maxAge`) …
+    pub age: Duration,
+    /// … and no more builds than this in all.
+    pub most: usize,
+    /// Bytes of logs on disk in all; the newest build's is kept whatever its size.
+    pub log_bytes: u64,
+}
+
+impl Default for Limits {
+    /// BuildKit's 50 builds and 48 hours; 1000 builds and 1 GiB at most.
+    fn default() -> Self {
+        Self { entries: 50, age: Duration::from_secs(48 * 60 * 60), most: 1000, log_bytes: 1 << 30 }
+    }
+}
+
+/// A build that begins, as it is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Building {
+    /// What its client calls it; kept as its id where that can be.
+    pub id: String,
+    /// What it is called in lists.
+    pub name: String,
+    /// See [`BuildSummary::frontend`].
+    pub frontend: String,
+    /// The Dockerfile's path.
+    pub dockerfile: String,
+    /// The stage that was asked for.
+    pub target: Option<String>,
+    /// Where its files come from, without credentials.
+    pub context: Option<String>,
+    /// The platforms that were asked for.
+    pub platforms: Vec<String>,
+    /// Names of build-args that were given.
+    pub build_args: Vec<String>,
+    /// What is to be left behind.
+    pub output: String,
+    /// Names of the image.
+    pub names: Vec<String>,
+}
+
+/// How a build ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Well.
+    Completed {
+        /// The image that was made.
+        image: Option<String>,
+    },
+    /// With an error.
+    Failed {
+        /// The whole message.
+        error: String,
+    },
+    /// Nobody wanted it any more.
+    Canceled,
+}
+
+/// The builds of one store. Cheap to clone.
+#[derive(Clone)]
+pub struct History(Arc<Inner>);
+
+struct Inner {
+    metadata: Metadata,
+    directory: PathBuf,
+    limits: Limits,
+    state: Mutex<State>,
+    /// Changes when a build has been written down.
+    written: watch::Sender<u64>,
+    /// Held by whoever writes a log: one at a time, as packing is work for a processor.
+    writing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Ids of builds that are written down.
+    known: BTreeSet<String>,
+    /// Builds that run, or are being written down.
+    live: BTreeMap<String, Live>,
+}
+
+struct Live {
+    summary: BuildSummary,
+    notes: Arc<BuildNotes>,
+    /// From its first event on.
+    events: Subscription,
+    has_ended: bool,
+}
+
+impl History {
+    /// Opens the history: tables in `metadata`, logs in `directory`. Removes what a crash left half-made. Blocks.
+    pub fn open(
+        metadata: Metadata,
+        directory: impl Into<PathBuf>,
+        limits: Limits,
+    ) -> Result<Self, HistoryError> {
+        let directory = directory.into();
+        metadata.migrate("history", crate::schema::STEPS)?;
+        // What processes print may be secret.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(HistoryError::io("create", &directory))?;
+        let mut known = BTreeSet::new();
+        let mut logs = BTreeSet::new();
+        for row in rows::builds(&metadata)? {
+            let Ok(mut summary) = serde_json::from_str::<BuildSummary>(&row.summary) else {
+                tracing::warn!(build = row.id, "a build's record cannot be read; it is forgotten");
+                rows::drop_builds(&metadata, &[row.id])?;
+                continue;
+            };
+            let has_log = row.log_bytes.is_some() && log_path(&directory, &row.id).is_file();
+            let was_running = summary.status == BuildStatus::Running;
+            if was_running || has_log != row.log_bytes.is_some() {
+                summary.status = if was_running { BuildStatus::Interrupted } else { summary.status };
+                summary.log_bytes = None;
+                let vertices = rows::build(&metadata, &row.id)?.and_then(|(_, vertices)| vertices);
+                metadata.write_lazily(|txn| {
+                    rows::put_build(txn, &summary, vertices.as_deref())
+                        .map_err(StoreError::metadata("note that a build was interrupted"))
+                })?;
+            } else if has_log {
+                logs.insert(log_path(&directory, &row.id));
+            }
+            known.insert(row.id);
+        }
+        for entry in fs::read_dir(&directory).map_err(HistoryError::io("list", &directory))? {
+            let path = entry.map_err(HistoryError::io("list", &directory))?.path();
+            if !logs.contains(&path) {
+                fs::remove_file(&path).map_err(HistoryError::io("remove", path))?;
+            }
+        }
+        Ok(Self(Arc::new(Inner {
+            metadata,
+            directory,
+            limits,
+            state: Mutex::new(State { known, live: BTreeMap::new() }),
+            written: watch::Sender::new(0),
+            writing: Mutex::default(),
+        })))
+    }
+
+    /// A build begins. Called within a tokio runtime.
+    pub fn begin(&self, building: Building, progress: &Progress) -> io::Result<Recording> {
+        let events = progress.subscribe()?;
+        let notes = BuildNotes::new(self.0.metadata.clone());
+        let mut state = self.0.state.lock();
+        let id = state.free_id(building.id);
+        let summary = BuildSummary {
+            id: id.clone(),
+            name: building.name,
+            status: BuildStatus::Running,
+            created: SystemTime::now(),
+            completed: None,
+            error: None,
+            frontend: building.frontend,
+            dockerfile: building.dockerfile,
+            target: building.target,
+            context: building.context,
+            platforms: building.platforms,
+            build_args: building.build_args,
+            output: building.output,
+            names: building.names,
+            image: None,
+            total_steps: 0,
+            completed_steps: 0,
+            cached_steps: 0,
+            warnings: 0,
+            log_bytes: None,
+        };
+        let live = Live { summary: summary.clone(), notes: Arc::clone(&notes), events, has_ended: false };
+        state.live.insert(id.clone(), live);
+        drop(state);
+        let runtime = Handle::current();
+        let inner = Arc::clone(&self.0);
+        runtime.spawn_blocking(move || inner.note_beginning(&summary));
+        Ok(Recording { history: self.clone(), id, notes, runtime, outcome: Some(Outcome::Canceled) })
+    }
+
+    /// Waits until all builds that have ended are written down.
+    pub async fn settle(&self) {
+        let mut written = self.0.written.subscribe();
+        while self.0.state.lock().live.values().any(|live| live.has_ended) {
+            written.borrow_and_update();
+            // Looked at again after marking: a build may have been written down in between.
+            if !self.0.state.lock().live.values().any(|live| live.has_ended)
+                || written.changed().await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// All builds, newest first. Blocks.
+    pub fn builds(&self) -> Result<Vec<BuildSummary>, HistoryError> {
+        let mut all: BTreeMap<String, BuildSummary> = BTreeMap::new();
+        for row in rows::builds(&self.0.metadata)? {
+            all.insert(row.id.clone(), read_summary(&row.id, &row.summary)?);
+        }
+        for (id, live) in &self.0.state.lock().live {
+            all.insert(id.clone(), live.summary.clone());
+        }
+        let mut all: Vec<_> = all.into_values().collect();
+        all.sort_by(|a, b| (b.created, &a.id).cmp(&(a.created, &b.id)));
+        Ok(all)
+    }
+
+    /// One build, by its id or the beginning of it. Of one that runs, what is known so far. Blocks.
+    pub fn build(&self, id: &str) -> Result<BuildRecord, HistoryError> {
+        let id = self.find(id)?;
+        if let Some((mut summary, notes, mut events)) = self.live(&id)? {
+            let mut tally = Tally::default();
+            // Nothing is waited for: a future that is not ready ends the loop.
+            while let Some(Ok(Some(response))) = futures::FutureExt::now_or_never(events.next()) {
+                tally.take(response);
+            }
+            let vertices = tally.finish(&mut summary, |vertex| notes.reasons(vertex));
+            return Ok(BuildRecord { summary, vertices });
+        }
+        let (summary, vertices) = rows::build(&self.0.metadata, &id)?
+            .ok_or_else(|| HistoryError::NoSuchBuild { id: id.clone() })?;
+        let vertices = vertices.map_or(Ok(Vec::new()), |bytes| unpack(&bytes));
+        let vertices = vertices.map_err(|source| HistoryError::Damaged { id: id.clone(), source })?;
+        Ok(BuildRecord { summary: read_summary(&id, &summary)?, vertices })
+    }
+
+    /// A build's log from its beginning; of one that runs, to its end if `is_followed`. Blocks.
+    pub fn log(&self, id: &str, is_followed: bool) -> Result<BuildLog, HistoryError> {
+        let id = self.find(id)?;
+        if let Some((_, _, events)) = self.live(&id)? {
+            return Ok(BuildLog::live(id, events, is_followed));
+        }
+        let path = log_path(&self.0.directory, &id);
+        let open = || BuildLog::stored(id.clone(), File::open(&path)?);
+        open().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => HistoryError::NoLog { id: id.clone() },
+            _ => HistoryError::Io { doing: "open", path: path.clone(), source },
+        })
+    }
+
+    /// Forgets a build, by its id or the beginning of it; its id. Blocks.
+    ///
+    /// Errors: [`HistoryError::Running`]; what is not there is [`HistoryError::NoSuchBuild`].
+    pub fn remove(&self, id: &str) -> Result<String, HistoryError> {
+        let id = self.find(id)?;
+        if self.0.state.lock().live.contains_key(&id) {
+            return Err(HistoryError::Running { id });
+        }
+        self.0.forget(std::slice::from_ref(&id))?;
+        Ok(id)
+    }
+
+    /// Forgets all builds that have ended; their ids. Blocks.
+    pub fn clear(&self) -> Result<Vec<String>, HistoryError> {
+        let ids: Vec<String> = self.0.state.lock().known.iter().cloned().collect();
+        self.0.forget(&ids)?;
+        Ok(ids)
+    }
+
+    fn find(&self, asked: &str) -> Result<String, HistoryError> {
+        let state = self.0.state.lock();
+        if state.is_taken(asked) {
+            return Ok(asked.to_owned());
+        }
+        let mut found = state.known.iter().chain(state.live.keys()).filter(|id| id.starts_with(asked));
+        match (found.next(), found.next()) {
+            (Some(id), None) if !asked.is_empty() => Ok(id.clone()),
+            (Some(_), Some(_)) if !asked.is_empty() => Err(HistoryError::Ambiguous { id: asked.to_owned() }),
+            _ => Err(HistoryError::NoSuchBuild { id: asked.to_owned() }),
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn live(&self, id: &str) -> Result<Option<(BuildSummary, Arc<BuildNotes>, Subscription)>, HistoryError> {
+        let state = self.0.state.lock();
+        let Some(live) = state.live.get(id) else { return Ok(None) };
+        let events = live.events.again().map_err(HistoryError::io("read the spool of", id))?;
+        Ok(Some((live.summary.clone(), Arc::clone(&live.notes), events)))
+    }
+}
+
+impl std::fmt::Debug for History {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("History").field("directory", &self.0.directory).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn is_taken(&self, id: &str) -> bool {
+        self.known.contains(id) || self.live.contains_key(id)
+    }
+
+    /// The client's name for the build, if that can be the name of a file and no other build has it; else a random one.
+    fn free_id(&self, wanted: String) -> String {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if (1..=ID_CHARS).contains(&wanted.len()) && wanted.chars().all(is_plain) && !self.is_taken(&wanted) {
+            return wanted;
+        }
+        random_id()
+    }
+}
+
+/// 25 characters of base 36, as BuildKit's.
+fn random_id() -> String {
+    const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    (0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
+}
+
+fn log_path(directory: &Path, id: &str) -> PathBuf {
+    directory.join(format!("{id}.zst"))
+}
+
+fn read_summary(id: &str, json: &str) -> Result<BuildSummary, HistoryError> {
+    serde_json::from_str(json)
+        .map_err(|error| HistoryError::Damaged { id: id.to_owned(), source: error.into() })
+}
+
+fn pack(vertices: &[VertexRecord]) -> io::Result<Vec<u8>> {
+    zstd::encode_all(serde_json::to_vec(vertices)?.as_slice(), 3)
+}
+
+fn unpack(bytes: &[u8]) -> io::Result<Vec<VertexRecord>> {
+    let decoder = zstd::stream::read::Decoder::new(bytes)?;
+    Ok(serde_json::from_reader(io::BufReader::new(io::Read::take(decoder, VERTEX_BYTES)))?)
+}
+
+/// A build that is being recorded. Dropping it without an end says that it was cancelled.
+pub struct Recording {
+    history: History,
+    id: String,
+    notes: Arc<BuildNotes>,
+    runtime: Handle,
+    outcome: Option<Outcome>,
+}
+
+impl Recording {
+    /// The build's id in the history.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where its steps note why they ran.
+    pub fn notes(&self) -> &Arc<BuildNotes> {
+        &self.notes
+    }
+
+    /// The build ended. It is written down in the background, once its progress has said its last word.
+    pub fn end(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let Some(outcome) = self.outcome.take() else { return };
+        let inner = Arc::clone(&self.history.0);
+        let (id, notes, runtime) =
+            (std::mem::take(&mut self.id), Arc::clone(&self.notes), self.runtime.clone());
+        inner.mark_ended(&id, outcome);
+        self.runtime.spawn_blocking(move || inner.write_down(&id, &notes, &runtime));
+    }
+}
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recording").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// So that a build that the daemon does not survive is not forgotten.
+    fn note_beginning(&self, summary: &BuildSummary) {
+        let noted = self.metadata.write_lazily(|txn| {
+            // It may have ended before this thread got its turn, and been written down or even forgotten.
+            if !self.state.lock().live.contains_key(&summary.id) {
+                return Ok(());
+            }
+            rows::begin_build(txn, summary).map_err(StoreError::metadata("note that a build began"))
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, build = summary.id, "a build's beginning is not recorded");
+        }
+    }
+
+    fn mark_ended(&self, id: &str, outcome: Outcome) {
+        let mut state = self.state.lock();
+        let Some(live) = state.live.get_mut(id) else { return };
+        live.has_ended = true;
+        let summary = &mut live.summary;
+        summary.completed = Some(SystemTime::now());
+        match outcome {
+            Outcome::Completed { image } => {
+                summary.status = BuildStatus::Completed;
+                summary.image = image;
+            }
+            Outcome::Failed { error } => {
+                summary.status = BuildStatus::Error;
+                summary.error = Some(error);
+            }
+            Outcome::Canceled => summary.status = BuildStatus::Canceled,
+        }
+    }
+
+    /// Writes the log, then the row, then drops what is over the limits.
+    fn write_down(&self, id: &str, notes: &BuildNotes, runtime: &Handle) {
+        let events = self.state.lock().live.get(id).map(|live| (live.summary.clone(), live.events.again()));
+        let Some((mut summary, events)) = events else { return };
+        let mut tally = Tally::default();
+        let logged = events.and_then(|mut events| self.write_log(id, &mut events, &mut tally, runtime));
+        match logged {
+            Ok(bytes) => summary.log_bytes = Some(bytes),
+            // The build is what it is; a full disk takes its log, not its record.
+            Err(error) => tracing::warn!(%error, build = id, "a build's log is not kept"),
+        }
+        let vertices = tally.finish(&mut summary, |vertex| notes.reasons(vertex));
+        let vertices = pack(&vertices).ok();
+        let recipes = notes.take_recipes();
+        let noted = self.metadata.write_lazily(|txn| {
+            let write = || -> rusqlite::Result<()> {
+                rows::put_build(txn, &summary, vertices.as_deref())?;
+                rows::put_recipes(txn, notes.project(), &recipes)
+            };
+            write().map_err(StoreError::metadata("record a build"))
+        });
+        let mut state = self.state.lock();
+        state.live.remove(id);
+        match noted {
+            Ok(()) => drop(state.known.insert(id.to_owned())),
+            Err(error) => tracing::warn!(%error, build = id, "a build is not recorded"),
+        }
+        drop(state);
+        if let Err(error) = self.trim() {
+            tracing::warn!(%error, "old builds are not forgotten");
+        }
+        self.written.send_modify(|count| *count += 1);
+    }
+
+    /// Writes a log under a temporary name, and renames it when it is on disk.
+    fn write_log(
+        &self,
+        id: &str,
+        events: &mut Subscription,
+        tally: &mut Tally,
+        runtime: &Handle,
+    ) -> io::Result<u64> {
+        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.directory)?;
+        let mut writer = LogWriter::new(io::BufWriter::new(file.as_file_mut()))?;
+        let mut wrote = Ok(());
+        while let Some(response) = runtime.block_on(events.next()).map_err(log::unreadable)? {
+            let _turn = self.writing.lock();
+            if wrote.is_ok() {
+                wrote = writer.write(&response);
+            }
+            tally.take(response);
+        }
+        wrote?;
+        writer.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.as_file().sync_all()?;
+        let bytes = file.as_file().metadata()?.len();
+        file.persist(log_path(&self.directory, id)).map_err(|error| error.error)?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(bytes)
+    }
+
+    /// Drops what is over the limits, oldest first.
+    fn trim(&self) -> Result<(), HistoryError> {
+        let limits = &self.limits;
+        let now = SystemTime::now();
+        let mut bytes = 0;
+        let mut over = Vec::new();
+        for (number, row) in rows::builds(&self.metadata)?.into_iter().enumerate() {
+            bytes += row.log_bytes.unwrap_or(0);
+            let age = now.duration_since(row.created).unwrap_or_default();
+            let is_old = number >= limits.entries && (age > limits.age || number >= limits.most);
+            if (is_old || (bytes > limits.log_bytes && number > 0))
+                && !self.state.lock().live.contains_key(&row.id)
+            {
+                over.push(row.id);
+            }
+        }
+        self.forget(&over)
+    }
+
+    fn forget(&self, ids: &[String]) -> Result<(), HistoryError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        rows::drop_builds(&self.metadata, ids)?;
+        for id in ids {
+            self.state.lock().known.remove(id);
+            let path = log_path(&self.directory, id);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(HistoryError::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
