@@ -17,9 +17,23 @@ impl Context {
 
     /// Adds a file.
     #[must_use]
-    pub fn mode(mut self, path: &str, mode: u32, data: &str) -> Self {
+    pub fn mode(self, path: &str, mode: u32, data: &str) -> Self {
+        self.binary(path, mode, data.as_bytes())
+    }
+
+    /// Adds a file of any bytes.
+    #[must_use]
+    pub fn binary(mut self, path: &str, mode: u32, data: &[u8]) -> Self {
         let mut header = header(tar::EntryType::Regular, mode, data.len());
-        self.0.append_data(&mut header, path, data.as_bytes()).expect("memory takes it");
+        self.0.append_data(&mut header, path, data).expect("memory takes it");
+        self
+    }
+
+    /// Adds a directory.
+    #[must_use]
+    pub fn directory(mut self, path: &str, mode: u32) -> Self {
+        let mut header = header(tar::EntryType::Directory, mode, 0);
+        self.0.append_data(&mut header, path, std::io::empty()).expect("memory takes it");
         self
     }
 

@@ -121,7 +121,7 @@ impl Export<'_> {
 
     fn record(&mut self, key: &str) -> Result<Option<usize>, StoreError> {
         let incoming = self.incoming(key)?;
-        let mut record = Record { results: self.results(key)?, ..Record::default() };
+        let mut record = Record::default();
         let Some(first) = incoming.first() else {
             // A key without links is common to all builders if it is a digest: of a source, or of content.
             let Ok(digest) = Digest::parse(key) else { return Ok(None) };
@@ -141,6 +141,8 @@ impl Export<'_> {
             return Ok(None);
         }
         record.inputs = inputs.into_values().collect();
+        // A source is fetched from where it comes from, not from a cache, so only what was made of others has results.
+        record.results = self.results(key)?;
         Ok(Some(self.push(record)))
     }
 
