@@ -65,6 +65,10 @@ impl Authorizer {
         Authorizer { source, hosts: Mutex::new(HashMap::new()), tokens: Mutex::new(HashMap::new()) }
     }
 
+    pub(crate) fn source(&self) -> Arc<dyn CredentialSource> {
+        Arc::clone(&self.source)
+    }
+
     /// The header for a request, if the host is known to want one.
     pub(crate) async fn header(
         &self,

@@ -118,6 +118,18 @@ impl RegistryClient {
         RegistryClient { shared: self.shared.clone(), auth: Arc::new(Authorizer::new(source)) }
     }
 
+    /// The same client with one registry's TLS not verified, and plain HTTP allowed there (BuildKit's `registry.insecure`). It shares nothing
+    /// but credentials.
+    pub fn with_insecure(&self, domain: &str) -> RegistryClient {
+        let mut config = RegistryConfig::clone(&self.shared.config);
+        let host = config.hosts.entry(domain.to_owned()).or_default();
+        (host.http, host.insecure) = (Some(true), Some(true));
+        let (config, options) = (Arc::new(config), Arc::clone(&self.shared.options));
+        let transport = Transport::new(config.clone(), options.clone());
+        let shared = Shared { config, options, transport, flights: Flights::default() };
+        RegistryClient { shared: Arc::new(shared), auth: Arc::new(Authorizer::new(self.auth.source())) }
+    }
+
     /// Asks a registry (`docker.io`, `localhost:5000`) whether it accepts the credentials, as `docker login` does.
     pub async fn check_credentials(&self, domain: &str) -> Result<(), RegistryError> {
         let reference = Reference::parse(&format!("{domain}/x"))?;

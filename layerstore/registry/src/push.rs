@@ -120,6 +120,14 @@ impl RegistryClient {
             if depth > MAX_NESTING {
                 return Err(malformed(endpoint, &subject, "indexes are nested too deeply"));
             }
+            let is_document = d.media_type.is_index() || d.media_type.is_manifest();
+            if depth > 0 && !is_document {
+                // BuildKit's caches may be indexes of layers.
+                if plan.seen.insert(d.digest.clone()) {
+                    plan.blobs.push((Item::Layer(plan.blobs.len()), d));
+                }
+                continue;
+            }
             let (content, digest, limit) =
                 (source.content.clone(), d.digest.clone(), self.shared.options.max_manifest);
             let bytes =
@@ -201,6 +209,13 @@ impl RegistryClient {
                 }
             }
         }
+    }
+
+    /// Whether the registry has a blob, as one who may push it sees it.
+    pub async fn has_blob(&self, reference: &Reference, blob: &Descriptor) -> Result<bool, RegistryError> {
+        let endpoint = self.shared.config.registry_endpoint(reference.domain());
+        let subject = Subject::blob(reference, Access::Push, &blob.digest);
+        self.remote_has(&endpoint, &subject, blob).await
     }
 
     async fn remote_has(

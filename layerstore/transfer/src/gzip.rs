@@ -23,21 +23,24 @@ const LAST_BLOCK: [u8; 2] = [0x03, 0x00];
 
 struct Job {
     data: Vec<u8>,
+    level: Compression,
     answer: SyncSender<io::Result<Vec<u8>>>,
 }
 
 /// Compresses what `produce` writes into `out`. `produce`'s own error goes before those of compressing and writing.
 pub(crate) fn gzip<T, E: From<io::Error>>(
     out: &mut dyn Write,
+    level: Compression,
     produce: impl FnOnce(&mut dyn Write) -> Result<T, E>,
 ) -> Result<T, E> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
-    gzip_on(threads, out, produce)
+    gzip_on(threads, out, level, produce)
 }
 
 fn gzip_on<T, E: From<io::Error>>(
     threads: usize,
     out: &mut dyn Write,
+    level: Compression,
     produce: impl FnOnce(&mut dyn Write) -> Result<T, E>,
 ) -> Result<T, E> {
     let (jobs, waiting) = sync_channel::<Job>(threads);
@@ -50,6 +53,7 @@ fn gzip_on<T, E: From<io::Error>>(
         let mut writer = Writer {
             out,
             jobs,
+            level,
             running: VecDeque::new(),
             most: threads * 2,
             block: Vec::with_capacity(BLOCK),
@@ -68,12 +72,12 @@ fn work(waiting: &Mutex<Receiver<Job>>) {
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         // Nobody waits any more: the stream has failed.
-        let _ = job.answer.send(deflate(&job.data));
+        let _ = job.answer.send(deflate(&job.data, job.level));
     }
 }
 
-fn deflate(data: &[u8]) -> io::Result<Vec<u8>> {
-    let mut compress = Compress::new(Compression::default(), false);
+fn deflate(data: &[u8], level: Compression) -> io::Result<Vec<u8>> {
+    let mut compress = Compress::new(level, false);
     let mut out = Vec::with_capacity(data.len() / 2 + 1024);
     loop {
         let done = usize::try_from(compress.total_in()).map_err(io::Error::other)?;
@@ -89,6 +93,7 @@ fn deflate(data: &[u8]) -> io::Result<Vec<u8>> {
 struct Writer<'a> {
     out: &'a mut dyn Write,
     jobs: SyncSender<Job>,
+    level: Compression,
     running: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     most: usize,
     block: Vec<u8>,
@@ -99,7 +104,9 @@ impl Writer<'_> {
     fn submit(&mut self) -> io::Result<()> {
         let data = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
         let (answer, result) = sync_channel(1);
-        self.jobs.send(Job { data, answer }).map_err(|_| io::Error::other("compressing threads ended"))?;
+        self.jobs
+            .send(Job { data, level: self.level, answer })
+            .map_err(|_| io::Error::other("compressing threads ended"))?;
         self.running.push_back(result);
         if self.running.len() >= self.most { self.collect() } else { Ok(()) }
     }
@@ -148,7 +155,7 @@ mod tests {
 
     fn compressed(data: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        gzip::<(), io::Error>(&mut out, |out| out.write_all(data)).unwrap();
+        gzip::<(), io::Error>(&mut out, Compression::default(), |out| out.write_all(data)).unwrap();
         out
     }
 
@@ -178,7 +185,8 @@ mod tests {
         let data = noise(9 * BLOCK / 2);
         let on = |threads| {
             let mut out = Vec::new();
-            gzip_on::<(), io::Error>(threads, &mut out, |out| out.write_all(&data)).unwrap();
+            let level = Compression::default();
+            gzip_on::<(), io::Error>(threads, &mut out, level, |out| out.write_all(&data)).unwrap();
             out
         };
         assert!(on(1) == on(2));
@@ -188,7 +196,7 @@ mod tests {
     #[test]
     fn a_producer_that_fails_fails_the_stream() {
         let mut out = Vec::new();
-        let result = gzip::<(), io::Error>(&mut out, |out| {
+        let result = gzip::<(), io::Error>(&mut out, Compression::default(), |out| {
             out.write_all(&[0; 3 * BLOCK])?;
             Err(io::Error::other("producer"))
         });

@@ -29,8 +29,10 @@ pub use error::{ErrorKind, TransferError};
 pub use import::import;
 pub use layers::{layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
-pub use manifest::{ImageManifest, ManifestForm, ManifestOptions, image_manifest, make_manifest};
-pub use pull::{PulledImage, pull_image};
+pub use manifest::{
+    BlobOptions, ImageManifest, ManifestForm, ManifestOptions, image_manifest, layer_blobs, make_manifest,
+};
+pub use pull::{PulledImage, pull_image, unpacked};
 pub use pull_store::{PullOutcome, pull};
 pub use push::push;
-pub use unpack::{LayerBlob, UnpackEvent, unpack};
+pub use unpack::{LayerBlob, UnpackEvent, blob_diff_id, unpack};

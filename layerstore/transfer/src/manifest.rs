@@ -42,6 +42,17 @@ pub struct ManifestOptions {
     pub compression: LayerCompression,
 }
 
+/// What blobs of layers are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobOptions {
+    /// How layers are compressed that have no blob.
+    pub compression: LayerCompression,
+    /// How hard: up to 9 for gzip, up to 22 for zstd; `None` is each one's own default.
+    pub level: Option<u32>,
+    /// Whether a blob that a layer has already, in another compression, is of no use.
+    pub force: bool,
+}
+
 impl Default for ManifestOptions {
     /// What Moby pushes.
     fn default() -> Self {
@@ -101,8 +112,9 @@ pub fn make_manifest(
     let lease = Arc::new(stores.leases.create());
     let document = ImageConfig::from_json(config).map_err(TransferError::document("image config"))?;
     let mut blobs = Vec::with_capacity(layers.len());
+    let wanted = BlobOptions { compression: options.compression, level: None, force: true };
     for layer in layers {
-        let blob = layer_blob(stores, layer, options.compression, &lease, cancel)?;
+        let blob = layer_blob(stores, layer, &wanted, &lease, cancel)?;
         blobs.push(described(&blob, options.form));
     }
     let (config_type, manifest_type) = match options.form {
@@ -169,25 +181,44 @@ pub(crate) fn hold_blob(stores: &Stores, digest: &Digest, lease: &Lease) -> Resu
     Ok(info.map(|info| info.size))
 }
 
-/// A layer's blob in this compression, made when there is none.
+/// Blobs of layers, which the caller holds; the lease holds the blobs. Those that are made now are kept with their layers. Blocks.
+pub fn layer_blobs(
+    stores: &Stores,
+    layers: &[Layer],
+    options: &BlobOptions,
+    form: ManifestForm,
+    lease: &Lease,
+    cancel: &CancellationToken,
+) -> Result<Vec<Descriptor>, TransferError> {
+    let blob = |layer| Ok(described(&layer_blob(stores, layer, options, lease, cancel)?, form));
+    layers.iter().map(blob).collect()
+}
+
+/// A layer's blob, made when there is none that fits.
 fn layer_blob(
     stores: &Stores,
     layer: &Layer,
-    compression: LayerCompression,
+    options: &BlobOptions,
     lease: &Lease,
     cancel: &CancellationToken,
 ) -> Result<Descriptor, TransferError> {
-    for blob in stores.layers.blobs(&layer.diff_id)? {
-        let fits = blob.media_type.layer_compression() == Some(compression)
+    let BlobOptions { compression, level, force } = *options;
+    let is_wanted = |blob: &Descriptor| blob.media_type.layer_compression() == Some(compression);
+    let mut blobs = stores.layers.blobs(&layer.diff_id)?;
+    blobs.sort_by_key(|blob| !is_wanted(blob));
+    for blob in blobs {
+        let fits = blob.media_type.is_layer()
+            && (!force || is_wanted(&blob))
             && !blob.media_type.is_nondistributable();
         if fits && hold_blob(stores, &blob.digest, lease)? == Some(blob.size) {
             return Ok(blob);
         }
     }
     let mut writer = stores.content.writer()?;
-    let compressed = compress(&mut CancellableWriter { out: &mut writer, cancel }, compression, |out| {
-        layer_tar(stores, layer, out)
-    });
+    let compressed =
+        compress(&mut CancellableWriter { out: &mut writer, cancel }, compression, level, |out| {
+            layer_tar(stores, layer, out)
+        });
     if cancel.is_cancelled() {
         return Err(TransferError::Canceled);
     }
@@ -204,20 +235,25 @@ fn layer_blob(
 fn compress(
     out: &mut dyn Write,
     compression: LayerCompression,
+    level: Option<u32>,
     produce: impl FnOnce(&mut dyn Write) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     const DOING: &str = "compress a layer";
     match compression {
         LayerCompression::None => produce(out),
         LayerCompression::Gzip => {
-            gzip(out, |plain| produce(plain).map_err(Produced::Transfer)).map_err(|error| match error {
-                Produced::Transfer(error) => error,
-                Produced::Io(error) => TransferError::io(DOING)(error),
-            })
+            let level = level.map_or_else(flate2::Compression::default, flate2::Compression::new);
+            gzip(out, level, |plain| produce(plain).map_err(Produced::Transfer)).map_err(
+                |error| match error {
+                    Produced::Transfer(error) => error,
+                    Produced::Io(error) => TransferError::io(DOING)(error),
+                },
+            )
         }
         LayerCompression::Zstd => {
+            let level = level.and_then(|level| i32::try_from(level).ok()).unwrap_or(ZSTD_LEVEL);
             let mut encoder =
-                zstd::stream::write::Encoder::new(out, ZSTD_LEVEL).map_err(TransferError::io(DOING))?;
+                zstd::stream::write::Encoder::new(out, level).map_err(TransferError::io(DOING))?;
             // One worker beside this thread; the bytes do not depend on how many there are.
             encoder.multithread(1).map_err(TransferError::io(DOING))?;
             produce(&mut encoder)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lapstrake_layerstore_oci::Platform;
+use lapstrake_layerstore_oci::{ChainId, DiffId, Platform};
 use lapstrake_layerstore_registry::{ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage};
 use lapstrake_layerstore_store::{Lease, Stores, Tree};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ pub async fn pull_image(
     let work = async {
         let documents = client.resolved_image(resolved, platform, &target, progress).await?;
         // What is unpacked now is held until the unpacking below has found it again.
-        let (unpacked, _present) = present(stores, &documents).await?;
+        let (unpacked, _present) = unpacked(stores, &documents.config.rootfs.diff_ids).await?;
         client.layers(&documents, &target, &|layer| layer.index >= unpacked, progress).await?;
         let blobs: Vec<LayerBlob> = documents
             .manifest
@@ -62,8 +62,8 @@ pub async fn pull_image(
 }
 
 /// How many layers, from the bottom, are unpacked already, and what holds them.
-async fn present(stores: &Stores, image: &ResolvedImage) -> Result<(usize, Tree), TransferError> {
-    let chains = lapstrake_layerstore_oci::ChainId::all_of(&image.config.rootfs.diff_ids);
+pub async fn unpacked(stores: &Stores, diff_ids: &[DiffId]) -> Result<(usize, Tree), TransferError> {
+    let chains = ChainId::all_of(diff_ids);
     let stores = stores.clone();
     TransferError::blocking(move || {
         for (index, chain) in chains.iter().enumerate().rev() {

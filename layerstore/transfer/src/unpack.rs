@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use lapstrake_layerstore_diff::{Compression, Limits, apply, decompress};
-use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId};
+use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, DigestWriter};
 use lapstrake_layerstore_store::{Layer, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +66,23 @@ pub(crate) fn held(stores: &Stores, chain: &ChainId) -> Result<Option<Tree>, Tra
         Some(layer) => Ok(stores.hold(&layer.snapshot)?),
         None => Ok(None),
     }
+}
+
+/// What a blob in the content store unpacks to, found by decompressing it: for those of which nobody tells it. Blocks.
+pub fn blob_diff_id(
+    stores: &Stores,
+    blob: &Digest,
+    cancel: &CancellationToken,
+) -> Result<DiffId, TransferError> {
+    let reader = Cancellable { reader: stores.content.reader(blob)?, cancel };
+    let mut plain = decompress(reader).map_err(TransferError::layer(blob))?;
+    let mut digest = DigestWriter::new(std::io::sink());
+    let copied = std::io::copy(&mut plain, &mut digest);
+    if cancel.is_cancelled() {
+        return Err(TransferError::Canceled);
+    }
+    copied.map_err(TransferError::io("decompress a layer"))?;
+    Ok(DiffId::from(digest.finish().1))
 }
 
 fn unpack_one(
