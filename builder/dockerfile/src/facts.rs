@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use lapstrake_builder_llb::{Definition, ResolveMode};
-use lapstrake_layerstore_oci::{Digest, ImageId, Platform, Reference};
+use lapstrake_layerstore_oci::{Digest, History, ImageId, Platform, Reference};
 
 /// Everything that is known so far. Start with [`Facts::new`], add what [`crate::plan()`] needs, and plan again.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +23,75 @@ pub struct Facts {
     pub context_epoch: Option<Option<i64>>,
     /// Graphs that the client gave by name (`input:NAME` contexts).
     pub inputs: BTreeMap<String, Definition>,
+    /// Images that cannot be had, and why. (Classic: that is told when their turn comes.)
+    pub missing: HashMap<ImageQuery, String>,
+    /// Hashes of what is copied, as the classic history has them, or why it cannot be copied.
+    pub copied: BTreeMap<Place, Result<String, String>>,
+    /// Stages, by number, whose first instructions are taken from an image (classic `--cache-from`).
+    pub restored: BTreeMap<usize, Restored>,
+}
+
+/// An instruction's place: its stage's number in the Dockerfile, and how many come before it in the stage, triggers included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The stage.
+    pub stage: usize,
+    /// Its place there.
+    pub position: usize,
+}
+
+/// What is to be hashed for the history of a `COPY` or `ADD`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopyQuery {
+    /// Of which instruction; goes to [`Facts::copied`] under this.
+    pub place: Place,
+    /// `COPY` or `ADD`.
+    pub keyword: &'static str,
+    /// What is copied, in order.
+    pub sources: Vec<CopySource>,
+    /// Whether the destination is a directory by its form.
+    pub to_directory: bool,
+}
+
+/// One source of a `COPY` or `ADD`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CopySource {
+    /// Files of the main context.
+    Context {
+        /// The context's graph.
+        definition: Definition,
+        /// Path or pattern, as written.
+        path: String,
+    },
+    /// Files of a stage or an image.
+    Tree {
+        /// The graph of which they are.
+        definition: Definition,
+        /// Path or pattern, as written.
+        path: String,
+    },
+    /// A downloaded file.
+    Download {
+        /// The graph that gets it.
+        definition: Definition,
+        /// Its name there.
+        path: String,
+    },
+    /// Anything else, by a text that stands for it.
+    Said(String),
+}
+
+/// A prefix of a stage that an image has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restored {
+    /// How many of the stage's own instructions with an entry in the history it covers.
+    pub count: usize,
+    /// The image.
+    pub image: Reference,
+    /// How many of its layers are the result, if there are more than those of the base image.
+    pub layers: Option<u32>,
+    /// The image's entries for them.
+    pub history: Vec<History>,
 }
 
 impl Facts {

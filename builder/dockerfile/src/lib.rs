@@ -24,8 +24,8 @@ pub mod shell;
 mod text;
 
 pub use error::Error;
-pub use facts::{Facts, ImageFact, ImageOrigin, ImageQuery, Need};
+pub use facts::{CopyQuery, CopySource, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Place, Restored};
 pub use location::LineRange;
 pub use lower::{LowerError, dockerfile_definition, dockerfile_name, dockerignore_definition};
-pub use options::DockerfileOptions;
-pub use plan::{Answer, Plan, PlatformPlan, Step, StepKind, plan};
+pub use options::{Dialect, DockerfileOptions};
+pub use plan::{Answer, ClassicPlan, Plan, PlatformPlan, StageEntry, StageHistory, Step, StepKind, plan};

@@ -10,6 +10,8 @@ use lapstrake_layerstore_oci::Platform;
 /// Everything that a client may say about a Dockerfile build. [`DockerfileOptions::new`] is `docker build .` with nothing said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DockerfileOptions {
+    /// Which builder's language and history are meant.
+    pub dialect: Dialect,
     /// Where the files are that `COPY` copies.
     pub context: ContextSource,
     /// A directory within a context that is not local.
@@ -70,6 +72,7 @@ impl DockerfileOptions {
     /// `docker build` of the client's directory `context`, with a Dockerfile in its directory `dockerfile`, nothing else said.
     pub fn new(build_platform: Platform) -> DockerfileOptions {
         DockerfileOptions {
+            dialect: Dialect::BuildKit,
             context: ContextSource::Local(LocalContext::named("context")),
             context_subdir: None,
             dockerfile_source: DockerfileSource::Local(LocalContext::named("dockerfile")),
@@ -113,6 +116,17 @@ impl DockerfileOptions {
             .or_else(|| self.local_sessions.get(&local.name).cloned())
             .or_else(|| self.session_id.clone())
     }
+}
+
+/// Whose rules count where the two builders differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dialect {
+    /// BuildKit's.
+    #[default]
+    BuildKit,
+    /// Those of Moby's classic builder: its history; every stage up to the target is built; what is wrong with an instruction is found
+    /// out when its turn comes. Instructions that only BuildKit has are understood all the same.
+    Classic,
 }
 
 /// A directory that the client offers.

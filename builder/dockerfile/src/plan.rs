@@ -1,9 +1,11 @@
 //! The plan of a build: what the engine gets from a Dockerfile.
 
+use std::sync::Arc;
+
 use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_oci::{Digest, ImageConfig, ImageId, Platform};
 
-use crate::facts::{Facts, Need};
+use crate::facts::{CopyQuery, Facts, Need, Place};
 use crate::lint::Warning;
 use crate::location::LineRange;
 use crate::options::DockerfileOptions;
@@ -56,6 +58,51 @@ pub struct PlatformPlan {
     pub steps: Vec<Step>,
     /// What an SBOM scanner should look at besides the result: name and graph.
     pub scans: Vec<(String, Definition)>,
+    /// What the classic dialect adds; `None` for BuildKit's.
+    pub classic: Option<ClassicPlan>,
+}
+
+/// What the classic dialect adds to a plan.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ClassicPlan {
+    /// Stages that the result does not need, and that are built nevertheless.
+    pub others: Vec<Definition>,
+    /// How many steps the transcript counts, those after a failure included.
+    pub total: usize,
+    /// Why the build fails once everything that is planned has run; then the plan ends with the instruction at fault.
+    pub failure: Option<Error>,
+    /// Build arguments that no instruction declared, sorted.
+    pub unused_args: Vec<String>,
+    /// What is copied by instructions whose history needs a hash that is not among [`Facts::copied`] yet.
+    pub copies: Vec<CopyQuery>,
+    /// All stages, in the order of the Dockerfile.
+    pub stages: Vec<StageHistory>,
+}
+
+/// What a stage would be known by in an image's history: what `--cache-from` compares.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageHistory {
+    /// Its number in the Dockerfile.
+    pub stage: usize,
+    /// The config of the image at its root, if it is not made from nothing.
+    pub base: Option<Arc<ImageConfig>>,
+    /// Entries after those of that image, from first to last.
+    pub entries: Vec<StageEntry>,
+    /// How many of them are those of the stages that it starts from.
+    pub inherited: usize,
+    /// What it is to run on.
+    pub platform: Platform,
+}
+
+/// One instruction in a [`StageHistory`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageEntry {
+    /// As in the history.
+    pub created_by: String,
+    /// Whether `created_by` is all that the result depends on besides what is before it.
+    pub complete: bool,
+    /// What is to be known for `created_by` to be complete.
+    pub copy: Option<Place>,
 }
 
 /// One line `Step n/m : …` of the classic transcript.
@@ -77,6 +124,8 @@ pub struct Step {
     pub lines: LineRange,
     /// Whether it is an `ONBUILD` trigger: Moby runs it, but prints no `Step` line for it and does not count it.
     pub trigger: bool,
+    /// Whether its result is that of an image ([`Facts::restored`]).
+    pub restored: bool,
 }
 
 impl Step {
@@ -105,8 +154,10 @@ pub enum StepKind {
         /// The words that are executed.
         args: Vec<String>,
     },
-    /// `COPY` or `ADD`.
+    /// `COPY` or `ADD`, which need no container.
     Copy,
     /// Anything else.
     Other,
+    /// The instruction at which the build fails ([`ClassicPlan::failure`]): named, and nothing more said.
+    Failed,
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Tree, Selectors ──ContentHasher::digest──► Digest      BuildKit's content digest: the cache key of what is copied
+//!   Tree, a source ──copied───────────────► hashes      what Moby's classic history says of copied files
 //!   FileOp, Trees ────apply──────────────────► Trees       COPY, ADD, WORKDIR
 //!   Trees ────────────merge──────────────────► Tree        COPY --link
 //!   Tree, Tree ───────diff───────────────────► Tree
@@ -24,8 +25,10 @@ mod digest;
 mod error;
 mod glob;
 mod layers;
+mod tarsum;
 
 pub use action::apply;
-pub use digest::ContentHasher;
+pub use digest::{ContentHasher, FileDigest};
 pub use error::{FilesError, OsError};
 pub use layers::{diff, merge};
+pub use tarsum::{CopiedFrom, copied, copied_together, downloaded};

@@ -9,6 +9,7 @@ use lapstrake_builder_llb::{
 use lapstrake_layerstore_oci::{Digest, Platform};
 use regex::Regex;
 
+use super::classic::{DraftCopy, DraftSource};
 use super::dispatch::At;
 use super::naming::expanded;
 use super::{LowerError, Lowered, Lowering, git, path};
@@ -26,6 +27,8 @@ struct Config<'a> {
     add: Option<&'a Add>,
     source: State,
     from_context: bool,
+    /// The stage or image that it copies from, as far as it cannot be had.
+    missing: Option<String>,
     chown: Option<&'a str>,
     chmod: Option<&'a str>,
     mode: Option<CopyMode>,
@@ -54,6 +57,7 @@ impl Lowering<'_> {
             add: Some(add),
             source: self.context.clone(),
             from_context: true,
+            missing: None,
             chown: add.chown.as_deref(),
             chmod: add.chmod.as_deref(),
             mode: parse_mode(add.chmod.as_deref()).map_err(|e| e.at(at.lines))?,
@@ -89,6 +93,7 @@ impl Lowering<'_> {
             add: None,
             source,
             from_context: from.is_none(),
+            missing: from.and_then(|from| self.stages[from].missing.clone()),
             chown: copy.chown.as_deref(),
             chmod: copy.chmod.as_deref(),
             mode: parse_mode(copy.chmod.as_deref()).map_err(|e| e.at(at.lines))?,
@@ -117,6 +122,9 @@ impl Lowering<'_> {
         let text = expanded(code, &self.lexer, &env);
         config.name = self.step_name(at.stage, &text, platform.as_ref(), Some(&env));
 
+        if let Some(why) = &config.missing {
+            return Err(LowerError::Classic(why.clone()).at(at.lines));
+        }
         let mut actions = Vec::with_capacity(config.transfer.sources.len());
         for source in &config.transfer.sources {
             let action = self.copy_of(at, &config, source)?;
@@ -137,6 +145,10 @@ impl Lowering<'_> {
             actions.push(FileAction::Copy(Box::new(copy)));
         }
 
+        let hash = match self.is_classic() {
+            true => Some(self.hash_of(at, &config, &actions)?),
+            false => None,
+        };
         let mut options = OpOptions::named(config.name.clone());
         options.locations.push(self.location(at.lines));
         options.metadata.ignore_cache = self.stages[at.stage].ignore_cache;
@@ -148,8 +160,38 @@ impl Lowering<'_> {
             self.graph.file(&state, actions, options)
         };
         self.set_state(at.stage, state);
-        self.commit(at.stage, config.history(), true);
+        match hash {
+            None => self.commit(at.stage, config.history(), true),
+            Some(hash) => {
+                let created_by = self.nop(at.stage, &config.classic_history(&hash));
+                self.commit_classic(at.stage, created_by, true, config.is_plain(), Some(self.place));
+            }
+        }
         Ok(())
+    }
+
+    /// What the classic history has in the place of the sources.
+    fn hash_of(&mut self, at: &At, config: &Config<'_>, actions: &[FileAction]) -> Lowered<String> {
+        let files = actions.iter().filter_map(|action| match action {
+            FileAction::Copy(copy) => Some(copy),
+            _ => None,
+        });
+        let mut sources = Vec::with_capacity(actions.len());
+        for (source, copy) in config.transfer.sources.iter().zip(files) {
+            let git = git::parse(source).ok().flatten().is_some_and(|git| !git.could_be_path);
+            sources.push(match (git, git::is_http(source)) {
+                (true, _) => DraftSource::Said(source.clone()),
+                (_, true) => DraftSource::Download { state: copy.from.clone(), path: copy.source.clone() },
+                _ if config.from_context => DraftSource::Context { path: source.clone() },
+                _ => DraftSource::Tree { state: config.source.clone(), path: source.clone() },
+            });
+        }
+        for file in &config.transfer.inline_files {
+            sources.push(DraftSource::Said(format!("inline:{}", Digest::sha256_of(&file.data).hex())));
+        }
+        let keyword = if config.add.is_some() { "ADD" } else { "COPY" };
+        let to_directory = config.transfer.destination.ends_with('/');
+        self.copied(at, DraftCopy { place: self.place, keyword, sources, to_directory })
     }
 
     /// `--link`: the files become a layer that does not depend on what is below, and is then laid upon it.
@@ -276,6 +318,25 @@ impl Config<'_> {
         copy.allow_wildcard = true;
         copy.allow_empty_wildcard = true;
         copy
+    }
+
+    /// Whether the classic builder has all of it.
+    fn is_plain(&self) -> bool {
+        let bare = self.transfer.inline_files.is_empty() && self.excludes.is_empty();
+        bare && !self.link
+            && !self.parents
+            && self.chmod.is_none()
+            && self.add.is_none_or(|add| {
+                add.checksum.is_none() && add.unpack.is_none() && add.keep_git_dir.is_none()
+            })
+    }
+
+    /// As the classic history has it, where nothing stands between the owner and the hash.
+    fn classic_history(&self, hash: &str) -> String {
+        let keyword = if self.add.is_some() { "ADD" } else { "COPY" };
+        let chmod = self.chmod.map(|chmod| format!("--chmod={chmod} ")).unwrap_or_default();
+        let chown = self.chown.map(|chown| format!("--chown={chown}")).unwrap_or_default();
+        format!("{keyword} {chmod}{chown}{hash} in {} ", self.transfer.destination)
     }
 
     fn history(&self) -> String {

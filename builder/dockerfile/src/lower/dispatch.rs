@@ -3,11 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
-use lapstrake_builder_llb::State;
+use lapstrake_builder_llb::{EnvList, State};
 
 use super::images::DEFAULT_PATH;
 use super::stages::StageCommand;
 use super::{LowerError, Lowered, Lowering, MAX_PLAN_BYTES, path};
+use crate::facts::Place;
 use crate::instructions::{Expanders, Instruction};
 use crate::lint::Config;
 use crate::location::LineRange;
@@ -35,24 +36,47 @@ impl Lowering<'_> {
     /// Works through all stages that the target needs, earlier ones first.
     pub(super) fn dispatch_stages(&mut self, reachable: &BTreeSet<usize>, target: usize) -> Lowered<()> {
         for &index in reachable {
-            if !self.stages[index].dispatched {
-                self.dispatch_stage(index)?;
+            if self.stages[index].dispatched {
+                continue;
+            }
+            match self.dispatch_stage(index) {
+                Err(error) if self.is_classic() => {
+                    self.fail_later(index, error);
+                    break;
+                }
+                other => other?,
             }
         }
         // Whoever asks for the result gets all of it.
-        let paths = self.stages[target].paths;
-        self.used_paths[paths].insert("/".to_owned());
+        let results: Vec<usize> = match self.is_classic() {
+            true => reachable.iter().copied().filter(|index| self.stages[*index].number.is_some()).collect(),
+            false => vec![target],
+        };
+        for index in results {
+            let paths = self.stages[index].paths;
+            self.used_paths[paths].insert("/".to_owned());
+        }
         Ok(())
     }
 
     fn dispatch_stage(&mut self, index: usize) -> Lowered<()> {
         self.inherit(index);
+        if let Some(why) = self.stages[index].missing.clone() {
+            self.stages[index].dispatched = true;
+            self.stage_step(index);
+            return Err(LowerError::Classic(why).at(self.stages[index].lines));
+        }
         self.begin_stage(index)?;
         self.stage_step(index);
         for position in 0..self.stages[index].commands.len() {
             let before = self.stages[index].state.output();
             let command = self.stages[index].commands[position].clone();
-            self.dispatch(index, &command)?;
+            self.place = Place { stage: self.stages[index].number.unwrap_or(index), position };
+            if let Err(error) = self.dispatch(index, &command) {
+                self.failed_step(index, position);
+                return Err(error);
+            }
+            self.restore(index);
             if self.spent > MAX_PLAN_BYTES {
                 let lines = command.command.source.lines;
                 return Err(LowerError::TooLarge { limit: MAX_PLAN_BYTES }.at(lines));
@@ -76,6 +100,7 @@ impl Lowering<'_> {
     /// What a stage's first instruction finds.
     fn begin_stage(&mut self, index: usize) -> Lowered<()> {
         let default = self.target_platform.clone();
+        let classic = self.is_classic();
         let stage = &mut self.stages[index];
         stage.dispatched = true;
         let platform = stage.platform.get_or_insert(default);
@@ -87,6 +112,11 @@ impl Lowering<'_> {
             config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
         let mut state = stage.state.clone();
+        if classic {
+            // Neither arguments nor the author are handed on.
+            state = state.map_meta(|meta| meta.env = EnvList::default());
+            stage.image.author.clear();
+        }
         for variable in &config.env {
             let (key, value) = variable.split_once('=').unwrap_or((variable, ""));
             state = state.with_env(key, value);
@@ -131,6 +161,7 @@ impl Lowering<'_> {
         let instruction = match &command.command.instruction {
             // An argument's default counts only if nobody gives a value: it must not fail before that is known.
             arg @ Instruction::Arg(_) => arg.clone(),
+            literal if command.literal => literal.clone(),
             other => self.expand(other, &at)?,
         };
         let code = &source.code;

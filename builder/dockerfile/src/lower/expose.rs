@@ -18,6 +18,7 @@ impl Lowering<'_> {
     pub(super) fn expose(&mut self, at: &At, expose: &Expose) -> Lowered<()> {
         let env = self.stages[at.stage].state.meta().env.clone();
         let mut exposed = Vec::new();
+        let mut words_seen = Vec::new();
         for word in &expose.ports {
             let words = self.lexer.split(word, &env).map_err(|e| LowerError::Word(e).at(at.lines))?;
             for text in words {
@@ -34,9 +35,13 @@ impl Lowering<'_> {
                     self.warn(at, Rule::ExposeInvalidFormat, message);
                 }
                 exposed.extend(spec.ports);
+                words_seen.push(text);
             }
         }
-        let created_by = format!("EXPOSE [{}]", exposed.join(" "));
+        let created_by = match self.is_classic() {
+            true => format!("EXPOSE {}", words_seen.join(" ")),
+            false => format!("EXPOSE [{}]", exposed.join(" ")),
+        };
         self.stages[at.stage].image.config.exposed_ports.extend(exposed);
         self.commit(at.stage, created_by, false);
         Ok(())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lapstrake_builder_llb::{ImageSource, OpOptions, State};
-use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
+use lapstrake_layerstore_oci::{Digest, ImageConfig, ImageId, Platform, Reference};
 
 use super::stages::SCRATCH;
 use super::{LowerError, Lowered, Lowering};
@@ -25,10 +25,14 @@ impl Lowering<'_> {
         let unregistered = stage.number.is_none();
         if stage.base_name == SCRATCH && stage.named_context.is_none() {
             let platform = self.target_platform.clone();
+            let classic = self.is_classic();
             let stage = &mut self.stages[index];
             stage.resolved = reachable;
             stage.state = State::scratch();
             stage.image = empty_image(&platform);
+            if classic {
+                stage.image.config.working_dir.clear();
+            }
             stage.platform = Some(platform);
             stage.dispatched = unregistered;
             return Ok(());
@@ -110,10 +114,25 @@ impl Lowering<'_> {
             prefix.push(' ');
         }
         let progress_name = format!("{prefix}internal] load metadata for {reference}");
+        if let Some(why) = self.facts.missing.get(&query) {
+            let unregistered = self.stages[index].number.is_none();
+            let stage = &mut self.stages[index];
+            stage.image = empty_image(&platform);
+            stage.platform = Some(platform);
+            stage.missing = Some(match unregistered {
+                true => format!("invalid from flag value {original}: {why}"),
+                false => why.clone(),
+            });
+            return Ok(true);
+        }
         let Some(fact) = self.image(query, progress_name, original) else { return Ok(false) };
         let mut image = parse_config(&fact, original, lines)?;
         self.stages[index].base_image = Some(Arc::new(image.clone()));
-        self.stages[index].base_id = fact.image_id.clone();
+        // An image's id is its config's digest, wherever it is.
+        self.stages[index].base_id = match self.is_classic() {
+            true => Some(ImageId(Digest::sha256_of(&fact.config))),
+            false => fact.image_id.clone(),
+        };
         image.created = None;
         let platform = match explicit {
             None if self.implicit_target => self.detect_platform(&image, platform),
@@ -137,6 +156,19 @@ impl Lowering<'_> {
         stage.platform = Some(platform);
         self.start_from(index, image);
         Ok(true)
+    }
+
+    /// The tree of an image's lowest layers.
+    pub(super) fn layers_of(&mut self, reference: Reference, layers: u32, platform: &Platform) -> State {
+        let mut options = OpOptions::internal(&format!("layers of {reference}"));
+        options.platform = Some(platform.clone());
+        let source = ImageSource {
+            reference,
+            resolve_mode: self.options.resolve_mode,
+            layer_limit: Some(layers),
+            checksum: None,
+        };
+        self.graph.image(source, options)
     }
 
     fn image_state(&mut self, index: usize, reference: Reference, platform: &Platform) -> State {

@@ -12,6 +12,7 @@ use crate::instructions::{
     Arg, CommandLine, Env, Healthcheck, Instruction, KeyValue, Label, PairStyle, Volume, Workdir,
 };
 use crate::lint::Rule;
+use crate::options::Dialect;
 use crate::text::go_quote;
 
 /// What BuildKit's frontend writes into the history of what it builds.
@@ -20,6 +21,10 @@ const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 impl Lowering<'_> {
     /// Adds an entry to the history of a stage's image.
     pub(super) fn commit(&mut self, stage: usize, created_by: String, makes_layer: bool) {
+        if self.is_classic() {
+            let created_by = self.nop(stage, &created_by);
+            return self.commit_classic(stage, created_by, makes_layer, true, None);
+        }
         let entry = History {
             created: self.created(),
             created_by,
@@ -27,6 +32,10 @@ impl Lowering<'_> {
             empty_layer: !makes_layer,
             ..History::default()
         };
+        self.push_entry(stage, entry);
+    }
+
+    pub(super) fn push_entry(&mut self, stage: usize, entry: History) {
         self.spent += 128 + entry.created_by.len();
         let before = self.stages[stage].history.replace(self.history.len());
         self.history.push((entry, before));
@@ -34,6 +43,7 @@ impl Lowering<'_> {
 
     /// All that need nothing but the config.
     pub(super) fn metadata(&mut self, at: &At, instruction: &Instruction, keyword: &str) -> Lowered<()> {
+        let dialect = self.options.dialect;
         let created_by = match instruction {
             Instruction::Maintainer(m) => {
                 self.stages[at.stage].image.author = m.maintainer.clone();
@@ -48,7 +58,8 @@ impl Lowering<'_> {
                 let created_by = format!("CMD {}", quoted_list(&args));
                 let config = &mut self.stages[at.stage].image.config;
                 config.cmd = Some(args);
-                config.args_escaped = true;
+                // Of Windows only, to the classic builder.
+                config.args_escaped = dialect == Dialect::BuildKit;
                 created_by
             }
             Instruction::Entrypoint(entrypoint) => {
@@ -68,7 +79,11 @@ impl Lowering<'_> {
                 let before = self.stages[at.stage].healthcheck_seen.replace(at.lines);
                 self.check_used_once(at, keyword, before);
                 let check = image_healthcheck(health);
-                let created_by = format!("HEALTHCHECK {}", healthcheck_text(&check));
+                let text = match dialect {
+                    Dialect::BuildKit => healthcheck_text(&check),
+                    Dialect::Classic => classic_healthcheck_text(&check),
+                };
+                let created_by = format!("HEALTHCHECK {text}");
                 self.stages[at.stage].image.config.healthcheck = Some(check);
                 created_by
             }
@@ -91,9 +106,12 @@ impl Lowering<'_> {
                 format!("SHELL [{}]", shell.shell.join(" "))
             }
             Instruction::Onbuild(onbuild) => {
-                // For whoever builds from this; no history.
+                // For whoever builds from this; no history, but the classic builder's.
                 self.stages[at.stage].image.config.on_build.push(onbuild.expression.clone());
-                return Ok(());
+                if dialect == Dialect::BuildKit {
+                    return Ok(());
+                }
+                format!("ONBUILD {}", onbuild.expression)
             }
             Instruction::Add(_)
             | Instruction::Arg(_)
@@ -174,6 +192,7 @@ impl Lowering<'_> {
         for declaration in &arg.declarations {
             let key = &declaration.key;
             self.check_secret_name(at, "ARG", key);
+            self.used_args.insert(key.clone());
             let value = match (self.build_args.get(key), &declaration.value) {
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => {
@@ -185,21 +204,39 @@ impl Lowering<'_> {
                 }
                 (None, None) => self.global_args.get(key).map(str::to_owned),
             };
+            if self.is_classic() {
+                texts.push(self.classic_declaration(at, key, declaration.value.as_deref())?);
+            }
+            let classic = self.is_classic();
             let stage = &mut self.stages[at.stage];
+            // The classic builder lets ENV win over an ARG that comes after it.
+            let shadowed = classic
+                && stage.image.config.env.iter().any(|known| known.split('=').next() == Some(key.as_str()));
             if let Some(value) = &value
                 && !is_scan_arg(key)
+                && !shadowed
             {
                 stage.state = stage.state.clone().with_env(key, value);
                 self.spent += value.len() + 32 * stage.state.meta().env.len();
             }
-            texts.push(match &value {
-                Some(value) => format!("{key}={value}"),
-                None => key.clone(),
-            });
+            if !classic {
+                texts.push(match &value {
+                    Some(value) => format!("{key}={value}"),
+                    None => key.clone(),
+                });
+            }
             stage.args.push((key.clone(), value));
         }
         self.commit(at.stage, format!("ARG {}", texts.join(" ")), false);
         Ok(())
+    }
+
+    /// An `ARG` as the classic history has it: with its default, whatever value it has.
+    fn classic_declaration(&self, at: &At, key: &str, default: Option<&str>) -> Lowered<String> {
+        let Some(default) = default else { return Ok(key.to_owned()) };
+        let env = &self.stages[at.stage].state.meta().env;
+        let expansion = self.lexer.expand(default, env).map_err(|e| LowerError::Word(e).at(at.lines))?;
+        Ok(format!("{key}={}", expansion.value))
     }
 
     /// `WORKDIR`: makes the directory, too.
@@ -292,6 +329,23 @@ fn healthcheck_text(check: &ImageHealthcheck) -> String {
         go_duration(check.start_interval),
         check.retries,
     )
+}
+
+/// Go's `%q` of a pointer to the healthcheck of Moby 20.10, a number of retries being a character to it.
+fn classic_healthcheck_text(check: &ImageHealthcheck) -> String {
+    let retries = match u32::try_from(check.retries)
+        .ok()
+        .and_then(char::from_u32)
+        .unwrap_or(char::REPLACEMENT_CHARACTER)
+    {
+        '\'' => "\\'".to_owned(),
+        '"' => "\"".to_owned(),
+        // Quoted as in a text.
+        other => go_quote(&other.to_string()).trim_matches('"').to_owned(),
+    };
+    let times = [check.interval, check.timeout, check.start_period];
+    let times: Vec<String> = times.iter().map(|nanos| go_quote(&go_duration(*nanos))).collect();
+    format!("&{{{} {} '{retries}'}}", quoted_list(&check.test), times.join(" "))
 }
 
 /// Go's `Duration.String`, for what is not negative.

@@ -10,6 +10,7 @@
 //! environment variables, of inputs and of path operations here is part of the format.
 
 mod args;
+mod classic;
 mod context;
 mod copy;
 mod dispatch;
@@ -36,7 +37,7 @@ pub use problem::LowerError;
 pub(crate) use stages::platform_problem;
 
 use crate::Error;
-use crate::facts::{Facts, Need};
+use crate::facts::{Facts, Need, Place};
 use crate::instructions::Dockerfile;
 use crate::lint::{Config, Reporter};
 use crate::location::LineRange;
@@ -136,6 +137,16 @@ struct Lowering<'a> {
     reporter: Reporter,
     needs: Vec<Need>,
     steps: Vec<steps::DraftStep>,
+    /// Copies whose hash is not known, with the states that they copy from.
+    copies: Vec<classic::DraftCopy>,
+    /// Of entries in `history`: whether their text is all that counts, and the copy that it is of.
+    traits: BTreeMap<usize, (bool, Option<Place>)>,
+    /// Names that instructions declared, for the classic warning about those that none did.
+    used_args: BTreeSet<String>,
+    /// What the classic builder finds wrong, and ends with.
+    failure: Option<(usize, Error)>,
+    /// The instruction at hand.
+    place: Place,
     /// The words of the `RUN` that was dispatched last.
     last_run: Vec<String>,
     /// Of all stages: an entry, and the one before it in its image. Stages that build on each other share what they have in common.
@@ -184,6 +195,11 @@ impl<'a> Lowering<'a> {
             reporter: Reporter { config: dockerfile.lint.clone(), warnings: dockerfile.warnings.clone() },
             needs: Vec::new(),
             steps: Vec::new(),
+            copies: Vec::new(),
+            traits: BTreeMap::new(),
+            used_args: BTreeSet::new(),
+            failure: None,
+            place: Place { stage: 0, position: 0 },
             last_run: Vec::new(),
             history: Vec::new(),
             spent: 0,
@@ -199,6 +215,7 @@ impl<'a> Lowering<'a> {
         }
         self.add_stages()?;
         let target = self.find_target()?;
+        self.add_label_steps(target);
         self.connect_stages()?;
         let Some(reachable) = self.resolve_stages(target)? else { return Ok(None) };
         if !self.need_context_kind() {
@@ -209,8 +226,11 @@ impl<'a> Lowering<'a> {
     }
 
     fn finish(&mut self, target: usize, reachable: &BTreeSet<usize>) -> Lowered<PlatformPlan> {
-        let stage = &mut self.stages[target];
-        stage.image.config.labels.extend(self.options.labels.iter().map(|(k, v)| (k.clone(), v.clone())));
+        let target = self.last_dispatched(target);
+        if !self.is_classic() {
+            let labels = self.options.labels.iter().map(|(k, v)| (k.clone(), v.clone()));
+            self.stages[target].image.config.labels.extend(labels);
+        }
         if self.reporter.config.fail && !self.reporter.warnings.is_empty() {
             let rules: BTreeSet<&str> = self.reporter.warnings.iter().map(|w| w.rule.name()).collect();
             let rules: Vec<&str> = rules.into_iter().collect();
@@ -238,15 +258,22 @@ impl<'a> Lowering<'a> {
         }
         let mut config = stage.image.clone();
         config.history = self.history_of(target);
+        let (classic, others) = match self.is_classic() {
+            true => self.classic_plan(&built, &marshal)?,
+            false => (None, Vec::new()),
+        };
+        let all: Vec<&lapstrake_builder_llb::BuiltDefinition> =
+            std::iter::once(&built).chain(&others).collect();
         Ok(PlatformPlan {
             platform: self.export_platform(&stage.image.platform()),
             config,
             base_config: stage.base_image.as_deref().cloned(),
             epoch: self.epoch,
             ignore_cache,
-            steps: steps::finish(&self.steps, &built),
+            steps: steps::finish(&self.steps, &all, self.options.dialect),
             definition: built.definition,
             scans,
+            classic,
         })
     }
 

@@ -6,6 +6,9 @@ use crate::text::{go_quote, with_suggestion};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LowerError {
+    /// What the classic builder says of an instruction when its turn comes.
+    #[error("{0}")]
+    Classic(String),
     /// No bytes.
     #[error("the Dockerfile cannot be empty")]
     EmptyDockerfile,

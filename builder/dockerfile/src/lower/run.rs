@@ -65,11 +65,20 @@ impl Lowering<'_> {
         exec.op.metadata.description.insert("com.docker.dockerfile.v1.command".to_owned(), code.to_owned());
         exec.op.locations.push(self.location(at.lines));
 
-        let created_by = self.run_history(at, &exec.args, &env);
+        let created_by = match self.is_classic() {
+            true => self.classic_run_history(at.stage, &exec.args),
+            false => self.run_history(at, &exec.args, &env),
+        };
         self.last_run = exec.args.clone();
         let outputs = self.graph.run(&state, exec);
         self.set_state(at.stage, outputs.root);
-        self.commit(at.stage, created_by, true);
+        if self.is_classic() {
+            // What flags and scripts bring is not in the text.
+            let complete = run.flags_used.is_empty() && run.heredocs.is_empty();
+            self.commit_classic(at.stage, created_by, true, complete, None);
+        } else {
+            self.commit(at.stage, created_by, true);
+        }
         Ok(())
     }
 

@@ -45,6 +45,8 @@ pub(super) struct StageState {
     pub(super) history: Option<usize>,
     pub(super) base_image: Option<Arc<ImageConfig>>,
     pub(super) base_id: Option<ImageId>,
+    /// Why the image that it starts from cannot be had (classic).
+    pub(super) missing: Option<String>,
     pub(super) named_context: Option<NamedContext>,
     /// Whether `state` is what it will be.
     pub(super) dispatched: bool,
@@ -76,6 +78,8 @@ pub(super) struct StageCommand {
     /// For `COPY --from` one stage; for `RUN` one per mount.
     pub(super) sources: Vec<usize>,
     pub(super) from_trigger: bool,
+    /// Not to be expanded: a label of the client's.
+    pub(super) literal: bool,
 }
 
 impl StageState {
@@ -98,6 +102,7 @@ impl StageState {
             history: None,
             base_image: None,
             base_id: None,
+            missing: None,
             named_context: None,
             dispatched: false,
             resolved: false,
@@ -151,7 +156,7 @@ impl Lowering<'_> {
         }
         let commands = stage.commands.iter().cloned();
         state.commands = commands
-            .map(|command| StageCommand { command, sources: Vec::new(), from_trigger: false })
+            .map(|command| StageCommand { command, sources: Vec::new(), from_trigger: false, literal: false })
             .collect();
         let replaced = state.named_context.is_some();
         let index = self.push_stage(state);
@@ -323,7 +328,7 @@ impl Lowering<'_> {
     /// Finds the bases of all stages that the target needs, `ONBUILD` triggers included. `None` if images are to be asked for first.
     pub(super) fn resolve_stages(&mut self, target: usize) -> Lowered<Option<BTreeSet<usize>>> {
         loop {
-            let reachable = self.reachable(target);
+            let reachable = self.planned(target);
             for index in 0..self.stages.len() {
                 self.resolve_base(index, reachable.contains(&index))?;
             }
@@ -344,7 +349,7 @@ impl Lowering<'_> {
         }
     }
 
-    fn reachable(&self, target: usize) -> BTreeSet<usize> {
+    pub(super) fn reachable(&self, target: usize) -> BTreeSet<usize> {
         let mut reachable = BTreeSet::from([target]);
         let mut open = vec![target];
         while let Some(index) = open.pop() {
@@ -373,7 +378,9 @@ impl Lowering<'_> {
         stage.base_image = base.base_image.clone();
         stage.paths = base.paths;
         stage.workdir_set = base.workdir_set;
-        if base.dispatched && !stage.dispatched {
+        // To the classic builder an argument is of one stage.
+        let classic = self.options.dialect == crate::options::Dialect::Classic;
+        if base.dispatched && !stage.dispatched && !classic {
             stage.args = base.args.clone();
         }
         let config = &stage.image.config;
@@ -422,7 +429,7 @@ impl Lowering<'_> {
             command.source.lines = lines;
             let sources = self.connect(index, &command, lines)?;
             more |= !sources.is_empty();
-            commands.push(StageCommand { command, sources, from_trigger: true });
+            commands.push(StageCommand { command, sources, from_trigger: true, literal: false });
         }
         let stage = &mut self.stages[index];
         stage.step_total += commands.len();

@@ -6,6 +6,7 @@ use lapstrake_layerstore_oci::Digest;
 use super::Lowering;
 use crate::instructions::{Instruction, MetaArg};
 use crate::location::LineRange;
+use crate::options::Dialect;
 use crate::plan::{Step, StepKind};
 
 /// A step whose vertex has no digest yet.
@@ -22,6 +23,9 @@ pub(super) struct DraftStep {
     trigger: bool,
     /// The step before it in the image: of the same stage, or the last of the stage it starts from.
     before: Option<usize>,
+    /// Steps whose files it copies.
+    uses: Vec<usize>,
+    restored: bool,
 }
 
 impl Lowering<'_> {
@@ -36,6 +40,8 @@ impl Lowering<'_> {
             lines: meta.source.lines,
             trigger: false,
             before: None,
+            uses: Vec::new(),
+            restored: false,
         });
     }
 
@@ -45,6 +51,7 @@ impl Lowering<'_> {
         if stage.number.is_none() {
             return;
         }
+        let missing = stage.missing.is_some();
         let kind = StepKind::From {
             image_id: stage.base_id.clone(),
             scratch: stage.base.is_none() && stage.state.output().is_none(),
@@ -57,12 +64,14 @@ impl Lowering<'_> {
             stage: stage.number,
             stage_name: stage.name.clone(),
             text: stage.code.clone(),
-            kind,
+            kind: if missing { StepKind::Failed } else { kind },
             made: None,
             said: id.unwrap_or_else(|| stage.base_name.clone()),
             lines: stage.lines,
             trigger: false,
             before,
+            uses: Vec::new(),
+            restored: false,
         });
     }
 
@@ -76,6 +85,10 @@ impl Lowering<'_> {
         let said = match &command.instruction {
             Instruction::Onbuild(onbuild) => onbuild.expression.clone(),
             _ => stage.history.map(|last| self.history[last].0.created_by.clone()).unwrap_or_default(),
+        };
+        let (said, uses) = match self.is_classic() {
+            true => self.classic_said(index, position, said),
+            false => (said, Vec::new()),
         };
         let kind = match &command.instruction {
             Instruction::Run(_) => StepKind::Run { args: std::mem::take(&mut self.last_run) },
@@ -92,20 +105,77 @@ impl Lowering<'_> {
             lines: command.source.lines,
             trigger: stage.commands[position].from_trigger,
             before: self.steps.len().checked_sub(1),
+            uses,
+            restored: self.is_restored(stage.number, position),
         });
+    }
+
+    /// What a step's state depends on besides the state before it. The history, unless that names what is known only afterwards: then
+    /// the instruction, and the steps whose files it copies.
+    fn classic_said(&self, index: usize, position: usize, history: String) -> (String, Vec<usize>) {
+        let stage = &self.stages[index];
+        let command = &stage.commands[position];
+        let from: Vec<&str> = match &command.command.instruction {
+            Instruction::Copy(copy) => copy.from.iter().map(String::as_str).collect(),
+            Instruction::Run(run) if !run.flags_used.is_empty() => Vec::new(),
+            Instruction::Add(add) if add.transfer.sources.iter().any(|source| is_remote(source)) => {
+                Vec::new()
+            }
+            _ => return (history, Vec::new()),
+        };
+        if from.is_empty() && matches!(command.command.instruction, Instruction::Copy(_)) {
+            return (history, Vec::new());
+        }
+        let dir = &stage.state.meta().dir;
+        let mut said = format!("{dir} {}", command.command.source.code);
+        let mut uses = Vec::new();
+        for source in &command.sources {
+            let source = &self.stages[*source];
+            match source.number {
+                Some(number) => uses.extend(self.steps.iter().rposition(|step| step.stage == Some(number))),
+                None => {
+                    let id = source.base_id.as_ref().map(ToString::to_string);
+                    said.push_str(&format!(" {}", id.unwrap_or_else(|| source.base_name.clone())));
+                }
+            }
+        }
+        (said, uses)
+    }
+
+    /// The instruction at which the build fails.
+    pub(super) fn failed_step(&mut self, index: usize, position: usize) {
+        let stage = &self.stages[index];
+        let source = &stage.commands[position].command.source;
+        let step = DraftStep {
+            stage: stage.number,
+            stage_name: stage.name.clone(),
+            text: source.code.clone(),
+            kind: StepKind::Failed,
+            made: None,
+            said: String::new(),
+            lines: source.lines,
+            trigger: stage.commands[position].from_trigger,
+            before: self.steps.len().checked_sub(1),
+            uses: Vec::new(),
+            restored: false,
+        };
+        self.steps.push(step);
     }
 }
 
 /// Gives steps their digests. A step's state is a hash over what it made and said and over the state before it: it changes exactly when
 /// the image as of that step can have changed.
-pub(super) fn finish(drafts: &[DraftStep], built: &BuiltDefinition) -> Vec<Step> {
+pub(super) fn finish(drafts: &[DraftStep], built: &[&BuiltDefinition], dialect: Dialect) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::with_capacity(drafts.len());
     for draft in drafts {
-        let vertex = draft.made.as_ref().and_then(|state| built.digest(state)).cloned();
-        let before = draft.before.map_or("", |before| steps[before].state.as_str());
-        let vertex_text = vertex.as_ref().map_or("", Digest::as_str);
+        let vertex = draft.made.as_ref().and_then(|state| built.iter().find_map(|built| built.digest(state)));
+        let vertex = vertex.cloned();
+        let mut fields: Vec<&str> =
+            draft.before.iter().chain(&draft.uses).map(|step| steps[*step].state.as_str()).collect();
+        // Clients' directories make vertices that are different each time, but are the same to the classic builder.
+        let vertex_text = vertex.as_ref().filter(|_| dialect == Dialect::BuildKit).map_or("", Digest::as_str);
         // Lengths keep one field from running into the next.
-        let fields = [before, vertex_text, &draft.said];
+        fields.extend([vertex_text, draft.said.as_str()]);
         let hashed: String = fields.iter().map(|field| format!("{} {field}\n", field.len())).collect();
         let state = match (&draft.kind, draft.before) {
             // A stage that starts from another is at first what that one is at last.
@@ -121,7 +191,12 @@ pub(super) fn finish(drafts: &[DraftStep], built: &BuiltDefinition) -> Vec<Step>
             state,
             lines: draft.lines,
             trigger: draft.trigger,
+            restored: draft.restored,
         });
     }
     steps
+}
+
+fn is_remote(source: &str) -> bool {
+    super::git::is_http(source) || super::git::is_git(source)
 }

@@ -6,10 +6,11 @@
 //! that such times are taken from, as nothing is remembered of a file that was born just now.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ffi::OsStr,
     hash::Hash,
     os::fd::BorrowedFd,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -19,6 +20,7 @@ use lapstrake_layerstore_store::SnapshotName;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
 
+use super::scan::SeenRecord;
 use crate::at::{self, Node};
 
 /// Selections that are remembered, at least; some 300 bytes each.
@@ -29,10 +31,22 @@ const FILES: usize = 200_000;
 /// File times come from a clock that ticks every 10 ms at worst.
 const SETTLED: Duration = Duration::from_millis(50);
 
+/// Listings that are remembered, and the records in them in all; some 150 bytes each.
+const LISTINGS: usize = 64;
+const LISTED: usize = 100_000;
+
 #[derive(Default)]
 pub(super) struct Memory {
     selections: Mutex<Generations<(SnapshotName, String)>>,
     files: Mutex<Generations<FileKey>>,
+    listings: Mutex<Listings>,
+}
+
+/// What the latest selections consisted of, newest last.
+#[derive(Default)]
+struct Listings {
+    listings: VecDeque<((SnapshotName, String), Arc<Vec<SeenRecord>>)>,
+    records: usize,
 }
 
 /// Which file it is, and what of its record can change without its content.
@@ -82,6 +96,36 @@ impl Memory {
     pub(super) fn remember_selection(&self, snapshot: &SnapshotName, selector: &Selector, digest: &Digest) {
         let key = (snapshot.clone(), format!("{selector:?}"));
         self.selections.lock().put(key, digest.clone(), SELECTIONS);
+    }
+
+    pub(super) fn listing(
+        &self,
+        snapshot: &SnapshotName,
+        selector: &Selector,
+    ) -> Option<Arc<Vec<SeenRecord>>> {
+        let key = (snapshot.clone(), format!("{selector:?}"));
+        self.listings
+            .lock()
+            .listings
+            .iter()
+            .rev()
+            .find(|(known, _)| *known == key)
+            .map(|(_, found)| Arc::clone(found))
+    }
+
+    pub(super) fn remember_listing(
+        &self,
+        snapshot: &SnapshotName,
+        selector: &Selector,
+        listing: Arc<Vec<SeenRecord>>,
+    ) {
+        let mut kept = self.listings.lock();
+        kept.records += listing.len();
+        kept.listings.push_back(((snapshot.clone(), format!("{selector:?}")), listing));
+        while kept.listings.len() > LISTINGS || kept.records > LISTED {
+            let Some((_, oldest)) = kept.listings.pop_front() else { break };
+            kept.records -= oldest.len();
+        }
     }
 
     pub(super) fn file(&self, key: &FileKey) -> Option<Digest> {

@@ -14,11 +14,16 @@ mod record;
 mod scan;
 mod select;
 
+use std::sync::Arc;
+
 use lapstrake_builder_llb::{cache_key::Selector, clean_path};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{OpenSnapshot, SnapshotMount, Stores, Tree};
 
-use self::{memory::Memory, scan::Scan};
+use self::{
+    memory::Memory,
+    scan::{Scan, SeenRecord},
+};
 use crate::FilesError;
 
 /// Makes content digests, and remembers them. One per daemon.
@@ -29,6 +34,15 @@ use crate::FilesError;
 pub struct ContentHasher {
     stores: Stores,
     memory: Memory,
+}
+
+/// Something in a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Its path, without a slash before it; with one after it for a directory, whose digest is that of its header alone.
+    pub path: Vec<u8>,
+    /// BuildKit's digest of it.
+    pub digest: Digest,
 }
 
 impl ContentHasher {
@@ -50,6 +64,42 @@ impl ContentHasher {
             .map(|selector| self.one(tree, selector, &mut open).map(|digest| digest.as_str().to_owned()))
             .collect::<Result<_, _>>()?;
         Ok(Digest::sha256_of(digests.join("\0")))
+    }
+
+    /// What the selectors choose of a tree: paths (a directory's ends with a slash) and digests of their records. `None` when that is too
+    /// much to tell, or files would have to be read for it that were read before. Blocks.
+    pub fn listing(
+        &self,
+        tree: &Tree,
+        selectors: &[Selector],
+    ) -> Result<Option<Vec<FileDigest>>, FilesError> {
+        let all = [Selector::default()];
+        let selectors = if selectors.is_empty() { &all } else { selectors };
+        let Some(snapshot) = tree.snapshot() else { return Ok(Some(Vec::new())) };
+        let mut files = Vec::new();
+        for selector in selectors {
+            let listing = match self.memory.listing(snapshot, selector) {
+                Some(listing) => Some(listing),
+                None => self.list(tree, selector)?,
+            };
+            let Some(listing) = listing else { return Ok(None) };
+            files.extend(
+                listing
+                    .iter()
+                    .map(|(path, digest)| FileDigest { path: path.clone(), digest: digest.clone() }),
+            );
+        }
+        Ok(Some(files))
+    }
+
+    /// Goes through a tree of which digests were made already.
+    fn list(&self, tree: &Tree, selector: &Selector) -> Result<Option<Arc<Vec<SeenRecord>>>, FilesError> {
+        let Some(mount @ SnapshotMount::Bind { .. }) = self.stores.mount(tree)? else { return Ok(None) };
+        let open = OpenSnapshot::open(&mount)?;
+        let mut scan = Scan::new(open.root(), Some(&self.memory)).map_err(|source| failed(tree, source))?;
+        let path = clean_path(&format!("/{}", selector.path));
+        scan.select(&path, selector).map_err(|source| failed(tree, source))?;
+        Ok(scan.into_seen().map(Arc::new))
     }
 
     fn one(
@@ -82,6 +132,9 @@ impl ContentHasher {
             .map_err(|source| failed(tree, source))?;
         let digest = scan.select(&path, selector).map_err(|source| failed(tree, source))?;
         self.memory.remember_selection(snapshot, selector, &digest);
+        if let Some(seen) = scan.into_seen() {
+            self.memory.remember_listing(snapshot, selector, Arc::new(seen));
+        }
         Ok(digest)
     }
 }

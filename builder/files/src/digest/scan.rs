@@ -37,7 +37,15 @@ pub(super) struct Scan<'a> {
     received: bool,
     memory: Option<&'a Memory>,
     buffer: Vec<u8>,
+    /// Every record that was made, by path; `None` once they are too many.
+    seen: Option<Vec<SeenRecord>>,
 }
+
+/// A path, without a slash before it and with one after a directory's, and the digest of its record.
+pub(super) type SeenRecord = (Vec<u8>, Digest);
+
+/// Most records of one scan that are told.
+const SEEN: usize = 50_000;
 
 /// A directory whose digest is being made.
 struct Frame {
@@ -84,7 +92,22 @@ impl<'a> Scan<'a> {
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => false,
             Err(errno) => return Err(FilesError::io("getxattr", path)(errno)),
         };
-        Ok(Self { root, received, memory, buffer: Vec::new() })
+        Ok(Self { root, received, memory, buffer: Vec::new(), seen: Some(Vec::new()) })
+    }
+
+    /// What it came by; `None` when that was too much.
+    pub(super) fn into_seen(self) -> Option<Vec<SeenRecord>> {
+        self.seen
+    }
+
+    fn saw(&mut self, path: &Path, after: &[u8], digest: &Digest) {
+        let Some(seen) = &mut self.seen else { return };
+        if seen.len() >= SEEN {
+            self.seen = None;
+            return;
+        }
+        let path = path.as_os_str().as_bytes();
+        seen.push(([path.strip_prefix(b"/").unwrap_or(path), after].concat(), digest.clone()));
     }
 
     /// The digest of what a selector chooses. `path` is its path, absolute and clean.
@@ -131,25 +154,29 @@ impl<'a> Scan<'a> {
         if let Some((memory, key)) = &memory
             && let Some(digest) = memory.file(key)
         {
+            self.saw(path, b"", &digest);
             return Ok(digest);
         }
         let digest = record::entry(parent, name, stat, path, &mut self.buffer)?;
         if let Some((memory, key)) = memory {
             memory.remember_file(key, &digest);
         }
+        self.saw(path, b"", &digest);
         Ok(digest)
     }
 
     /// The record of a directory's header.
-    pub(super) fn header(&self, directory: BorrowedFd<'_>, path: &Path) -> Result<Digest, FilesError> {
+    pub(super) fn header(&mut self, directory: BorrowedFd<'_>, path: &Path) -> Result<Digest, FilesError> {
         if self.received && path == Path::new("/") {
             return Ok(Digest::sha256_of(b""));
         }
         let stat = rustix::fs::fstat(directory).map_err(FilesError::io("stat", path))?;
-        record::directory(directory, &stat, path)
+        let digest = record::directory(directory, &stat, path)?;
+        self.saw(path, b"/", &digest);
+        Ok(digest)
     }
 
-    fn frame(&self, directory: OwnedFd, name: OsString, path: &Path) -> Result<Frame, FilesError> {
+    fn frame(&mut self, directory: OwnedFd, name: OsString, path: &Path) -> Result<Frame, FilesError> {
         let mut hash = Sha256::new();
         hash.update(b"\0");
         hash.update(self.header(directory.as_fd(), path)?.as_str());
