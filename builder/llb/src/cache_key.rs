@@ -3,12 +3,14 @@
 //! The digest of an op's key is taken over JSON, as `solver/llbsolver/ops/*.go` writes it: Go's field order, names and `omitempty`.
 //! What must not matter (proxy settings, addresses of extra hosts, ids of cache mounts) is left out there, and so it is here.
 
+mod dialect;
 mod json;
 
 use lapstrake_layerstore_oci::{Digest, gojson};
 use serde_json::{Value, json};
 
 use crate::{clean_path, pb};
+use dialect::Dialect;
 use json::{Object, copy_action, exec_op, mkdir_action, mkfile_action, rm_action, symlink_action};
 
 /// An op's key.
@@ -18,6 +20,37 @@ pub struct OpKey {
     pub digest: Digest,
     /// How each input counts.
     pub deps: Vec<DepKey>,
+}
+
+/// An op's key as older versions of BuildKit make it. The content of inputs counts in all versions alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OlderKey {
+    /// As [`OpKey::digest`].
+    pub digest: Digest,
+    /// As [`DepKey::selector`], for each input.
+    pub selectors: Vec<Option<Digest>>,
+}
+
+/// What older versions of BuildKit call an op: caches that they made have it under these keys, and they find it in caches that have it under
+/// these. Empty for what they agree on, for sources, and for what has no key.
+pub fn older(op: &pb::Op, inputs: usize) -> Vec<OlderKey> {
+    let key = |dialect| match op.op.as_ref()? {
+        pb::op::Op::Exec(exec) => exec_in(exec, op.platform.as_ref(), inputs, dialect).ok(),
+        pb::op::Op::File(file) => Some(file_in(file, inputs, dialect)),
+        pb::op::Op::Merge(merge) => Some(merge_in(merge, inputs, dialect)),
+        pb::op::Op::Diff(diff) => Some(diff_in(diff, inputs, dialect)),
+        pb::op::Op::Source(_) | pb::op::Op::Build(_) => None,
+    };
+    let mut known: Vec<OlderKey> = Vec::new();
+    for dialect in std::iter::once(Dialect::TODAY).chain(Dialect::OLDER) {
+        let Some(OpKey { digest, deps }) = key(dialect) else { return Vec::new() };
+        let key = OlderKey { digest, selectors: deps.into_iter().map(|dep| dep.selector).collect() };
+        if !known.contains(&key) {
+            known.push(key);
+        }
+    }
+    // The first is today's.
+    known.split_off(1)
 }
 
 /// How an input counts.
@@ -60,20 +93,43 @@ fn digest_of(value: &Value) -> Digest {
 ///
 /// Errors: what is wrong with a mount.
 pub fn exec(op: &pb::ExecOp, platform: Option<&pb::Platform>, inputs: usize) -> Result<OpKey, String> {
-    let deps = exec_deps(op, inputs)?;
+    exec_in(op, platform, inputs, Dialect::TODAY)
+}
+
+fn exec_in(
+    op: &pb::ExecOp,
+    platform: Option<&pb::Platform>,
+    inputs: usize,
+    dialect: Dialect,
+) -> Result<OpKey, String> {
+    let mut deps = exec_deps(op, inputs)?;
+    if !dialect.selects_roots() {
+        deps = with_old_selectors(op, &deps);
+    }
+    Ok(OpKey { digest: exec_digest(op, platform, dialect), deps })
+}
+
+fn exec_digest(op: &pb::ExecOp, platform: Option<&pb::Platform>, dialect: Dialect) -> Digest {
     let mut op = op.clone();
     if let Some(meta) = &mut op.meta {
         meta.proxy_env = None;
         for host in &mut meta.extra_hosts {
             host.ip.clear();
         }
+        meta.remove_mount_stubs_recursive &= dialect.removes_mount_stubs();
     }
     for mount in &mut op.mounts {
         mount.selector.clear();
-        let clear = mount.cache_opt.as_ref().is_some_and(|cache| !is_default_cache(cache, &mount.dest));
+        let clear = mount
+            .cache_opt
+            .as_ref()
+            .is_some_and(|cache| dialect.clears_cache_options() && !is_default_cache(cache, &mount.dest));
         if let Some(cache) = mount.cache_opt.as_mut().filter(|_| clear) {
             cache.id.clear();
             cache.sharing = 0;
+        }
+        if !dialect.sizes_tmpfs() {
+            mount.tmpfs_opt = None;
         }
     }
     // Old versions of BuildKit left mounts out; for the plainest case it stayed so.
@@ -91,7 +147,7 @@ pub fn exec(op: &pb::ExecOp, platform: Option<&pb::Platform>, inputs: usize) -> 
     let host = lapstrake_layerstore_oci::Platform::host();
     let mut key = Object::new();
     key.always("Type", "buildkit.exec.v0");
-    key.always("Exec", exec_op(&op));
+    key.always("Exec", exec_op(&op, dialect));
     match platform {
         Some(platform) => {
             key.always("OS", platform.os.as_str());
@@ -105,7 +161,7 @@ pub fn exec(op: &pb::ExecOp, platform: Option<&pb::Platform>, inputs: usize) -> 
             key.always("Arch", host.architecture.as_str());
         }
     }
-    Ok(OpKey { digest: digest_of(&key.into()), deps })
+    digest_of(&key.into())
 }
 
 /// The cache mounts that a Dockerfile makes by default are part of the key for compatibility.
@@ -154,45 +210,47 @@ fn exec_deps(op: &pb::ExecOp, inputs: usize) -> Result<Vec<DepKey>, String> {
     Ok(deps.collect())
 }
 
+/// The same inputs as before 0.13, where a mount of all of an input selected nothing.
+fn with_old_selectors(op: &pb::ExecOp, deps: &[DepKey]) -> Vec<DepKey> {
+    let of_input = |(input, dep): (i64, &DepKey)| {
+        let paths: Vec<String> = op
+            .mounts
+            .iter()
+            .filter(|mount| mount.input == input && !mount.selector.is_empty())
+            .map(|mount| rooted(&mount.selector))
+            .collect();
+        let selector = (!paths.is_empty()).then(|| Digest::sha256_of(paths.join("\0").as_bytes()));
+        DepKey { selector, content: dep.content.clone() }
+    };
+    (0..).zip(deps).map(of_input).collect()
+}
+
 /// The key of a file op.
 pub fn file(op: &pb::FileOp, inputs: usize) -> OpKey {
-    let mut selectors: Vec<Vec<Selector>> = vec![Vec::new(); inputs];
-    // Inputs that are written over count by definition only.
-    let mut written = vec![false; inputs];
+    file_in(op, inputs, Dialect::TODAY)
+}
+
+fn file_in(op: &pb::FileOp, inputs: usize, dialect: Dialect) -> OpKey {
+    OpKey { digest: file_digest(op, inputs, dialect), deps: file_deps(op, inputs) }
+}
+
+fn file_digest(op: &pb::FileOp, inputs: usize, dialect: Dialect) -> Digest {
     let mut actions = Vec::with_capacity(op.actions.len());
     let mut indexes = Vec::with_capacity(op.actions.len());
     for action in &op.actions {
         indexes.push([action.input, action.secondary_input, action.output]);
-        if let Some(input) = usize::try_from(action.input).ok().and_then(|input| written.get_mut(input)) {
-            *input = true;
-        }
         let value = match action.action.as_ref() {
-            Some(pb::file_action::Action::Mkdir(mkdir)) => {
-                select_owner(mkdir.owner.as_ref(), &mut selectors);
-                mkdir_action(mkdir)
-            }
-            Some(pb::file_action::Action::Mkfile(mkfile)) => {
-                select_owner(mkfile.owner.as_ref(), &mut selectors);
-                mkfile_action(mkfile)
-            }
-            Some(pb::file_action::Action::Symlink(symlink)) => symlink_action(symlink),
+            Some(pb::file_action::Action::Mkdir(mkdir)) => mkdir_action(mkdir, dialect),
+            Some(pb::file_action::Action::Mkfile(mkfile)) => mkfile_action(mkfile, dialect),
+            Some(pb::file_action::Action::Symlink(symlink)) => symlink_action(symlink, dialect),
             Some(pb::file_action::Action::Rm(rm)) => rm_action(rm),
             Some(pb::file_action::Action::Copy(copy)) => {
-                select_owner(copy.owner.as_ref(), &mut selectors);
                 let mut copy = copy.clone();
-                let source = usize::try_from(action.secondary_input).ok().filter(|input| *input < inputs);
-                if let Some(source) = source {
-                    selectors[source].push(Selector {
-                        path: copy.src.clone(),
-                        wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
-                        follow_links: copy.follow_symlink,
-                        include_patterns: copy.include_patterns.clone(),
-                        exclude_patterns: copy.exclude_patterns.clone(),
-                        required_paths: copy.required_paths.clone(),
-                    });
+                if usize::try_from(action.secondary_input).is_ok_and(|input| input < inputs) {
                     copy.src = base(&copy.src);
                 }
-                copy_action(&copy)
+                copy.always_replace_existing_dest_paths &= dialect.replaces_at_destination();
+                copy_action(&copy, dialect)
             }
             None => Value::Null,
         };
@@ -204,6 +262,39 @@ pub fn file(op: &pb::FileOp, inputs: usize) -> OpKey {
     key.always("Actions", actions.iter().map(|action| json!(json::base64(action))).collect::<Vec<_>>());
     if !is_default_indexes(&indexes) && !indexes.is_empty() {
         key.always("indexes", json!(indexes));
+    }
+    digest_of(&key.into())
+}
+
+fn file_deps(op: &pb::FileOp, inputs: usize) -> Vec<DepKey> {
+    let mut selectors: Vec<Vec<Selector>> = vec![Vec::new(); inputs];
+    // Inputs that are written over count by definition only.
+    let mut written = vec![false; inputs];
+    for action in &op.actions {
+        if let Some(input) = usize::try_from(action.input).ok().and_then(|input| written.get_mut(input)) {
+            *input = true;
+        }
+        match action.action.as_ref() {
+            Some(pb::file_action::Action::Mkdir(mkdir)) => select_owner(mkdir.owner.as_ref(), &mut selectors),
+            Some(pb::file_action::Action::Mkfile(mkfile)) => {
+                select_owner(mkfile.owner.as_ref(), &mut selectors)
+            }
+            Some(pb::file_action::Action::Copy(copy)) => {
+                select_owner(copy.owner.as_ref(), &mut selectors);
+                let source = usize::try_from(action.secondary_input).ok().filter(|input| *input < inputs);
+                if let Some(source) = source {
+                    selectors[source].push(Selector {
+                        path: copy.src.clone(),
+                        wildcard: copy.allow_wildcard && has_wildcards(&copy.src),
+                        follow_links: copy.follow_symlink,
+                        include_patterns: copy.include_patterns.clone(),
+                        exclude_patterns: copy.exclude_patterns.clone(),
+                        required_paths: copy.required_paths.clone(),
+                    });
+                }
+            }
+            Some(pb::file_action::Action::Symlink(_) | pb::file_action::Action::Rm(_)) | None => {}
+        }
     }
     let deps = selectors.into_iter().zip(written).map(|(selectors, written)| {
         if selectors.is_empty() || written {
@@ -217,12 +308,16 @@ pub fn file(op: &pb::FileOp, inputs: usize) -> OpKey {
             content: Some(dedupe(selectors)),
         }
     });
-    OpKey { digest: digest_of(&key.into()), deps: deps.collect() }
+    deps.collect()
 }
 
 /// The key of a merge op.
 pub fn merge(op: &pb::MergeOp, inputs: usize) -> OpKey {
-    let list: Vec<Value> = op.inputs.iter().map(|input| json::index(input.input)).collect();
+    merge_in(op, inputs, Dialect::TODAY)
+}
+
+fn merge_in(op: &pb::MergeOp, inputs: usize, dialect: Dialect) -> OpKey {
+    let list: Vec<Value> = op.inputs.iter().map(|input| json::index(input.input, dialect)).collect();
     let mut merge = Object::new();
     if !list.is_empty() {
         merge.always("inputs", list);
@@ -232,12 +327,16 @@ pub fn merge(op: &pb::MergeOp, inputs: usize) -> OpKey {
 
 /// The key of a diff op.
 pub fn diff(op: &pb::DiffOp, inputs: usize) -> OpKey {
+    diff_in(op, inputs, Dialect::TODAY)
+}
+
+fn diff_in(op: &pb::DiffOp, inputs: usize, dialect: Dialect) -> OpKey {
     let mut diff = Object::new();
     if let Some(lower) = &op.lower {
-        diff.always("lower", json::index(lower.input));
+        diff.always("lower", json::index(lower.input, dialect));
     }
     if let Some(upper) = &op.upper {
-        diff.always("upper", json::index(upper.input));
+        diff.always("upper", json::index(upper.input, dialect));
     }
     tree_key("buildkit.diff.v0", "Diff", diff, inputs)
 }
@@ -360,6 +459,65 @@ mod tests {
         assert_eq!(key.digest, Digest::sha256_of(json.as_bytes()));
         assert_eq!(key.deps[0].content, None, "the root file system counts by definition");
         assert_eq!(key.deps[0].selector, Some(Digest::sha256_of(b"/")));
+    }
+
+    #[test]
+    fn older_versions_select_no_root_and_leave_stubs_of_mounts() {
+        let exec = pb::ExecOp {
+            meta: Some(pb::Meta {
+                args: vec!["a".into()],
+                remove_mount_stubs_recursive: true,
+                ..Default::default()
+            }),
+            mounts: vec![pb::Mount { dest: "/".into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let op = pb::Op {
+            op: Some(pb::op::Op::Exec(exec.clone())),
+            platform: Some(pb::Platform {
+                os: "linux".into(),
+                architecture: "amd64".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let json = |stubs: &str| {
+            let json = format!(
+                r#"{{"Type":"buildkit.exec.v0","Exec":{{"meta":{{"args":["a"]{stubs}}}}},"OS":"linux","Arch":"amd64"}}"#
+            );
+            Digest::sha256_of(json)
+        };
+        let until_0_12 =
+            OlderKey { digest: json(r#","removeMountStubsRecursive":true"#), selectors: vec![None] };
+        let until_0_10 = OlderKey { digest: json(""), selectors: vec![None] };
+        assert_eq!(older(&op, 1), [until_0_12, until_0_10]);
+    }
+
+    #[test]
+    fn older_versions_name_users_otherwise() {
+        let by_id = pb::UserOpt { user: Some(pb::user_opt::User::ById(7)) };
+        let mkdir = pb::FileActionMkDir {
+            path: "/d".into(),
+            owner: Some(pb::ChownOpt { user: Some(by_id), group: None }),
+            ..Default::default()
+        };
+        let file = pb::FileOp {
+            actions: vec![pb::FileAction {
+                input: 0,
+                secondary_input: -1,
+                output: 0,
+                action: Some(pb::file_action::Action::Mkdir(mkdir)),
+            }],
+        };
+        let op = pb::Op { op: Some(pb::op::Op::File(file)), ..Default::default() };
+        let key = |field: &str| {
+            let action = format!(r#"{{"path":"/d","owner":{{"user":{{"User":{{"{field}":7}}}}}}}}"#);
+            let action = json::base64(action.as_bytes());
+            let digest =
+                Digest::sha256_of(format!(r#"{{"Type":"buildkit.file.v0","Actions":["{action}"]}}"#));
+            OlderKey { digest, selectors: vec![None] }
+        };
+        assert_eq!(older(&op, 1), [key("ByID"), key("byID")]);
     }
 
     #[test]

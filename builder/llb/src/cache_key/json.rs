@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
+use super::Dialect;
 use crate::pb;
 
 /// A JSON object that keeps the order of its fields, and leaves out what Go's `omitempty` leaves out.
@@ -33,6 +34,12 @@ impl Object {
     fn number(&mut self, name: &str, value: impl Into<i64>) {
         let value = value.into();
         if value != 0 {
+            self.always(name, value);
+        }
+    }
+
+    fn index(&mut self, name: &str, value: i64, dialect: Dialect) {
+        if value != 0 || dialect.writes_zero_indexes() {
             self.always(name, value);
         }
     }
@@ -73,14 +80,14 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-pub(super) fn index(input: i64) -> Value {
-    build(|o| o.number("input", input))
+pub(super) fn index(input: i64, dialect: Dialect) -> Value {
+    build(|o| o.index("input", input, dialect))
 }
 
-pub(super) fn exec_op(op: &pb::ExecOp) -> Value {
+pub(super) fn exec_op(op: &pb::ExecOp, dialect: Dialect) -> Value {
     build(|o| {
         o.object("meta", op.meta.as_ref(), meta);
-        o.list("mounts", &op.mounts, mount);
+        o.list("mounts", &op.mounts, |mount| self::mount(mount, dialect));
         o.number("network", op.network);
         o.number("security", op.security);
         o.list("secretenv", &op.secretenv, |env| {
@@ -125,12 +132,12 @@ fn meta(meta: &pb::Meta) -> Value {
     })
 }
 
-fn mount(mount: &pb::Mount) -> Value {
+fn mount(mount: &pb::Mount, dialect: Dialect) -> Value {
     build(|o| {
-        o.number("input", mount.input);
+        o.index("input", mount.input, dialect);
         o.text("selector", &mount.selector);
         o.text("dest", &mount.dest);
-        o.number("output", mount.output);
+        o.index("output", mount.output, dialect);
         o.flag("readonly", mount.readonly);
         o.number("mountType", mount.mount_type);
         o.object("TmpfsOpt", mount.tmpfs_opt.as_ref(), |tmpfs| build(|o| o.number("size", tmpfs.size)));
@@ -161,53 +168,54 @@ fn credential(id: &str, [uid, gid, mode]: [u32; 3], optional: bool) -> Value {
     })
 }
 
-fn owner(owner: &pb::ChownOpt) -> Value {
+fn owner(owner: &pb::ChownOpt, dialect: Dialect) -> Value {
     build(|o| {
-        o.object("user", owner.user.as_ref(), user);
-        o.object("group", owner.group.as_ref(), user);
+        o.object("user", owner.user.as_ref(), |user| self::user(user, dialect));
+        o.object("group", owner.group.as_ref(), |user| self::user(user, dialect));
     })
 }
 
-fn user(user: &pb::UserOpt) -> Value {
+fn user(user: &pb::UserOpt, dialect: Dialect) -> Value {
+    let (by_name, by_id) = dialect.user_fields();
     let inner = build(|o| match &user.user {
         Some(pb::user_opt::User::ByName(name)) => o.always(
-            "byName",
+            by_name,
             build(|o| {
                 o.text("name", &name.name);
-                o.number("input", name.input);
+                o.index("input", name.input, dialect);
             }),
         ),
-        Some(pb::user_opt::User::ById(id)) => o.number("byId", *id),
+        Some(pb::user_opt::User::ById(id)) => o.number(by_id, *id),
         None => {}
     });
     json!({ "User": inner })
 }
 
-pub(super) fn mkdir_action(mkdir: &pb::FileActionMkDir) -> Value {
+pub(super) fn mkdir_action(mkdir: &pb::FileActionMkDir, dialect: Dialect) -> Value {
     build(|o| {
         o.text("path", &mkdir.path);
         o.number("mode", mkdir.mode);
         o.flag("makeParents", mkdir.make_parents);
-        o.object("owner", mkdir.owner.as_ref(), owner);
+        o.object("owner", mkdir.owner.as_ref(), |owner| self::owner(owner, dialect));
         o.number("timestamp", mkdir.timestamp);
     })
 }
 
-pub(super) fn mkfile_action(mkfile: &pb::FileActionMkFile) -> Value {
+pub(super) fn mkfile_action(mkfile: &pb::FileActionMkFile, dialect: Dialect) -> Value {
     build(|o| {
         o.text("path", &mkfile.path);
         o.number("mode", mkfile.mode);
         o.text("data", &base64(&mkfile.data));
-        o.object("owner", mkfile.owner.as_ref(), owner);
+        o.object("owner", mkfile.owner.as_ref(), |owner| self::owner(owner, dialect));
         o.number("timestamp", mkfile.timestamp);
     })
 }
 
-pub(super) fn symlink_action(symlink: &pb::FileActionSymlink) -> Value {
+pub(super) fn symlink_action(symlink: &pb::FileActionSymlink, dialect: Dialect) -> Value {
     build(|o| {
         o.text("oldpath", &symlink.oldpath);
         o.text("newpath", &symlink.newpath);
-        o.object("owner", symlink.owner.as_ref(), owner);
+        o.object("owner", symlink.owner.as_ref(), |owner| self::owner(owner, dialect));
         o.number("timestamp", symlink.timestamp);
     })
 }
@@ -220,11 +228,11 @@ pub(super) fn rm_action(rm: &pb::FileActionRm) -> Value {
     })
 }
 
-pub(super) fn copy_action(copy: &pb::FileActionCopy) -> Value {
+pub(super) fn copy_action(copy: &pb::FileActionCopy, dialect: Dialect) -> Value {
     build(|o| {
         o.text("src", &copy.src);
         o.text("dest", &copy.dest);
-        o.object("owner", copy.owner.as_ref(), owner);
+        o.object("owner", copy.owner.as_ref(), |owner| self::owner(owner, dialect));
         o.number("mode", copy.mode);
         o.flag("followSymlink", copy.follow_symlink);
         o.flag("dirCopyContents", copy.dir_copy_contents);

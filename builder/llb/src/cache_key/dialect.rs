@@ -1,0 +1,68 @@
+//! How BuildKit's versions differ in the keys they make of the same op.
+
+/// Versions of BuildKit that make the same keys, newest first; each is named for the first of them.
+///
+/// Facts: `solver/pb/{ops.pb.go,json.go}` and `solver/llbsolver/ops/{exec,file}.go` at the tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Dialect {
+    /// 0.18 and later.
+    V0_18,
+    /// 0.17: generated protobuf code without JSON names for what is one of several.
+    V0_17,
+    /// 0.14 to 0.16: gogo's protobuf code, which writes indexes even if they are 0.
+    V0_14,
+    /// 0.13: a copy cannot be told to replace what is in its way.
+    V0_13,
+    /// 0.11 and 0.12: an input's root counts as nothing selected, and all of a cache mount's options count.
+    V0_11,
+    /// 0.10: stubs of mounts stay where they are.
+    V0_10,
+    /// 0.8 and 0.9: a tmpfs has no size.
+    V0_8,
+}
+
+impl Dialect {
+    /// What today's BuildKit makes.
+    pub(super) const TODAY: Self = Self::V0_18;
+    /// All others.
+    pub(super) const OLDER: [Self; 6] =
+        [Self::V0_17, Self::V0_14, Self::V0_13, Self::V0_11, Self::V0_10, Self::V0_8];
+
+    fn since(self, first: Self) -> bool {
+        self <= first
+    }
+
+    /// Whether an index of 0 is written.
+    pub(super) fn writes_zero_indexes(self) -> bool {
+        !self.since(Self::V0_17)
+    }
+
+    /// The fields of a user that is given by name, and of one by number.
+    pub(super) fn user_fields(self) -> (&'static str, &'static str) {
+        match self {
+            Self::V0_18 => ("byName", "byId"),
+            Self::V0_17 => ("ByName", "ByID"),
+            _ => ("byName", "byID"),
+        }
+    }
+
+    pub(super) fn replaces_at_destination(self) -> bool {
+        self.since(Self::V0_14)
+    }
+
+    pub(super) fn selects_roots(self) -> bool {
+        self.since(Self::V0_13)
+    }
+
+    pub(super) fn clears_cache_options(self) -> bool {
+        self.since(Self::V0_13)
+    }
+
+    pub(super) fn removes_mount_stubs(self) -> bool {
+        self.since(Self::V0_11)
+    }
+
+    pub(super) fn sizes_tmpfs(self) -> bool {
+        self.since(Self::V0_10)
+    }
+}
