@@ -1,9 +1,14 @@
 //! Typed events, and their form as BuildKit's `StatusResponse`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use lapstrake_api_proto::{control as pb, google::protobuf::Timestamp};
 use lapstrake_layerstore_oci::Digest;
+
+use crate::redact;
 
 /// Vertices that a display should fold into one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,18 +43,14 @@ pub struct VertexState {
 }
 
 impl VertexState {
-    /// A vertex on which no work has begun.
+    /// A vertex on which no work has begun. Credentials in URLs of its name are masked.
     pub fn pending(digest: Digest, name: impl Into<String>, inputs: Vec<Digest>) -> Self {
-        Self {
-            digest,
-            name: name.into(),
-            inputs,
-            started: None,
-            completed: None,
-            cached: false,
-            error: None,
-            group: None,
-        }
+        let name = name.into();
+        let name = match redact(&name) {
+            Cow::Borrowed(_) => name,
+            Cow::Owned(masked) => masked,
+        };
+        Self { digest, name, inputs, started: None, completed: None, cached: false, error: None, group: None }
     }
 }
 

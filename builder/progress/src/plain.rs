@@ -22,6 +22,7 @@ use crate::{
     Event, Log, Status, StatusResponse,
     board::{Board, amount, is_canceled},
     from_response,
+    vertex::REMARK,
 };
 
 /// How often a part's progress is worth a line: five seconds, or a twentieth of the whole.
@@ -133,6 +134,12 @@ impl Plain {
 
     fn status(&mut self, index: usize, number: usize, status: &Status, out: &mut String) {
         let key = (index, status.id.clone());
+        if status.name == REMARK {
+            if self.told.insert(key, status.clone()).is_none() {
+                let _ = writeln!(out, "#{number} {}", status.id);
+            }
+            return;
+        }
         if let Some(last) = self.told.get(&key) {
             let moved = status.current.saturating_sub(last.current);
             let is_far = status.total > 0 && moved.saturating_mul(20) >= status.total;
@@ -215,6 +222,32 @@ mod tests {
             started: Some(at(0)),
             completed: completed.map(at),
         })
+    }
+
+    #[test]
+    fn a_remark_is_a_line_of_its_own() {
+        let mut plain = Plain::new();
+        let remark = Event::Status(Status {
+            id: "cache miss: file a changed".to_owned(),
+            vertex: Digest::sha256_of("[2/2] COPY a /"),
+            name: REMARK.to_owned(),
+            current: 0,
+            total: 0,
+            timestamp: at(5),
+            started: Some(at(5)),
+            completed: Some(at(5)),
+        });
+        let events = [
+            Event::Vertex(vertex("[2/2] COPY a /", Some(0), None)),
+            remark.clone(),
+            remark,
+            Event::Vertex(vertex("[2/2] COPY a /", Some(0), Some(100))),
+        ];
+        insta::assert_snapshot!(plain.update(to_response(&events)), @r"
+        #1 [2/2] COPY a /
+        #1 cache miss: file a changed
+        #1 DONE 0.1s
+        ");
     }
 
     #[test]

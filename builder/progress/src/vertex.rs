@@ -8,7 +8,10 @@ use std::{
 use lapstrake_layerstore_oci::Digest;
 use parking_lot::Mutex;
 
-use crate::{Emit, Event, Log, Status, Stream, VertexState};
+use crate::{Emit, Event, Log, Status, Stream, VertexState, redact};
+
+/// The name of statuses that are remarks: nothing moves there.
+pub(crate) const REMARK: &str = "remark";
 
 /// Reports on one vertex. Cheap to clone.
 #[derive(Clone)]
@@ -86,7 +89,7 @@ impl VertexHandle {
 
     /// Work failed.
     pub fn fail(&self, error: impl Into<String>) {
-        let error = error.into();
+        let error = redact(&error.into()).into_owned();
         self.end(|state| state.error = Some(error));
     }
 
@@ -111,6 +114,21 @@ impl VertexHandle {
     /// Passes an event on as it is (warnings).
     pub fn emit(&self, event: &Event) {
         self.sink.emit(event);
+    }
+
+    /// Says something about the vertex itself, in a line that every client's display shows: a part of the work that is done.
+    pub fn remark(&self, text: impl Into<String>) {
+        let now = SystemTime::now();
+        self.sink.emit(&Event::Status(Status {
+            id: text.into(),
+            vertex: self.digest(),
+            name: REMARK.to_owned(),
+            current: 0,
+            total: 0,
+            timestamp: now,
+            started: Some(now),
+            completed: Some(now),
+        }));
     }
 
     /// Begins reporting on a part of the work; it ends when the handle is dropped or [`StatusHandle::done`].
