@@ -2,7 +2,7 @@
 
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_solver::SolveError;
-use lapstrake_builder_source::SourceError;
+use lapstrake_builder_source::{ErrorKind, SourceError};
 use lapstrake_layerstore_store::StoreError;
 
 /// Why a build failed: what was being done, on what, and the cause.
@@ -96,6 +96,22 @@ impl EngineError {
         }
     }
 
+    /// How a caller should treat this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Dockerfile(_) | Self::NoDockerfile { .. } | Self::Graph(_) => ErrorKind::Invalid,
+            Self::Context(_) | Self::Duplicate { .. } | Self::CacheSource { .. } => ErrorKind::Invalid,
+            Self::Source(source) => source.kind(),
+            Self::Work(step) => step.kind(),
+            Self::Step(SolveError::Op { source, .. }) => source.kind(),
+            Self::Step(SolveError::Canceled) | Self::Canceled => ErrorKind::Canceled,
+            Self::Step(_) => ErrorKind::Internal,
+            Self::NoSuchBuild { .. } => ErrorKind::NotFound,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Session(_) | Self::Store(_) | Self::Cache(_) | Self::Export(_) => ErrorKind::Internal,
+        }
+    }
+
     /// The vertex that failed, when one did.
     pub fn failed_vertex(&self) -> Option<&lapstrake_layerstore_oci::Digest> {
         match self {
@@ -184,6 +200,16 @@ fn exit_message(code: i32, oom: bool) -> String {
 }
 
 impl StepError {
+    /// How a caller should treat this error. A process that failed is nobody's fault but its own: `Internal`, as in Moby.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Source(source) => source.kind(),
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Canceled => ErrorKind::Canceled,
+            _ => ErrorKind::Internal,
+        }
+    }
+
     /// Runs blocking work for a step on a thread that may block.
     pub(crate) async fn blocking<T: Send + 'static, E: Into<StepError> + Send + 'static>(
         work: impl FnOnce() -> Result<T, E> + Send + 'static,

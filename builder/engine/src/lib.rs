@@ -14,9 +14,11 @@
 mod context;
 mod engine;
 mod error;
+mod history;
 mod imports;
 mod ops;
 mod plan;
+mod reasons;
 mod request;
 mod scope;
 
@@ -26,4 +28,5 @@ pub use error::{EngineError, StepError};
 pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
 
 pub use lapstrake_builder_dockerfile::{Step, StepKind};
+pub use lapstrake_builder_source::ErrorKind;
 pub use lapstrake_builder_exporter::{Destination, Exported, Output};

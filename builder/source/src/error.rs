@@ -7,7 +7,7 @@ use lapstrake_builder_dockerfile::ignore::PatternError;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::{self as registry, RegistryError};
 use lapstrake_layerstore_store::{self as store, StoreError};
-use lapstrake_layerstore_transfer::TransferError;
+use lapstrake_layerstore_transfer::{self as transfer, TransferError};
 
 /// Why a source could not be had. Every variant that is about one source names it (`origin`), never with a password in it.
 #[derive(Debug, thiserror::Error)]
@@ -210,14 +210,15 @@ impl SourceError {
             Self::Unsuitable { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Registry { source, .. } => of_registry(source),
-            Self::Pull { source, .. } => match source {
-                TransferError::Registry(source) => of_registry(source),
-                TransferError::Store(source) => of_store(source),
-                TransferError::Canceled => ErrorKind::Canceled,
-                TransferError::Layer { .. } | TransferError::WrongDiffId { .. } => ErrorKind::Corrupt,
-                TransferError::Document { .. } => ErrorKind::Corrupt,
-                TransferError::Unsuitable { .. } => ErrorKind::Invalid,
-                _ => ErrorKind::Internal,
+            Self::Pull { source, .. } => match source.kind() {
+                transfer::ErrorKind::NotFound => ErrorKind::NotFound,
+                transfer::ErrorKind::Unauthorized => ErrorKind::Unauthorized,
+                transfer::ErrorKind::Denied => ErrorKind::Denied,
+                transfer::ErrorKind::Invalid => ErrorKind::Invalid,
+                transfer::ErrorKind::Corrupt => ErrorKind::Corrupt,
+                transfer::ErrorKind::Unavailable => ErrorKind::Unavailable,
+                transfer::ErrorKind::Canceled => ErrorKind::Canceled,
+                transfer::ErrorKind::Conflict | transfer::ErrorKind::Internal => ErrorKind::Internal,
             },
             Self::Checksum { .. } | Self::TooLarge { .. } => ErrorKind::Corrupt,
             Self::NoDirectory { .. } => ErrorKind::Invalid,
