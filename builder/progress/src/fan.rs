@@ -11,7 +11,7 @@ const REPLAY_BYTES: usize = 64 * 1024;
 
 #[derive(Default)]
 struct Shared {
-    readers: Vec<(u64, Progress)>,
+    readers: Vec<(u64, Arc<dyn Emit>)>,
     replay: VecDeque<Event>,
     replay_bytes: usize,
 }
@@ -23,16 +23,21 @@ pub struct Fan(Arc<Mutex<Shared>>);
 impl Fan {
     /// Adds the build with this number, telling it first what happened so far.
     pub fn join(&self, build: u64, progress: &Progress) {
-        let mut shared = self.0.lock();
-        for event in &shared.replay {
-            progress.emit(event);
-        }
-        shared.readers.push((build, progress.clone()));
+        self.relay(build, Arc::new(progress.clone()));
     }
 
-    /// Takes a build out again: it hears no more.
-    pub fn leave(&self, build: u64) {
-        self.0.lock().readers.retain(|(number, _)| *number != build);
+    /// Adds something else that listens, telling it first what happened so far. Its number is no build's. It must not lead back here.
+    pub fn relay(&self, number: u64, reader: Arc<dyn Emit>) {
+        let mut shared = self.0.lock();
+        for event in &shared.replay {
+            reader.emit(event);
+        }
+        shared.readers.push((number, reader));
+    }
+
+    /// Takes a reader out again: it hears no more.
+    pub fn leave(&self, number: u64) {
+        self.0.lock().readers.retain(|(other, _)| *other != number);
     }
 }
 
