@@ -1,25 +1,31 @@
 //! The engine: takes requests, runs builds, keeps track of those that run.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use base64::Engine as _;
 use lapstrake_builder_cache::{BuildCache, INLINE_FIELD};
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
+use lapstrake_builder_history::{History, Recording};
 use lapstrake_builder_llb::{Definition, Graph, Limits};
 use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
 use lapstrake_builder_solver::{CacheStore, KeyId, Resolved, Solver};
 use lapstrake_builder_source::Sources;
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
-use lapstrake_session::Sessions;
+use lapstrake_session::{SessionId, Sessions};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     BuildId, BuildRequest, EngineError, Input, Step, StepError,
+    history::{self, Knowledge},
     ops::{self, Workshop},
     plan::place_context,
     scope::{BuildScope, EngineTypes},
@@ -54,6 +60,7 @@ struct Inner {
     solver: Solver<EngineTypes>,
     exporter: Exporter,
     running: Mutex<HashMap<BuildId, CancellationToken>>,
+    history: OnceLock<History>,
 }
 
 impl Engine {
@@ -76,6 +83,7 @@ impl Engine {
             solver: Solver::new(cache),
             exporter: parts.exporter,
             running: Mutex::default(),
+            history: OnceLock::new(),
         }))
     }
 
@@ -101,10 +109,29 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Result<Exported, EngineError> {
         let running = self.register(&request.id, &cancel)?;
-        tokio::select! {
-            result = self.run(request, &progress, steps, &running.cancel) => result,
+        let recording = self.record(&request, &progress);
+        let known = recording.as_ref().map(|recording| {
+            Arc::new(Knowledge::new(&request, Arc::clone(recording.notes())))
+        });
+        let result = tokio::select! {
+            result = self.run(request, &progress, steps, &running.cancel, known) => result,
             () = running.cancel.cancelled() => Err(EngineError::Canceled),
+        };
+        if let Some(recording) = recording {
+            recording.end(history::outcome(&result));
         }
+        result
+    }
+
+    /// Records all builds from now on. Counts once.
+    pub fn record_in(&self, history: History) {
+        let _ = self.0.history.set(history);
+    }
+
+    fn record(&self, request: &BuildRequest, progress: &Progress) -> Option<Recording> {
+        let recording = self.0.history.get()?.begin(history::building(request), progress);
+        // A build is worth more than its record.
+        recording.inspect_err(|error| tracing::warn!(%error, "a build is not recorded")).ok()
     }
 
     /// Cancels a running build.
@@ -138,17 +165,20 @@ impl Engine {
         progress: &Progress,
         steps: Option<oneshot::Sender<Vec<Step>>>,
         cancel: &CancellationToken,
+        known: Option<Arc<Knowledge>>,
     ) -> Result<Exported, EngineError> {
         let mut scope = BuildScope {
             session: request.session.clone(),
             credentials: Arc::clone(&request.credentials),
             locals: HashMap::new(),
             resources: request.resources.clone(),
+            known,
         };
         let (scope, targets): (_, Vec<Target>) = match request.input {
             Input::Definition(definition) => {
                 let platform = Platform::host();
                 let config = ImageConfig::for_platform(&platform);
+                self.identify(&scope, None).await;
                 (Arc::new(scope), vec![Target { platform, definition, config, epoch: None }])
             }
             Input::Dockerfile { mut options, context } => {
@@ -192,6 +222,14 @@ impl Engine {
         Ok(vertex.track(export).await?)
     }
 
+    /// The Dockerfile was read, if there is one: steps may be compared with those of earlier builds.
+    pub(crate) async fn identify(&self, scope: &BuildScope, dockerfile: Option<&[u8]>) {
+        if let Some(known) = &scope.known {
+            let session = scope.session.as_ref().map(SessionId::as_str);
+            known.identify(dockerfile, &self.0.workshop.sessions, session).await;
+        }
+    }
+
     /// Solves one graph, with no caches but our own.
     pub(crate) async fn solve(
         &self,
@@ -212,8 +250,8 @@ impl Engine {
         if definition.is_scratch() {
             return Ok(Resolved { value: Tree::empty(), keys: Arc::default() });
         }
-        let graph = Graph::parse(definition, Limits::default())?;
-        let make = |vertex: &_| ops::op(&self.0.workshop, vertex);
+        let graph = Arc::new(Graph::parse(definition, Limits::default())?);
+        let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
         Ok(build.resolve().await?)
     }

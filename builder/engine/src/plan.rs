@@ -78,6 +78,7 @@ impl Engine {
         }
         let dockerfile = dockerfile_definition(options, &facts)?;
         self.read_dockerfile(options, &dockerfile, &mut facts, scope, progress).await?;
+        self.identify(scope, Some(&facts.dockerfile)).await;
         check_frontend(options, &facts.dockerfile)?;
         for _ in 0..ROUNDS {
             match plan(options, &facts)? {
@@ -112,6 +113,11 @@ impl Engine {
                 let cx = self.source_context(scope, vertex.clone(), cancel);
                 let fact: ImageFact =
                     vertex.track(self.workshop().sources.resolve_image(&cx, &query)).await?;
+                if let Some(known) = &scope.known {
+                    let id = fact.image_id.as_ref().map(ToString::to_string);
+                    let digest = id.or_else(|| fact.digest.as_ref().map(ToString::to_string));
+                    digest.into_iter().for_each(|digest| known.learn_image(&query.reference, digest));
+                }
                 Ok(Box::new(move |facts| {
                     facts.images.insert(query, fact);
                 }))

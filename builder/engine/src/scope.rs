@@ -8,7 +8,7 @@ use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::SessionId;
 
-use crate::{Resources, StepError};
+use crate::{Resources, StepError, history::Knowledge};
 
 /// One build, as its steps see it. A step that several builds share may ask any of them.
 pub(crate) struct BuildScope {
@@ -20,6 +20,8 @@ pub(crate) struct BuildScope {
     pub(crate) locals: HashMap<String, LocalProvider>,
     /// Limits on processes.
     pub(crate) resources: Resources,
+    /// What steps need to say why they run; `None` where nothing is recorded.
+    pub(crate) known: Option<Arc<Knowledge>>,
 }
 
 /// The types that the solver works with.

@@ -36,7 +36,7 @@ pub use history::{Building, History, Limits, Outcome, Recording};
 pub use listing::Listing;
 pub use log::BuildLog;
 pub use mark::Mark;
-pub use notes::{BuildNotes, Explained};
+pub use notes::{BuildNotes, Explained, PackedRecipe};
 pub use place::{Place, Project};
 pub use reason::{Change, FileChange, MissReason, describe};
 pub use recipe::{Aspect, Ingredient, IngredientKind, Recipe, Variable};

@@ -9,11 +9,11 @@ use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Metadata;
 use parking_lot::Mutex;
 
-use crate::{MissReason, Place, Project, Recipe, compare, rows};
+use crate::{Listing, MissReason, Place, Project, Recipe, compare, rows};
 
 /// Most steps of one build that are noted.
 const STEPS: usize = 10_000;
-/// Bytes that the listings of one build's recipes may take, packed; what comes after is noted without.
+/// Bytes that the listings of one build's recipes may take, packed; what comes after is not noted.
 const LISTING_BYTES: usize = 16 << 20;
 
 /// What the last run in a place says of a run now.
@@ -39,16 +39,30 @@ pub struct BuildNotes {
 #[derive(Default)]
 struct Noted {
     reasons: HashMap<Digest, Vec<MissReason>>,
-    recipes: Vec<NewRecipe>,
+    recipes: Vec<Arc<PackedRecipe>>,
     listing_bytes: usize,
 }
 
 /// A recipe on its way to the database.
-pub(crate) struct NewRecipe {
+#[derive(Debug)]
+pub struct PackedRecipe {
     pub(crate) place: Place,
     pub(crate) recipe: Recipe,
     /// Packed listings by number of the input.
     pub(crate) listings: Vec<(usize, Vec<u8>)>,
+}
+
+impl PackedRecipe {
+    /// What a step in a place is made of. Takes a while where there are many files.
+    pub fn new(place: Place, recipe: Recipe) -> Arc<Self> {
+        let pack = |(number, listing): (usize, &Listing)| Some((number, listing.to_bytes().ok()?));
+        let listings = recipe.listings().filter_map(pack).collect();
+        Arc::new(Self { place, recipe: recipe.bounded(), listings })
+    }
+
+    fn bytes(&self) -> usize {
+        self.listings.iter().map(|(_, bytes)| bytes.len()).sum()
+    }
 }
 
 /// A recipe of a former build.
@@ -104,20 +118,13 @@ impl BuildNotes {
         }
     }
 
-    /// Notes what a step that ran was made of. Blocks for as long as packing takes.
-    pub fn note_recipe(&self, place: Place, recipe: Recipe) {
-        let listings: Vec<(usize, Vec<u8>)> = recipe
-            .listings()
-            .filter_map(|(number, listing)| Some((number, listing.to_bytes().ok()?)))
-            .collect();
-        let bytes: usize = listings.iter().map(|(_, bytes)| bytes.len()).sum();
+    /// Notes what a step that ran well was made of.
+    pub fn note_recipe(&self, recipe: &Arc<PackedRecipe>) {
         let mut noted = self.noted.lock();
-        if noted.recipes.len() >= STEPS {
-            return;
+        if noted.recipes.len() < STEPS && noted.listing_bytes + recipe.bytes() <= LISTING_BYTES {
+            noted.listing_bytes += recipe.bytes();
+            noted.recipes.push(Arc::clone(recipe));
         }
-        let listings = if noted.listing_bytes + bytes > LISTING_BYTES { Vec::new() } else { listings };
-        noted.listing_bytes += listings.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
-        noted.recipes.push(NewRecipe { place, recipe: recipe.bounded(), listings });
     }
 
     /// Why a vertex was run.
@@ -125,11 +132,12 @@ impl BuildNotes {
         self.noted.lock().reasons.get(vertex).cloned().unwrap_or_default()
     }
 
-    pub(crate) fn take_recipes(&self) -> Vec<NewRecipe> {
+    pub(crate) fn take_recipes(&self) -> Vec<Arc<PackedRecipe>> {
         std::mem::take(&mut self.noted.lock().recipes)
     }
 
-    pub(crate) fn project(&self) -> &Project {
+    /// Which project it is; nothing of it is known until [`Self::set_project`].
+    pub fn project(&self) -> &Project {
         static NONE: Project = Project { image: None, context: None, dockerfile: None };
         self.project.get().unwrap_or(&NONE)
     }

@@ -88,6 +88,8 @@ pub enum MissReason {
     NeverBuilt,
     /// It is a client's directory, which is read in each build.
     ClientDirectory,
+    /// It comes from outside, and is not here yet.
+    NotHere,
     /// The cache has no result for what it is made of.
     Unseen,
 }
@@ -95,7 +97,7 @@ pub enum MissReason {
 impl MissReason {
     /// Whether it is worth a line while the build runs. That something is built for the first time is no news.
     pub fn is_news(&self) -> bool {
-        !matches!(self, Self::NeverBuilt | Self::ClientDirectory)
+        !matches!(self, Self::NeverBuilt | Self::ClientDirectory | Self::NotHere)
     }
 }
 
@@ -121,6 +123,7 @@ impl fmt::Display for MissReason {
             Self::Pruned => f.write_str("pruned"),
             Self::NeverBuilt => f.write_str("never built here"),
             Self::ClientDirectory => f.write_str("a client's directory is read in each build"),
+            Self::NotHere => f.write_str("not here yet"),
             Self::Unseen => f.write_str("no cached result for its inputs"),
         }
     }

@@ -1,13 +1,13 @@
 //! Reading and writing the tables.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use lapstrake_layerstore_store::{Metadata, StoreError};
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use crate::{
-    BuildSummary, Listing, Mark, Place, Project,
-    notes::{Former, FormerRecipe, NewRecipe},
+    BuildSummary, Listing, Mark, PackedRecipe, Place, Project,
+    notes::{Former, FormerRecipe},
     record::nanos,
 };
 
@@ -73,7 +73,7 @@ pub(crate) fn listings(metadata: &Metadata, recipe: i64) -> Result<Vec<(usize, L
 pub(crate) fn put_recipes(
     txn: &Transaction,
     project: &Project,
-    recipes: &[NewRecipe],
+    recipes: &[Arc<PackedRecipe>],
 ) -> rusqlite::Result<()> {
     if recipes.is_empty() {
         return Ok(());
@@ -91,7 +91,8 @@ pub(crate) fn put_recipes(
     )?;
     let mut list =
         txn.prepare_cached("INSERT INTO recipe_listing (recipe, input, listing) VALUES (?1, ?2, ?3)")?;
-    for NewRecipe { place, recipe, listings } in recipes {
+    for packed in recipes {
+        let PackedRecipe { place, recipe, listings } = &**packed;
         let Ok(document) = serde_json::to_string(recipe) else { continue };
         let instruction = signed(place.instruction);
         forget.execute((image, context, dockerfile, &place.stage, place.position, instruction))?;

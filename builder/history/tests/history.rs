@@ -266,7 +266,7 @@ async fn steps_are_compared_with_their_last_run_across_restarts() {
         let recording = history.begin(building(id), &progress).unwrap();
         recording.notes().set_project(project());
         said.push(recording.notes().explain(&place, &recipe(user)));
-        recording.notes().note_recipe(place.clone(), recipe(user));
+        recording.notes().note_recipe(&PackedRecipe::new(place.clone(), recipe(user)));
         recording.end(Outcome::Canceled);
         drop(progress);
         history.settle().await;

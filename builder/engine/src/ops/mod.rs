@@ -17,15 +17,20 @@ use futures::future::BoxFuture;
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_files::ContentHasher;
-use lapstrake_builder_llb::{Vertex, cache_key, pb};
-use lapstrake_builder_solver::{CacheMap, Dep, Op, OpContext};
+use lapstrake_builder_llb::{Graph, Vertex, VertexId, cache_key, pb};
+use lapstrake_builder_solver::{CacheMap, Dep, Miss, Op, OpContext};
 use lapstrake_builder_source::Sources;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::Sessions;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::{StepError, scope::EngineTypes};
+use crate::{
+    StepError,
+    reasons::{self, Missed, Running},
+    scope::EngineTypes,
+};
 
 /// What ops work with.
 pub(crate) struct Workshop {
@@ -41,16 +46,21 @@ pub(crate) struct Workshop {
     pub(crate) runtime_dir: std::path::PathBuf,
 }
 
-/// Makes the op of a vertex.
-pub(crate) fn op(workshop: &Arc<Workshop>, vertex: &Vertex) -> Result<Arc<dyn Op<EngineTypes>>, StepError> {
+/// Makes the op of a vertex of `graph`.
+pub(crate) fn op(
+    workshop: &Arc<Workshop>,
+    graph: &Arc<Graph>,
+    vertex: &Vertex,
+) -> Result<Arc<dyn Op<EngineTypes>>, StepError> {
     let workshop = Arc::clone(workshop);
+    let place = (graph, vertex);
     let platform = vertex.op.platform.clone();
     Ok(match vertex.op.op.as_ref().expect("a parsed vertex has an op") {
         pb::op::Op::Source(op) => Arc::new(source::SourceStep::new(workshop, op, platform)?),
-        pb::op::Op::Exec(op) => Arc::new(Keyed(exec::ExecStep::new(workshop, op.clone(), platform, vertex)?)),
-        pb::op::Op::File(op) => Arc::new(Keyed(file::FileStep::new(workshop, op.clone(), vertex))),
-        pb::op::Op::Merge(op) => Arc::new(Keyed(merge::merge(workshop, op, vertex))),
-        pb::op::Op::Diff(op) => Arc::new(Keyed(merge::diff(workshop, op, vertex))),
+        pb::op::Op::Exec(op) => Keyed::new(place, exec::ExecStep::new(workshop, op.clone(), platform, vertex)?),
+        pb::op::Op::File(op) => Keyed::new(place, file::FileStep::new(workshop, op.clone(), vertex)),
+        pb::op::Op::Merge(op) => Keyed::new(place, merge::merge(workshop, op, vertex)),
+        pb::op::Op::Diff(op) => Keyed::new(place, merge::diff(workshop, op, vertex)),
         pb::op::Op::Build(_) => {
             return Err(StepError::Unsupported {
                 what: "a build op within a graph (nested build)".to_owned(),
@@ -76,12 +86,25 @@ pub(crate) trait KeyedStep: Send + Sync {
 }
 
 /// A keyed step as the solver runs it.
-struct Keyed<S>(S);
+struct Keyed<S> {
+    step: S,
+    graph: Arc<Graph>,
+    vertex: VertexId,
+    /// What the solver said of the run that comes next.
+    missed: Mutex<Option<Missed>>,
+}
+
+impl<S: KeyedStep> Keyed<S> {
+    fn new((graph, vertex): (&Arc<Graph>, &Vertex), step: S) -> Arc<Self> {
+        let vertex = graph.find(&vertex.digest).expect("the vertex is of this graph");
+        Arc::new(Self { step, graph: Arc::clone(graph), vertex, missed: Mutex::default() })
+    }
+}
 
 impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
     fn cache_map<'a>(&'a self, _: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
         Box::pin(async {
-            let key = self.0.key();
+            let key = self.step.key();
             let dep = |dep: &cache_key::DepKey| Dep {
                 selector: dep.selector.clone(),
                 content: dep.content.is_some(),
@@ -98,10 +121,17 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
         value: Tree,
     ) -> BoxFuture<'a, Result<Digest, StepError>> {
         Box::pin(async move {
-            let selectors = self.0.key().deps[input].content.clone().unwrap_or_default();
-            let workshop = Arc::clone(self.0.workshop());
+            let selectors = self.step.key().deps[input].content.clone().unwrap_or_default();
+            let workshop = Arc::clone(self.step.workshop());
             StepError::blocking(move || workshop.content.digest(&value, &selectors)).await
         })
+    }
+
+    fn missed<'a>(&'a self, cx: &'a OpContext<EngineTypes>, miss: Miss<'a, Tree>) -> BoxFuture<'a, ()> {
+        // What follows from it is found out while the step runs.
+        let is_asked = cx.scopes().iter().any(|scope| scope.known.is_some());
+        *self.missed.lock() = is_asked.then(|| Missed::new(&miss));
+        Box::pin(std::future::ready(()))
     }
 
     fn exec<'a>(
@@ -109,6 +139,21 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        self.0.run(cx, inputs)
+        let Some(missed) = self.missed.lock().take() else { return self.step.run(cx, inputs) };
+        let running = Running {
+            workshop: Arc::clone(self.step.workshop()),
+            graph: Arc::clone(&self.graph),
+            vertex: self.vertex,
+            missed,
+            inputs: inputs.clone(),
+            contents: self.step.key().deps.iter().map(|dep| dep.content.clone()).collect(),
+        };
+        Box::pin(async move {
+            let (result, memorable) = tokio::join!(self.step.run(cx, inputs), reasons::explain(running, cx));
+            if result.is_ok() {
+                memorable.remember();
+            }
+            result
+        })
     }
 }

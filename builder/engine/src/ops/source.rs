@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
+use lapstrake_builder_history::MissReason;
 use lapstrake_builder_llb::pb;
-use lapstrake_builder_solver::{CacheMap, Op, OpContext};
+use lapstrake_builder_solver::{CacheMap, Miss, MissCause, Op, OpContext};
 use lapstrake_builder_source::{Source, SourceContext, SourceKind};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
@@ -74,6 +75,18 @@ impl Op<EngineTypes> for SourceStep {
         _: Tree,
     ) -> BoxFuture<'a, Result<Digest, StepError>> {
         Box::pin(async move { Err(StepError::Invalid { what: format!("a source has no input {input}") }) })
+    }
+
+    fn missed<'a>(&'a self, cx: &'a OpContext<EngineTypes>, miss: Miss<'a, Tree>) -> BoxFuture<'a, ()> {
+        let reason = match (miss.cause, self.source.kind()) {
+            (MissCause::NoCache, _) => MissReason::NoCache,
+            (_, SourceKind::Local) => MissReason::ClientDirectory,
+            _ => MissReason::NotHere,
+        };
+        for known in cx.scopes().iter().filter_map(|scope| scope.known.as_ref()) {
+            known.notes.note_reasons(&cx.vertex.digest(), vec![reason.clone()]);
+        }
+        Box::pin(std::future::ready(()))
     }
 
     fn exec<'a>(

@@ -1,0 +1,160 @@
+//! What the history is told of a build, and what a build's steps may learn from it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
+use lapstrake_builder_exporter::{Exported, Output};
+use lapstrake_builder_history::{BuildNotes, Building, Mark, Outcome, Project};
+use lapstrake_builder_progress::redact;
+use lapstrake_layerstore_oci::{Platform, Reference};
+use lapstrake_session::{Sessions, Wait};
+use parking_lot::Mutex;
+
+use crate::{BuildRequest, ContextInput, EngineError, Input};
+
+/// Build-args that are no part of what is built, and may hold credentials.
+const PROXY_ARGS: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
+
+/// A build as it is recorded when it begins. Nothing in it is secret: values of build-args are left out, credentials in URLs masked.
+pub(crate) fn building(request: &BuildRequest) -> Building {
+    let (kind, names) = output(&request.output);
+    let names: Vec<String> = names.iter().map(Reference::familiar).collect();
+    let mut building = Building { id: request.id.0.clone(), output: kind.to_owned(), ..Building::default() };
+    if let Input::Dockerfile { options, context } = &request.input {
+        building.frontend = "dockerfile.v0".to_owned();
+        building.dockerfile.clone_from(&options.dockerfile_name);
+        building.target.clone_from(&options.target);
+        building.platforms = options.platforms.iter().map(Platform::to_string).collect();
+        building.build_args = options.build_args.keys().cloned().collect();
+        building.context = match (context, &options.context) {
+            (ContextInput::Directory { context, .. }, _) => Some(context.display().to_string()),
+            (_, ContextSource::Git { reference: url, .. } | ContextSource::Http { url }) => {
+                Some(redact(url).into_owned())
+            }
+            _ => None,
+        };
+    }
+    building.name = match (names.first(), building.dockerfile.as_str()) {
+        (Some(name), _) => name.clone(),
+        (None, "") => "(graph)".to_owned(),
+        (None, file) => file.to_owned(),
+    };
+    if let Some(target) = &building.target {
+        building.name.push_str(&format!(" ({target})"));
+    }
+    building.names = names;
+    building
+}
+
+/// How a build ended, as it is recorded.
+pub(crate) fn outcome(result: &Result<Exported, EngineError>) -> Outcome {
+    match result {
+        Ok(exported) => Outcome::Completed { image: exported.image.as_ref().map(ToString::to_string) },
+        Err(error) if error.is_canceled() => Outcome::Canceled,
+        Err(error) => Outcome::Failed { error: redact(&chain(error)).into_owned() },
+    }
+}
+
+/// An error and those of its causes that it does not name itself.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) && !cause.ends_with(&text) {
+            text = format!("{text}: {cause}");
+        }
+        next = source.source();
+    }
+    text
+}
+
+fn output(output: &Output) -> (&'static str, &[Reference]) {
+    match output {
+        Output::CacheOnly => ("cacheonly", &[]),
+        Output::Image { names } => ("image", names),
+        Output::Local(_) => ("local", &[]),
+        Output::Tar(_) => ("tar", &[]),
+        Output::Oci { names, .. } => ("oci", names),
+        Output::Docker { names, .. } => ("docker", names),
+    }
+}
+
+/// What a build knows that its steps need to say why they ran.
+pub(crate) struct Knowledge {
+    pub(crate) notes: Arc<BuildNotes>,
+    /// Marks of the build-args' values.
+    pub(crate) build_args: BTreeMap<String, Mark>,
+    /// The repository of the image's first name.
+    image: Option<String>,
+    /// Where the context is, when that is known beforehand.
+    context: Option<String>,
+    dockerfile: String,
+    /// Digests of images, by reference.
+    images: Mutex<BTreeMap<String, String>>,
+}
+
+impl Knowledge {
+    pub(crate) fn new(request: &BuildRequest, notes: Arc<BuildNotes>) -> Self {
+        let (_, names) = output(&request.output);
+        let image = names.first().map(|name| format!("{}/{}", name.domain(), name.path()));
+        let mut known = Self {
+            notes,
+            build_args: BTreeMap::new(),
+            image,
+            context: None,
+            dockerfile: String::new(),
+            images: Mutex::default(),
+        };
+        if let Input::Dockerfile { options, context } = &request.input {
+            known.dockerfile.clone_from(&options.dockerfile_name);
+            known.context = place(options, context);
+            let args = options
+                .build_args
+                .iter()
+                .filter(|(name, _)| !PROXY_ARGS.contains(&name.to_lowercase().as_str()));
+            known.build_args = args.map(|(name, value)| (name.clone(), Mark::of(value))).collect();
+        }
+        known
+    }
+
+    /// The Dockerfile was read, if there is one: now it is known which project this is.
+    pub(crate) async fn identify(&self, dockerfile: Option<&[u8]>, sessions: &Sessions, session: Option<&str>) {
+        let mut context = self.context.clone();
+        if context.is_none()
+            && let Some(session) = session
+            && let Ok(caller) = sessions.get(session, Wait::Never).await
+            && !caller.shared_key().is_empty()
+        {
+            context = Some(caller.shared_key().to_owned());
+        }
+        // The same directory may have several Dockerfiles.
+        let with_file = |text: String| Mark::of_all([text.as_str(), &self.dockerfile]);
+        self.notes.set_project(Project {
+            image: self.image.clone().map(with_file),
+            context: context.map(with_file),
+            dockerfile: dockerfile.map(Mark::of),
+        });
+    }
+
+    /// An image was found.
+    pub(crate) fn learn_image(&self, reference: &Reference, digest: String) {
+        self.images.lock().insert(reference.to_string(), digest);
+    }
+
+    /// The digest that an image was found with.
+    pub(crate) fn image(&self, reference: &str) -> Option<String> {
+        self.images.lock().get(reference).cloned()
+    }
+}
+
+/// What tells one context from another, where the request itself says it.
+fn place(options: &DockerfileOptions, context: &ContextInput) -> Option<String> {
+    match (context, &options.context) {
+        (ContextInput::Directory { context, .. }, _) => Some(context.display().to_string()),
+        (ContextInput::Remote, ContextSource::Git { reference: url, .. } | ContextSource::Http { url }) => {
+            Some(url.clone())
+        }
+        _ => None,
+    }
+}
