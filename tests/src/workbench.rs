@@ -14,13 +14,14 @@ use lapstrake_builder_engine::{
 };
 use lapstrake_builder_executor::{Helper, HelperOptions, NativeExecutor};
 use lapstrake_builder_exporter::Exporter;
+use lapstrake_builder_history::History;
 use lapstrake_builder_progress::{Event, Progress, from_response};
 use lapstrake_builder_source::{SourceLimits, Sources, SourcesOptions};
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
 use lapstrake_layerstore_registry::{Anonymous, ClientOptions, RegistryClient, RegistryConfig};
 use lapstrake_layerstore_store::{
-    ImageName, LocalStore, NewImage, OpenSnapshot, SnapshotKey, Stores, Tree, collect::Collector,
+    ImageName, LocalStore, Metadata, NewImage, OpenSnapshot, SnapshotKey, Stores, Tree, collect::Collector,
 };
 use lapstrake_layerstore_transfer::layers;
 use lapstrake_session::Sessions;
@@ -39,7 +40,11 @@ pub struct Workbench {
     pub collector: Collector,
     /// Live sessions.
     pub sessions: Sessions,
-    _root: TempDir,
+    /// What was built.
+    pub history: History,
+    /// Their database.
+    pub metadata: Metadata,
+    dir: TempDir,
 }
 
 /// A build that succeeded.
@@ -123,9 +128,17 @@ impl Workbench {
             runtime_dir: root.path().to_owned(),
             parallelism: 4,
         });
+        let history = History::open(local.metadata.clone(), local.root().join("history"), Default::default());
+        let history = history.expect("the history opens");
+        engine.record_in(history.clone());
         let collector = Collector::new(stores.clone(), vec![cache]);
         base_image(&stores);
-        Self { engine, stores, collector, sessions, _root: root }
+        Self { engine, stores, collector, sessions, history, metadata: local.metadata, dir: root }
+    }
+
+    /// The store's directory.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
     }
 
     /// A request for an image under `name`.
@@ -140,6 +153,7 @@ impl Workbench {
             session: None,
             output: Output::Image { names: vec![reference(name)] },
             cache_from: Vec::new(),
+            cache_to: Vec::new(),
             inline_cache: false,
             credentials: Arc::new(Anonymous),
             resources: Resources::default(),

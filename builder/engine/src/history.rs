@@ -119,7 +119,12 @@ impl Knowledge {
     }
 
     /// The Dockerfile was read, if there is one: now it is known which project this is.
-    pub(crate) async fn identify(&self, dockerfile: Option<&[u8]>, sessions: &Sessions, session: Option<&str>) {
+    pub(crate) async fn identify(
+        &self,
+        dockerfile: Option<&[u8]>,
+        sessions: &Sessions,
+        session: Option<&str>,
+    ) {
         let mut context = self.context.clone();
         if context.is_none()
             && let Some(session) = session

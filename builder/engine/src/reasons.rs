@@ -121,7 +121,8 @@ impl Running {
         recipe.op = self.missed.op;
         recipe.build_args.clone_from(&known.build_args);
         recipe.dockerfile = known.notes.project().dockerfile;
-        recipe.inputs = (0..vertex.inputs.len()).map(|number| self.ingredient(vertex, number, known)).collect();
+        recipe.inputs =
+            (0..vertex.inputs.len()).map(|number| self.ingredient(vertex, number, known)).collect();
         recipe
     }
 

@@ -57,7 +57,9 @@ pub(crate) fn op(
     let platform = vertex.op.platform.clone();
     Ok(match vertex.op.op.as_ref().expect("a parsed vertex has an op") {
         pb::op::Op::Source(op) => Arc::new(source::SourceStep::new(workshop, op, platform)?),
-        pb::op::Op::Exec(op) => Keyed::new(place, exec::ExecStep::new(workshop, op.clone(), platform, vertex)?),
+        pb::op::Op::Exec(op) => {
+            Keyed::new(place, exec::ExecStep::new(workshop, op.clone(), platform, vertex)?)
+        }
         pb::op::Op::File(op) => Keyed::new(place, file::FileStep::new(workshop, op.clone(), vertex)),
         pb::op::Op::Merge(op) => Keyed::new(place, merge::merge(workshop, op, vertex)),
         pb::op::Op::Diff(op) => Keyed::new(place, merge::diff(workshop, op, vertex)),

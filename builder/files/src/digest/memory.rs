@@ -42,10 +42,13 @@ pub(super) struct Memory {
     listings: Mutex<Listings>,
 }
 
+/// A tree, and what was selected of it.
+type ListingKey = (SnapshotName, String);
+
 /// What the latest selections consisted of, newest last.
 #[derive(Default)]
 struct Listings {
-    listings: VecDeque<((SnapshotName, String), Arc<Vec<SeenRecord>>)>,
+    listings: VecDeque<(ListingKey, Arc<Vec<SeenRecord>>)>,
     records: usize,
 }
 
