@@ -103,8 +103,8 @@ fn exec_in(
     dialect: Dialect,
 ) -> Result<OpKey, String> {
     let mut deps = exec_deps(op, inputs)?;
-    if !dialect.selects_roots() {
-        deps = with_old_selectors(op, &deps);
+    if !dialect.selects_roots() || !dialect.secrets_have_no_input() {
+        deps = with_old_selectors(op, &deps, dialect);
     }
     Ok(OpKey { digest: exec_digest(op, platform, dialect), deps })
 }
@@ -127,6 +127,9 @@ fn exec_digest(op: &pb::ExecOp, platform: Option<&pb::Platform>, dialect: Dialec
         if let Some(cache) = mount.cache_opt.as_mut().filter(|_| clear) {
             cache.id.clear();
             cache.sharing = 0;
+        }
+        if is_credential(mount) && !dialect.secrets_have_no_input() {
+            mount.input = 0;
         }
         if !dialect.sizes_tmpfs() {
             mount.tmpfs_opt = None;
@@ -162,6 +165,10 @@ fn exec_digest(op: &pb::ExecOp, platform: Option<&pb::Platform>, dialect: Dialec
         }
     }
     digest_of(&key.into())
+}
+
+fn is_credential(mount: &pb::Mount) -> bool {
+    matches!(mount.mount_type(), pb::MountType::Secret | pb::MountType::Ssh)
 }
 
 /// The cache mounts that a Dockerfile makes by default are part of the key for compatibility.
@@ -210,13 +217,16 @@ fn exec_deps(op: &pb::ExecOp, inputs: usize) -> Result<Vec<DepKey>, String> {
     Ok(deps.collect())
 }
 
-/// The same inputs as before 0.13, where a mount of all of an input selected nothing.
-fn with_old_selectors(op: &pb::ExecOp, deps: &[DepKey]) -> Vec<DepKey> {
+/// The same inputs with the selectors of an older version: once a mount of all of an input selected nothing, and once every secret selected the root of
+/// the first input.
+fn with_old_selectors(op: &pb::ExecOp, deps: &[DepKey], dialect: Dialect) -> Vec<DepKey> {
+    let first = |mount: &pb::Mount| is_credential(mount) && !dialect.secrets_have_no_input();
     let of_input = |(input, dep): (i64, &DepKey)| {
         let paths: Vec<String> = op
             .mounts
             .iter()
-            .filter(|mount| mount.input == input && !mount.selector.is_empty())
+            .filter(|mount| if first(mount) { input == 0 } else { mount.input == input })
+            .filter(|mount| dialect.selects_roots() || !mount.selector.is_empty())
             .map(|mount| rooted(&mount.selector))
             .collect();
         let selector = (!paths.is_empty()).then(|| Digest::sha256_of(paths.join("\0").as_bytes()));

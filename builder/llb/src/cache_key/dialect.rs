@@ -9,7 +9,9 @@ pub(super) enum Dialect {
     V0_18,
     /// 0.17: generated protobuf code without JSON names for what is one of several.
     V0_17,
-    /// 0.14 to 0.16: gogo's protobuf code, which writes indexes even if they are 0.
+    /// 0.15 and 0.16: gogo's protobuf code, which writes indexes even if they are 0.
+    V0_15,
+    /// 0.14: secrets and ssh agents are mounts of input 0.
     V0_14,
     /// 0.13: a copy cannot be told to replace what is in its way.
     V0_13,
@@ -25,8 +27,8 @@ impl Dialect {
     /// What today's BuildKit makes.
     pub(super) const TODAY: Self = Self::V0_18;
     /// All others.
-    pub(super) const OLDER: [Self; 6] =
-        [Self::V0_17, Self::V0_14, Self::V0_13, Self::V0_11, Self::V0_10, Self::V0_8];
+    pub(super) const OLDER: [Self; 7] =
+        [Self::V0_17, Self::V0_15, Self::V0_14, Self::V0_13, Self::V0_11, Self::V0_10, Self::V0_8];
 
     fn since(self, first: Self) -> bool {
         self <= first
@@ -44,6 +46,11 @@ impl Dialect {
             Self::V0_17 => ("ByName", "ByID"),
             _ => ("byName", "byID"),
         }
+    }
+
+    /// Whether a mount that is not of any input says so, rather than that it is of the first.
+    pub(super) fn secrets_have_no_input(self) -> bool {
+        self.since(Self::V0_15)
     }
 
     pub(super) fn replaces_at_destination(self) -> bool {
