@@ -1,7 +1,7 @@
 //! Dockerfiles, and what becomes of them.
 
 use lapstrake_builder_cache::PruneRequest;
-use lapstrake_layerstore_oci::Reference;
+use lapstrake_builder_engine::CacheSource;
 use lapstrake_tests::{Context, Workbench};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +149,7 @@ async fn an_image_carries_its_cache_to_a_builder_that_has_none() {
     bench.collector.collect().unwrap();
 
     let mut request = bench.request(context(), "again").await.unwrap();
-    request.cache_from = vec![Reference::parse("app").unwrap()];
+    request.cache_from = vec![CacheSource::parse("app").unwrap()];
     let again = bench.run(request).await.1.unwrap();
     assert_eq!(bench.read("again", "second"), stamp, "{:?}", again.executed());
 

@@ -16,7 +16,7 @@ use lapstrake_api_types::{
 use lapstrake_builder_cache::{CacheError, PruneBound, PruneFilter, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, Destination, Engine, EngineError, Input, Output, Resources, Step,
+    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, Input, Output, Resources, Step,
     StepKind,
 };
 use lapstrake_builder_progress::{
@@ -154,6 +154,8 @@ fn request(order: BuildOrder) -> Result<(BuildRequest, Steps), ApiError> {
         output: output(&query)?,
         session,
         cache_from: cache_from(&query.cache_from)?,
+        // The API has no way to say it.
+        cache_to: Vec::new(),
         inline_cache,
         credentials: Arc::new(credentials(auth)),
         resources: Resources {
@@ -208,28 +210,19 @@ fn output(query: &BuildQuery) -> Result<Output, ApiError> {
     }
 }
 
-/// Images whose cache may be used: names, or BuildKit's `type=registry,ref=…`.
-fn cache_from(texts: &[String]) -> Result<Vec<Reference>, ApiError> {
-    let parse = |text: &str| {
-        Reference::parse(text)
-            .map(Reference::with_default_tag)
-            .map_err(|error| ApiError::invalid(format!("cache-from {text:?}: {error}")))
+/// Caches that may be used: names, or BuildKit's `type=registry,ref=…`. Directories are the daemon's own, and not for its clients to read.
+fn cache_from(texts: &[String]) -> Result<Vec<CacheSource>, ApiError> {
+    let parse = |text: &String| {
+        let source = CacheSource::parse(text)
+            .map_err(|error| ApiError::invalid(format!("cache-from: {}", chain(&error))))?;
+        match source {
+            CacheSource::Local { .. } => Err(ApiError::not_implemented(format!(
+                "cache-from {text:?}: type=local is not supported through the API, as it would read the daemon's directories"
+            ))),
+            CacheSource::Registry { .. } => Ok(source),
+        }
     };
-    let mut references = Vec::new();
-    for text in texts.iter().filter(|text| !text.is_empty()) {
-        if !text.contains('=') {
-            references.push(parse(text)?);
-            continue;
-        }
-        let fields: Vec<(&str, &str)> =
-            text.split(',').map(|field| field.split_once('=').unwrap_or((field, ""))).collect();
-        let field = |name: &str| fields.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
-        match (field("type"), field("ref")) {
-            (Some("registry"), Some(name)) if fields.len() == 2 => references.push(parse(name)?),
-            _ => return Err(ApiError::not_implemented(format!("cache-from {text:?} is not supported"))),
-        }
-    }
-    Ok(references)
+    texts.iter().filter(|text| !text.is_empty()).map(parse).collect()
 }
 
 /// Credentials by registry; an entry without one is Docker Hub's.
@@ -409,10 +402,16 @@ mod tests {
     fn cache_comes_from_images() {
         let from = |texts: &[&str]| {
             let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-            cache_from(&texts).map(|names| names.iter().map(Reference::familiar).collect::<Vec<_>>())
+            cache_from(&texts).map(|sources| {
+                sources.into_iter().map(|source| match source {
+                    CacheSource::Registry { reference, .. } => reference.familiar(),
+                    CacheSource::Local { .. } => unreachable!("they are refused"),
+                }).collect::<Vec<_>>()
+            })
         };
         assert_eq!(from(&["a", "", "type=registry,ref=r:5000/b:1"]).unwrap(), ["a:latest", "r:5000/b:1"]);
-        assert!(from(&["type=gha"]).unwrap_err().message.contains("type=gha"));
+        assert!(from(&["type=gha"]).unwrap_err().message.contains("type gha"));
+        assert!(from(&["type=local,src=/etc"]).unwrap_err().message.contains("type=local"));
         assert!(from(&["A"]).is_err());
     }
 

@@ -5,6 +5,7 @@
 //!   ops ───── record ──────► entries        ├─ tables in metadata.db; trees in the snapshotter
 //!   RUN ───── mount ───────► cache mounts   ┘
 //!   system df ◄── usage      builder prune ──► prune ──► (the collector frees what nobody holds)
+//!   links ── export ──► CacheDocument (BuildKit's) ── import ──► ImportedCache: a CacheStore that a build brings with it
 //! ```
 //!
 //! The cache is a [`Holder`]: what it has an entry for is not collected.
@@ -14,18 +15,22 @@
 #![forbid(unsafe_code)]
 
 mod contexts;
+mod document;
 mod entries;
 mod error;
-mod inline;
+mod export;
+mod import;
 mod keys;
 mod mounts;
 mod prune;
 mod schema;
 
 pub use contexts::PreviousContext;
+pub use document::{CacheDocument, MAX_DOCUMENT};
 pub use entries::{CacheEntry, RecordKind};
 pub use error::CacheError;
-pub use inline::{INLINE_FIELD, ImportedCache, LayerSource};
+pub use export::{ExportedRecords, ExportedResult, ExportedResults};
+pub use import::{INLINE_FIELD, ImportedCache, ImportedLayer, ImportedResult, LayerSource};
 pub use mounts::{CacheMount, Sharing};
 pub use prune::{PruneBound, PruneFilter, PruneRequest, Pruned};
 

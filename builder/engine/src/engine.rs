@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::Engine as _;
-use lapstrake_builder_cache::{BuildCache, INLINE_FIELD};
+use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD};
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
@@ -24,7 +24,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BuildId, BuildRequest, EngineError, Input, Step, StepError,
+    BuildId, BuildRequest, CacheTarget, EngineError, Input, Step, StepError,
+    caches::{Solved, snapshots},
     history::{self, Knowledge},
     ops::{self, Workshop},
     plan::place_context,
@@ -174,16 +175,20 @@ impl Engine {
             resources: request.resources.clone(),
             known,
         };
-        let (scope, targets): (_, Vec<Target>) = match request.input {
+        let (scope, imports, targets): (_, _, Vec<Target>) = match request.input {
             Input::Definition(definition) => {
                 let platform = Platform::host();
                 let config = ImageConfig::for_platform(&platform);
                 self.identify(&scope, None).await;
-                (Arc::new(scope), vec![Target { platform, definition, config, epoch: None }])
+                let scope = Arc::new(scope);
+                let imports = self.imports(&request.cache_from, &scope, progress, cancel);
+                (scope, imports, vec![Target { platform, definition, config, epoch: None }])
             }
             Input::Dockerfile { mut options, context } => {
                 place_context(&mut options, context, &mut scope)?;
                 let scope = Arc::new(scope);
+                // They are on their way while the build is planned, and while nothing needs them.
+                let imports = self.imports(&request.cache_from, &scope, progress, cancel);
                 let plan = self.plan(&options, &scope, progress, cancel).await?;
                 if let Some(sender) = steps {
                     // When nobody listens any more, nobody misses them.
@@ -196,17 +201,24 @@ impl Engine {
                     config: target.config,
                     epoch: target.epoch,
                 });
-                (scope, targets.collect())
+                (scope, imports, targets.collect())
             }
         };
-        let imports = self.imports(&request.cache_from, &scope, progress, cancel).await;
+        let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
+        let leaves_cache = inline || !request.cache_to.is_empty();
+        let mut solved = Solved::default();
         let mut results = Vec::with_capacity(targets.len());
         for target in targets {
-            let Resolved { value: tree, keys } =
-                self.resolve(&target.definition, &scope, &imports, progress).await?;
+            let (tree, keys) =
+                self.resolve(&target.definition, &scope, &imports.stores(), progress, leaves_cache).await?;
             let mut target = target;
-            if request.inline_cache {
-                self.carry_cache(&mut target.config, &tree, keys).await?;
+            if inline {
+                self.carry_cache(&mut target.config, &tree, &keys).await?;
+            }
+            if leaves_cache {
+                solved.trees.push(tree.clone());
+                solved.targets.extend(keys.target.iter().cloned());
+                solved.keys.extend(keys.all);
             }
             results.push(PlatformResult {
                 platform: target.platform,
@@ -216,10 +228,17 @@ impl Engine {
             });
         }
         let export = ExportRequest { output: request.output, results, session: request.session.clone() };
-        let Some(name) = export.output.progress_name() else { return Ok(Exported::default()) };
-        let vertex = internal_vertex(progress, name);
-        let export = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel);
-        Ok(vertex.track(export).await?)
+        let exported = match export.output.progress_name() {
+            None => Exported::default(),
+            Some(name) => {
+                let vertex = internal_vertex(progress, name);
+                let export = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel);
+                vertex.track(export).await?
+            }
+        };
+        self.export_caches(&request.cache_to, &solved, &imports, &scope, progress, cancel).await?;
+        imports.settle().await;
+        Ok(exported)
     }
 
     /// The Dockerfile was read, if there is one: steps may be compared with those of earlier builds.
@@ -237,7 +256,7 @@ impl Engine {
         scope: &Arc<BuildScope>,
         progress: &Progress,
     ) -> Result<Tree, EngineError> {
-        Ok(self.resolve(definition, scope, &[], progress).await?.value)
+        Ok(self.resolve(definition, scope, &[], progress, false).await?.0)
     }
 
     async fn resolve(
@@ -246,14 +265,17 @@ impl Engine {
         scope: &Arc<BuildScope>,
         imports: &[Arc<dyn CacheStore<Tree>>],
         progress: &Progress,
-    ) -> Result<Resolved<Tree>, EngineError> {
+        asks_keys: bool,
+    ) -> Result<(Tree, BuildKeys), EngineError> {
         if definition.is_scratch() {
-            return Ok(Resolved { value: Tree::empty(), keys: Arc::default() });
+            return Ok((Tree::empty(), BuildKeys::default()));
         }
         let graph = Arc::new(Graph::parse(definition, Limits::default())?);
         let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
-        Ok(build.resolve().await?)
+        let Resolved { value: tree, keys: target } = build.resolve().await?;
+        let all = if asks_keys { build.keys().await } else { Vec::new() };
+        Ok((tree, BuildKeys { target, all }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -261,18 +283,13 @@ impl Engine {
         &self,
         config: &mut ImageConfig,
         tree: &Tree,
-        keys: Arc<Vec<KeyId>>,
+        keys: &BuildKeys,
     ) -> Result<(), EngineError> {
         let (stores, cache, tree) = (self.stores().clone(), Arc::clone(self.cache()), tree.clone());
+        let (target, all) = (Arc::clone(&keys.target), keys.all.clone());
         let records = StepError::blocking(move || -> Result<_, StepError> {
-            let mut layers = Vec::new();
-            let mut next = tree.snapshot().cloned();
-            while let Some(name) = next {
-                next = stores.snapshots.stat(&name)?.parent;
-                layers.push(name);
-            }
-            layers.reverse();
-            Ok(cache.export_inline(&keys, &layers)?)
+            let layers = snapshots(&stores, &tree)?;
+            Ok(cache.records_of(&all, &target, ExportedResults::Layers(&layers))?.inline(&layers))
         })
         .await?;
         if let Some(records) = records {
@@ -294,6 +311,13 @@ struct Target {
     definition: Definition,
     config: ImageConfig,
     epoch: Option<i64>,
+}
+
+/// What a graph's results are known by.
+#[derive(Default)]
+struct BuildKeys {
+    target: Arc<Vec<KeyId>>,
+    all: Vec<Vec<KeyId>>,
 }
 
 /// A build's entry among those that run.

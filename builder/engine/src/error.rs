@@ -42,13 +42,21 @@ pub enum EngineError {
     /// The cache's records failed.
     #[error(transparent)]
     Cache(#[from] lapstrake_builder_cache::CacheError),
-    /// An image does not carry the cache that it should.
-    #[error("cache of {name}: {why}")]
-    CacheSource {
-        /// The image.
-        name: String,
-        /// What is wrong.
+    /// A cache to bring or to leave is not described in a way that we know.
+    #[error("cache {text:?}: {why}")]
+    CacheOption {
+        /// The description as given.
+        text: String,
+        /// What is wrong with it.
         why: String,
+    },
+    /// A cache could not be left where it should be.
+    #[error("export cache to {name}: {}", source.told())]
+    CacheTarget {
+        /// Where it should be.
+        name: String,
+        /// Why.
+        source: crate::CacheFault,
     },
     /// What was built could not be left where it should be.
     #[error(transparent)]
@@ -100,7 +108,7 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Dockerfile(_) | Self::NoDockerfile { .. } | Self::Graph(_) => ErrorKind::Invalid,
-            Self::Context(_) | Self::Duplicate { .. } | Self::CacheSource { .. } => ErrorKind::Invalid,
+            Self::Context(_) | Self::Duplicate { .. } | Self::CacheOption { .. } => ErrorKind::Invalid,
             Self::Source(source) => source.kind(),
             Self::Work(step) => step.kind(),
             Self::Step(SolveError::Op { source, .. }) => source.kind(),
@@ -108,6 +116,7 @@ impl EngineError {
             Self::Step(_) => ErrorKind::Internal,
             Self::NoSuchBuild { .. } => ErrorKind::NotFound,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::CacheTarget { .. } => ErrorKind::Internal,
             Self::Session(_) | Self::Store(_) | Self::Cache(_) | Self::Export(_) => ErrorKind::Internal,
         }
     }

@@ -11,17 +11,20 @@
 
 #![forbid(unsafe_code)]
 
+mod caches;
 mod context;
 mod engine;
 mod error;
 mod history;
-mod imports;
 mod ops;
 mod plan;
 mod reasons;
 mod request;
 mod scope;
 
+pub use caches::{
+    CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest,
+};
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use error::{EngineError, StepError};

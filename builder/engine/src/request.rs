@@ -5,11 +5,10 @@ use std::{path::PathBuf, sync::Arc};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_exporter::Output;
 use lapstrake_builder_llb::Definition;
-use lapstrake_layerstore_oci::Reference;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_session::SessionId;
 
-use crate::ReceivedContext;
+use crate::{CacheSource, CacheTarget, ReceivedContext};
 
 /// One build. Parsed once, at the door; everything in it is typed.
 #[derive(Clone)]
@@ -22,8 +21,10 @@ pub struct BuildRequest {
     pub session: Option<SessionId>,
     /// What to leave behind.
     pub output: Output,
-    /// Images whose history may serve as cache.
-    pub cache_from: Vec<Reference>,
+    /// Caches to use besides our own.
+    pub cache_from: Vec<CacheSource>,
+    /// Where to leave the cache of the build.
+    pub cache_to: Vec<CacheTarget>,
     /// Whether the image carries its own cache records (`BUILDKIT_INLINE_CACHE=1`).
     pub inline_cache: bool,
     /// Registry credentials that came with the request; a session's are asked first.

@@ -162,6 +162,11 @@ impl Sources {
         self.shared.images.fact(cx, query).await
     }
 
+    /// The registry client with the logins of those who wait: for what is no image, such as an exported cache.
+    pub fn registry(&self, cx: &SourceContext) -> RegistryClient {
+        self.shared.images.client(cx)
+    }
+
     /// Whether what an URL gives is an archive of a build context; else it is a Dockerfile.
     ///
     /// # Errors

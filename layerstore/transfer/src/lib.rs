@@ -30,7 +30,8 @@ pub use import::import;
 pub use layers::{layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
 pub use manifest::{
-    BlobOptions, ImageManifest, ManifestForm, ManifestOptions, image_manifest, layer_blobs, make_manifest,
+    BlobOptions, ImageManifest, ManifestForm, ManifestOptions, image_manifest, layer_blobs, layer_media_type,
+    make_manifest,
 };
 pub use pull::{PulledImage, pull_image, unpacked};
 pub use pull_store::{PullOutcome, pull};

@@ -227,7 +227,7 @@ fn layer_blob(
     // Held before it is there, so that collection never sees it unheld.
     lease.hold(Resource::Blob(digest.clone()));
     writer.commit(Some(&digest), Some(size))?;
-    let blob = Descriptor::new(layer_type(compression, ManifestForm::Docker), digest, size);
+    let blob = Descriptor::new(layer_media_type(compression, ManifestForm::Docker), digest, size);
     stores.layers.record_blob(&layer.diff_id, &blob)?;
     Ok(blob)
 }
@@ -277,10 +277,11 @@ impl From<io::Error> for Produced {
 /// A blob's descriptor in a manifest of this form: the type alone changes, and nothing is carried along from where it was pulled.
 fn described(blob: &Descriptor, form: ManifestForm) -> Descriptor {
     let compression = blob.media_type.layer_compression().unwrap_or(LayerCompression::None);
-    Descriptor::new(layer_type(compression, form), blob.digest.clone(), blob.size)
+    Descriptor::new(layer_media_type(compression, form), blob.digest.clone(), blob.size)
 }
 
-fn layer_type(compression: LayerCompression, form: ManifestForm) -> MediaType {
+/// The media type of a layer that is compressed so.
+pub fn layer_media_type(compression: LayerCompression, form: ManifestForm) -> MediaType {
     match (form, compression) {
         (ManifestForm::Docker, LayerCompression::None) => MediaType::DOCKER_LAYER,
         (ManifestForm::Docker, LayerCompression::Gzip) => MediaType::DOCKER_LAYER_GZIP,
@@ -299,7 +300,7 @@ pub(crate) fn media_type_of(compression: Compression) -> Option<MediaType> {
         Compression::Zstd => LayerCompression::Zstd,
         Compression::Bzip2 | Compression::Xz => return None,
     };
-    Some(layer_type(compression, ManifestForm::Docker))
+    Some(layer_media_type(compression, ManifestForm::Docker))
 }
 
 /// A writer that fails once nobody waits any more.

@@ -27,6 +27,7 @@ pub(crate) enum ProgressMode {
   lapstrake build --target test --build-arg VERSION=1 --secret id=token,env=TOKEN .
   lapstrake build -o type=local,dest=out https://example.org/app.git#main
   tar -c . | lapstrake build -t app -
+  lapstrake build --cache-to type=registry,ref=example.org/app:cache,mode=max --cache-from example.org/app:cache .
 
 The store may be open in one process only: where a daemon has it open, build through the daemon
 (DOCKER_HOST=unix:///run/lapstrake/lapstrake.sock docker build .) or use another --root.")]
@@ -74,9 +75,14 @@ pub(crate) struct BuildArgs {
     #[arg(long)]
     pub(crate) pull: bool,
 
-    /// Use this image's cache, too
-    #[arg(long, value_name = "IMAGE")]
+    /// Use this cache, too: a name in a registry, or `type=registry,ref=NAME` or `type=local,src=DIRECTORY[,tag=TAG]`; may be repeated
+    #[arg(long, value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,
+
+    /// Leave the cache of the build there: a name in a registry, or `type=inline|registry|local[,ref=NAME][,dest=DIRECTORY][,mode=max]`;
+    /// may be repeated
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_to: Vec<String>,
 
     /// Another context: name=docker-image://…, name=git URL, name=https://…
     #[arg(long, value_name = "NAME=SOURCE")]

@@ -21,7 +21,7 @@ use std::{
 
 use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Input, Step,
+    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported, Input, Step,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
@@ -59,7 +59,8 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let (context, dockerfile) = request::context(args)?;
     let names = request::references("--tag", &args.tag)?;
     let output = request::output(args.output.as_deref(), names)?;
-    let cache_from = request::references("--cache-from", &args.cache_from)?;
+    let cache_from = request::caches("--cache-from", &args.cache_from, CacheSource::parse)?;
+    let cache_to = request::caches("--cache-to", &args.cache_to, CacheTarget::parse)?;
     let offers = Offers::parse(&args.secret, &args.ssh, |name| std::env::var(name).ok())?;
     let credentials = DockerConfig::read()?;
     process::raise_open_files();
@@ -85,6 +86,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
             session: Some(session),
             output,
             cache_from,
+            cache_to,
             inline_cache,
             credentials: Arc::new(credentials),
             resources: request::resources(args),

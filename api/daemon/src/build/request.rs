@@ -7,7 +7,7 @@ use std::{
 
 use lapstrake_api_types::HostEntry;
 use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
-use lapstrake_builder_engine::{Destination, Output, Resources};
+use lapstrake_builder_engine::{Destination, EngineError, Output, Resources};
 use lapstrake_layerstore_oci::{Platform, Reference};
 
 use super::args::BuildArgs;
@@ -189,7 +189,16 @@ pub(super) fn resources(args: &BuildArgs) -> Resources {
     }
 }
 
-/// Names for the image, and images to use the cache of.
+/// Caches to use, or to leave behind.
+pub(super) fn caches<T>(
+    option: &str,
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, EngineError>,
+) -> Result<Vec<T>, ProgramError> {
+    texts.iter().map(|text| parse(text).map_err(|error| wrong(option, error))).collect()
+}
+
+/// Names for the image.
 pub(super) fn references(option: &str, texts: &[String]) -> Result<Vec<Reference>, ProgramError> {
     let parse = |text: &String| {
         let reference = Reference::parse(text).map_err(|error| wrong(format!("{option} {text}"), error))?;

@@ -69,7 +69,7 @@ impl Images {
     }
 
     /// The registry client with the logins of those who wait.
-    pub(super) fn client(&self, cx: &SourceContext) -> RegistryClient {
+    pub(crate) fn client(&self, cx: &SourceContext) -> RegistryClient {
         self.registry.with_credentials(Arc::new(Logins::new(self.sessions.clone(), cx)))
     }
 

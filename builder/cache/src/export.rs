@@ -1,0 +1,306 @@
+//! From the cache to a document: what leads to a build's results, and which of these the document may name.
+//!
+//! ```text
+//!   keys of a build ─► links backwards ─► records ┐
+//!                   └► results: snapshots, or layers that a brought cache has ─► (the caller finds their blobs) ─► CacheDocument
+//! ```
+//!
+//! Facts: `solver/exporter.go` in moby/buildkit. Records are those of the build's own keys: other ways to the same keys, which other builds
+//! found, are left out wherever the build has one of its own, so that the document depends on the build and not on the cache's past.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use lapstrake_builder_solver::KeyId;
+use lapstrake_layerstore_oci::{Digest, Timestamp};
+use lapstrake_layerstore_store::{SnapshotName, StoreError};
+use rusqlite::{Connection, OptionalExtension};
+use time::OffsetDateTime;
+
+use crate::{
+    BuildCache, CacheDocument, CacheError, ImportedResult,
+    document::{DocumentBuilder, Record, RecordInput, RecordResult},
+    import::ImportedCache,
+};
+
+/// Which results an export names.
+#[derive(Debug, Clone, Copy)]
+pub enum ExportedResults<'a> {
+    /// Those that are layers of the image (`mode=min`): their snapshots, bottom first.
+    Layers(&'a [SnapshotName]),
+    /// All of the build (`mode=max`); those that are not here, from the caches that the build brought with it.
+    All(&'a [Arc<ImportedCache>]),
+}
+
+/// A result that a document may name.
+#[derive(Debug, Clone)]
+pub struct ExportedResult {
+    /// Its snapshot, if it is here. Nothing holds it.
+    pub snapshot: Option<SnapshotName>,
+    /// Else the brought cache that has it, by its place, and what it has.
+    pub brought: Option<(usize, Arc<ImportedResult>)>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// What leads to a build's results.
+#[derive(Debug, Default)]
+pub struct ExportedRecords {
+    records: Vec<(Record, Option<usize>)>,
+    results: Vec<ExportedResult>,
+}
+
+impl BuildCache {
+    /// What leads to the results of a build, which are known by `targets`. `keys` are those of all its outputs, one set for each
+    /// (`Build::keys` of the solver). Blocks.
+    pub fn records_of(
+        &self,
+        keys: &[Vec<KeyId>],
+        targets: &[KeyId],
+        wanted: ExportedResults<'_>,
+    ) -> Result<ExportedRecords, CacheError> {
+        let mut own = HashSet::new();
+        let mut foreign: HashMap<&str, Vec<&KeyId>> = HashMap::new();
+        for set in keys {
+            for key in set.iter().filter(|key| !key.is_foreign()) {
+                own.insert(key.as_str());
+                foreign.entry(key.as_str()).or_default().extend(set.iter().filter(|key| key.is_foreign()));
+            }
+        }
+        let exported = self.metadata.read(|db| {
+            let mut walk = Walk {
+                db,
+                own,
+                foreign,
+                wanted,
+                exported: ExportedRecords::default(),
+                known: HashMap::new(),
+            };
+            for key in targets.iter().filter(|key| !key.is_foreign()) {
+                walk.add(key.as_str())?;
+            }
+            Ok(walk.exported)
+        })?;
+        Ok(exported)
+    }
+}
+
+impl ExportedRecords {
+    /// The results, in no particular order.
+    pub fn results(&self) -> &[ExportedResult] {
+        &self.results
+    }
+
+    /// The document. `chains` are the blobs of each result, bottom first; a result without any is left out.
+    pub fn document(&self, chains: &[Vec<Digest>]) -> CacheDocument {
+        let mut builder = DocumentBuilder::default();
+        for (record, result) in &self.records {
+            let mut record = record.clone();
+            let chain = result.and_then(|result| chains.get(result)).filter(|chain| !chain.is_empty());
+            if let (Some(result), Some(chain)) = (result, chain) {
+                let layer = chain.iter().fold(-1, |below, blob| builder.layer(blob, below));
+                let created_at = self.results[*result].created_at.clone();
+                record.results.push(RecordResult { layer, created_at });
+            }
+            builder.record(record);
+        }
+        builder.finish()
+    }
+
+    /// The records for an image with these layers to carry; `None` when it has none of the results.
+    pub fn inline(&self, layers: &[SnapshotName]) -> Option<Vec<u8>> {
+        let mut builder = DocumentBuilder::default();
+        for (record, result) in &self.records {
+            let mut record = record.clone();
+            let result = result.map(|result| &self.results[result]);
+            let place = result.and_then(|result| {
+                layers.iter().zip(0..).find(|(name, _)| Some(*name) == result.snapshot.as_ref())
+            });
+            if let (Some(result), Some((_, layer))) = (result, place) {
+                record.results.push(RecordResult { layer, created_at: result.created_at.clone() });
+            }
+            builder.record(record);
+        }
+        let document = builder.finish();
+        (!document.is_empty()).then(|| document.records_to_json())
+    }
+}
+
+struct Walk<'a> {
+    db: &'a Connection,
+    /// The build's own keys.
+    own: HashSet<&'a str>,
+    /// Keys of brought caches that mean the same.
+    foreign: HashMap<&'a str, Vec<&'a KeyId>>,
+    wanted: ExportedResults<'a>,
+    exported: ExportedRecords,
+    known: HashMap<String, Option<usize>>,
+}
+
+struct Incoming {
+    source: String,
+    input: usize,
+    output: u32,
+    digest: Digest,
+    selector: String,
+}
+
+impl Walk<'_> {
+    /// Adds a key's record after those of its inputs; `None` for a key that nothing common to all builders leads to. A chain of steps may be
+    /// long, so the walk keeps its own stack.
+    fn add(&mut self, key: &str) -> Result<(), StoreError> {
+        let mut stack = vec![(key.to_owned(), None)];
+        while let Some((key, incoming)) = stack.pop() {
+            if let Some(incoming) = incoming {
+                let record = self.record(&key, incoming)?;
+                self.known.insert(key, record);
+                continue;
+            }
+            if self.known.contains_key(&key) {
+                continue;
+            }
+            // Known as leading nowhere until its turn comes, which also ends loops.
+            self.known.insert(key.clone(), None);
+            let incoming = self.incoming(&key)?;
+            let sources: BTreeSet<String> =
+                incoming.values().flatten().map(|link| link.source.clone()).collect();
+            stack.push((key, Some(incoming)));
+            stack.extend(sources.into_iter().map(|source| (source, None)));
+        }
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        key: &str,
+        incoming: BTreeMap<usize, Vec<Incoming>>,
+    ) -> Result<Option<usize>, StoreError> {
+        let mut record = Record::default();
+        let Some(first) = incoming.values().flatten().next() else {
+            // A key without links is common to all builders if it is a digest: of a source, or of content.
+            let Ok(digest) = Digest::parse(key) else { return Ok(None) };
+            record.digest = Some(digest);
+            return Ok(Some(self.push(record, None)));
+        };
+        record.digest = Digest::parse(KeyId::root(&first.digest, first.output).as_str()).ok();
+        for (place, (input, links)) in incoming.into_iter().enumerate() {
+            let mut alternatives: Vec<RecordInput> = Vec::new();
+            for link in links {
+                if let Some(Some(index)) = self.known.get(&link.source) {
+                    alternatives.push(RecordInput { selector: link.selector, link: *index });
+                }
+            }
+            if alternatives.is_empty() || place != input {
+                return Ok(None);
+            }
+            alternatives.sort();
+            alternatives.dedup();
+            record.inputs.push(alternatives);
+        }
+        let result = self.result(key)?;
+        Ok(Some(self.push(record, result)))
+    }
+
+    fn push(&mut self, record: Record, result: Option<ExportedResult>) -> usize {
+        let ExportedRecords { records, results } = &mut self.exported;
+        let place = result.map(|result| {
+            results.push(result);
+            results.len() - 1
+        });
+        records.push((record, place));
+        records.len() - 1
+    }
+
+    /// The links that lead to a key, by input: from keys of this build where there are any.
+    fn incoming(&self, key: &str) -> Result<BTreeMap<usize, Vec<Incoming>>, StoreError> {
+        let failed = "follow cache links backwards";
+        let mut statement = self
+            .db
+            .prepare_cached(
+                "SELECT source, input, output, digest, selector FROM cache_link WHERE target = ?1 ORDER BY 2, 1, 5",
+            )
+            .map_err(StoreError::metadata(failed))?;
+        let mut rows = statement.query([key]).map_err(StoreError::metadata(failed))?;
+        let mut links: BTreeMap<usize, Vec<Incoming>> = BTreeMap::new();
+        while let Some(row) = rows.next().map_err(StoreError::metadata(failed))? {
+            let get = || -> rusqlite::Result<_> {
+                Ok((row.get(0)?, row.get::<_, u32>(1)?, row.get(2)?, row.get::<_, String>(3)?, row.get(4)?))
+            };
+            let (source, input, output, digest, selector) = get().map_err(StoreError::metadata(failed))?;
+            if let Ok(digest) = Digest::parse(&digest) {
+                let input = input as usize;
+                links.entry(input).or_default().push(Incoming { source, input, output, digest, selector });
+            }
+        }
+        for list in links.values_mut() {
+            // What is common to all builders is named by digest (content); what is a builder's own name is this build's, or another's.
+            let ours = |link: &Incoming| {
+                self.own.contains(link.source.as_str()) || Digest::parse(&link.source).is_ok()
+            };
+            if list.iter().any(ours) {
+                list.retain(ours);
+            }
+            debug_assert!(list.iter().all(|link| link.input == list[0].input));
+        }
+        Ok(links)
+    }
+
+    fn result(&self, key: &str) -> Result<Option<ExportedResult>, StoreError> {
+        if !self.own.contains(key) {
+            return Ok(None);
+        }
+        match self.wanted {
+            ExportedResults::Layers(layers) => {
+                let mut results = self.results(key)?.into_iter();
+                Ok(results.find(|result| result.snapshot.as_ref().is_some_and(|name| layers.contains(name))))
+            }
+            ExportedResults::All(brought) => {
+                let here = self.results(key)?.into_iter().next();
+                if here.is_some() || self.is_empty_tree(key)? {
+                    return Ok(here);
+                }
+                let keys = self.foreign.get(key).into_iter().flatten();
+                let mut found = keys.flat_map(|key| {
+                    brought.iter().enumerate().filter_map(|(place, cache)| Some((place, cache.result(key)?)))
+                });
+                Ok(found.next().map(|(place, result)| ExportedResult {
+                    snapshot: None,
+                    created_at: result.created_at.clone(),
+                    brought: Some((place, result)),
+                }))
+            }
+        }
+    }
+
+    fn is_empty_tree(&self, key: &str) -> Result<bool, StoreError> {
+        self.db
+            .query_row("SELECT 1 FROM cache_result WHERE key = ?1 AND snapshot IS NULL", [key], |_| Ok(()))
+            .optional()
+            .map(|row| row.is_some())
+            .map_err(StoreError::metadata("look up a cached result"))
+    }
+
+    /// Snapshots that are results of a key, newest first.
+    fn results(&self, key: &str) -> Result<Vec<ExportedResult>, StoreError> {
+        let failed = "list cached results";
+        let mut statement = self
+            .db
+            .prepare_cached(
+                "SELECT r.snapshot, e.created FROM cache_result r JOIN cache_entry e ON e.snapshot = r.snapshot
+                  WHERE r.key = ?1 ORDER BY r.seq DESC",
+            )
+            .map_err(StoreError::metadata(failed))?;
+        let rows = statement
+            .query_map([key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+            .map_err(StoreError::metadata(failed))?;
+        let result = |(snapshot, created): (String, i64)| ExportedResult {
+            snapshot: Some(SnapshotName::new(snapshot)),
+            brought: None,
+            created_at: OffsetDateTime::from_unix_timestamp_nanos(i128::from(created))
+                .map_or_else(|_| Timestamp::zero(), Timestamp::from),
+        };
+        rows.map(|row| row.map(result)).collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+    }
+}

@@ -1,0 +1,224 @@
+//! Where the blobs of a cache are: a registry, a directory. Clients' content stores, reached through a session, would be a third.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
+use lapstrake_builder_cache::{ImportedLayer, LayerSource, RecordKind};
+use lapstrake_builder_solver::CacheStoreError;
+use lapstrake_layerstore_oci::{Descriptor, Digest, Reference};
+use lapstrake_layerstore_registry::{PullTarget, RegistryClient};
+use lapstrake_layerstore_store::{Resource, Tree};
+use lapstrake_layerstore_transfer::{LayerBlob, blob_diff_id, unpack, unpacked};
+use tokio_util::sync::CancellationToken;
+
+use super::{CacheFault, directory};
+use crate::ops::Workshop;
+
+/// How many blobs of one result are fetched at once.
+const FETCHES: usize = 3;
+/// Longest manifest or index.
+pub(super) const MAX_MANIFEST: u64 = 4 << 20;
+
+/// Gives blobs. Nothing is fetched before it is asked for, and nothing is believed: what arrives is what its descriptor says, or an error.
+pub(super) trait BlobSource: Send + Sync {
+    /// Makes sure that a blob is in the content store, held by the target's lease. Dropping the future leaves nothing behind.
+    fn fetch<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        target: &'a PullTarget,
+    ) -> BoxFuture<'a, Result<(), CacheFault>>;
+
+    /// A manifest, which registries keep apart from blobs; verified.
+    fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>>;
+}
+
+/// A repository of a registry.
+pub(super) struct RegistryBlobs {
+    pub(super) client: RegistryClient,
+    pub(super) reference: Reference,
+}
+
+impl BlobSource for RegistryBlobs {
+    fn fetch<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        target: &'a PullTarget,
+    ) -> BoxFuture<'a, Result<(), CacheFault>> {
+        Box::pin(async move { Ok(self.client.fetch_blob(&self.reference, blob, target).await?) })
+    }
+
+    fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>> {
+        Box::pin(async move { Ok(self.client.fetch_document(&self.reference, manifest).await?.to_vec()) })
+    }
+}
+
+/// A directory of this machine.
+pub(super) struct DirectoryBlobs {
+    pub(super) directory: PathBuf,
+}
+
+impl BlobSource for DirectoryBlobs {
+    fn fetch<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        target: &'a PullTarget,
+    ) -> BoxFuture<'a, Result<(), CacheFault>> {
+        let (directory, blob, target) = (self.directory.clone(), blob.clone(), target.clone());
+        Box::pin(CacheFault::blocking(move || {
+            {
+                // Held before it is looked for, so that collection does not take it in between.
+                let _guard = target.lease.leases().guard();
+                target.lease.hold(Resource::Blob(blob.digest.clone()));
+                if target.content.info(&blob.digest)?.is_some_and(|info| info.size == blob.size) {
+                    return Ok(());
+                }
+            }
+            let path = directory::blob_path(&directory, &blob.digest);
+            let (mut file, size) = directory::open(&path)?;
+            if size != blob.size {
+                return Err(CacheFault::unsuitable(format!(
+                    "{} has {size} bytes, and should have {}",
+                    path.display(),
+                    blob.size
+                )));
+            }
+            let mut writer = target.content.writer()?;
+            io::copy(&mut file, &mut writer).map_err(CacheFault::io("read", &path))?;
+            // The store hashes what it writes.
+            writer.commit(Some(&blob.digest), Some(blob.size))?;
+            Ok(())
+        }))
+    }
+
+    fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>> {
+        let (directory, digest) = (self.directory.clone(), manifest.digest.clone());
+        Box::pin(CacheFault::blocking(move || directory::read_blob(&directory, &digest, MAX_MANIFEST)))
+    }
+}
+
+/// A small blob, such as a document. It stays in the store until it is collected.
+pub(super) async fn document(
+    workshop: &Workshop,
+    blobs: &dyn BlobSource,
+    blob: &Descriptor,
+    limit: u64,
+) -> Result<Vec<u8>, CacheFault> {
+    if blob.size > limit {
+        return Err(CacheFault::unsuitable(format!(
+            "{} has {} bytes; the limit is {limit}",
+            blob.digest, blob.size
+        )));
+    }
+    let stores = workshop.stores.clone();
+    let lease = Arc::new(stores.leases.create());
+    let target = PullTarget { content: Arc::clone(&stores.content), lease };
+    blobs.fetch(blob, &target).await?;
+    let digest = blob.digest.clone();
+    CacheFault::blocking(move || {
+        let bytes = stores.content.read_small(&digest, limit)?;
+        drop(target);
+        Ok(bytes)
+    })
+    .await
+}
+
+/// Layers whose blobs are elsewhere.
+pub(super) struct RemoteLayers {
+    pub(super) workshop: Arc<Workshop>,
+    pub(super) blobs: Arc<dyn BlobSource>,
+    /// Whose cache it is, for people.
+    pub(super) name: String,
+    pub(super) cancel: CancellationToken,
+}
+
+impl RemoteLayers {
+    async fn unpack(&self, layers: &[ImportedLayer]) -> Result<Tree, CacheFault> {
+        let stores = self.workshop.stores.clone();
+        let lease = Arc::new(stores.leases.create());
+        let target = PullTarget { content: Arc::clone(&stores.content), lease };
+        let mut blobs = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let diff_id = match &layer.diff_id {
+                Some(diff_id) => diff_id.clone(),
+                // Nobody says what is in it: it is looked into.
+                None => {
+                    self.blobs.fetch(&layer.blob, &target).await?;
+                    let (stores, digest, cancel) =
+                        (stores.clone(), layer.blob.digest.clone(), self.cancel.clone());
+                    CacheFault::blocking(move || Ok(blob_diff_id(&stores, &digest, &cancel)?)).await?
+                }
+            };
+            blobs.push(LayerBlob { descriptor: layer.blob.clone(), diff_id });
+        }
+        let diff_ids: Vec<_> = blobs.iter().map(|blob| blob.diff_id.clone()).collect();
+        // What is unpacked now is held until it has been found again.
+        let (present, held) = unpacked(&stores, &diff_ids).await?;
+        let fetches: Vec<BoxFuture<'_, _>> =
+            blobs[present..].iter().map(|blob| self.blobs.fetch(&blob.descriptor, &target)).collect();
+        stream::iter(fetches).buffer_unordered(FETCHES).try_collect::<()>().await?;
+        let (workshop, cancel) = (Arc::clone(&self.workshop), self.cancel.clone());
+        let description = format!("cache of {}, layer {}", self.name, layers.len());
+        CacheFault::blocking(move || {
+            let tree = unpack(&stores, &blobs, &cancel, &|_, _| {})?;
+            // With an entry of its own, the solver can keep it for builds that do not bring this cache.
+            workshop.cache.record(&tree, RecordKind::Regular, &description)?;
+            drop((held, target));
+            Ok(tree)
+        })
+        .await
+    }
+}
+
+impl LayerSource for RemoteLayers {
+    fn tree<'a>(&'a self, layers: &'a [ImportedLayer]) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
+        Box::pin(async move {
+            tokio::select! {
+                tree = self.unpack(layers) => Ok(tree?),
+                () = self.cancel.cancelled() => Err("canceled".into()),
+            }
+        })
+    }
+}
+
+/// Layers of an image that is in the store.
+pub(super) struct ImageLayers {
+    pub(super) workshop: Arc<Workshop>,
+    pub(super) tree: Tree,
+    /// All of its layers, bottom first.
+    pub(super) diff_ids: Vec<Digest>,
+    pub(super) name: String,
+}
+
+impl LayerSource for ImageLayers {
+    fn tree<'a>(&'a self, layers: &'a [ImportedLayer]) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
+        let is_prefix = layers.len() <= self.diff_ids.len()
+            && layers.iter().zip(&self.diff_ids).all(|(layer, diff_id)| layer.blob.digest == *diff_id);
+        let above = self.diff_ids.len().saturating_sub(layers.len());
+        let (workshop, top) = (Arc::clone(&self.workshop), self.tree.clone());
+        let description = format!("cache of {}, layer {}", self.name, layers.len());
+        Box::pin(async move {
+            if !is_prefix {
+                return Err("the image has these layers in another order".into());
+            }
+            let found = CacheFault::blocking(move || {
+                let mut tree = top;
+                for _ in 0..above {
+                    let parent = match tree.snapshot() {
+                        Some(name) => workshop.stores.snapshots.stat(name)?.parent,
+                        None => None,
+                    };
+                    // `tree` holds its parents until the next one is held itself.
+                    tree = match parent {
+                        Some(parent) => workshop.stores.hold(&parent)?.ok_or_else(|| {
+                            CacheFault::unsuitable(format!("the layer {parent} of the image is gone"))
+                        })?,
+                        None => Tree::empty(),
+                    };
+                }
+                workshop.cache.record(&tree, RecordKind::Regular, &description)?;
+                Ok(tree)
+            });
+            Ok(found.await?)
+        })
+    }
+}

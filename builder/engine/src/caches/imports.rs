@@ -1,0 +1,402 @@
+//! Caches that a build brings with it. They are fetched beside the build, which waits for them only where its own cache has nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use base64::Engine as _;
+use futures::future::BoxFuture;
+use lapstrake_builder_cache::{
+    CacheDocument, INLINE_FIELD, ImportedCache, ImportedLayer, LayerSource, MAX_DOCUMENT,
+};
+use lapstrake_builder_progress::{Event, Progress, Stream, VertexHandle, Warning};
+use lapstrake_builder_solver::{CacheStore, CacheStoreError, KeyId, Link};
+use lapstrake_builder_source::SourceContext;
+use lapstrake_layerstore_oci::{
+    Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, MediaType, Reference,
+};
+use lapstrake_layerstore_store::{StoreError, Tree};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    CacheFault, CacheSource, UNCOMPRESSED,
+    blobs::{BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, document},
+    directory,
+};
+use crate::{Engine, engine::internal_vertex, ops::Workshop, scope::BuildScope};
+
+/// Longest config of an image.
+const MAX_CONFIG: u64 = 8 << 20;
+/// More images than this in one index are looked at no further.
+const MAX_IMAGES: usize = 64;
+
+/// One cache that was found.
+#[derive(Clone)]
+pub(super) struct Brought {
+    pub(super) cache: Arc<ImportedCache>,
+    /// Where its blobs are; `None` for what is in the store already.
+    pub(super) blobs: Option<Arc<dyn BlobSource>>,
+}
+
+/// The caches of one build. Dropping them ends what is still under way.
+pub(crate) struct Imports {
+    coming: Vec<Arc<Coming>>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Cancels the tasks.
+    unneeded: DropGuard,
+}
+
+impl Imports {
+    /// As the solver takes them.
+    pub(crate) fn stores(&self) -> Vec<Arc<dyn CacheStore<Tree>>> {
+        self.coming.iter().map(|coming| Arc::<Coming>::clone(coming) as Arc<dyn CacheStore<Tree>>).collect()
+    }
+
+    /// Waits for all, and tells what came.
+    pub(super) async fn all(&self) -> Vec<Brought> {
+        let mut all = Vec::new();
+        for coming in &self.coming {
+            coming.ready().await;
+            all.extend_from_slice(coming.found());
+        }
+        all
+    }
+
+    /// The build is done: what is still under way is told to be of no use any more.
+    pub(crate) async fn settle(self) {
+        self.unneeded.disarm().cancel();
+        for task in self.tasks {
+            // One that panicked has told what it knew.
+            let _ = task.await;
+        }
+    }
+}
+
+/// A cache on its way.
+struct Coming {
+    found: Arc<OnceLock<Vec<Brought>>>,
+    /// Closed when the task ends, however it does.
+    ended: watch::Receiver<()>,
+}
+
+impl Coming {
+    fn found(&self) -> &[Brought] {
+        self.found.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl CacheStore<Tree> for Coming {
+    fn ready(&self) -> BoxFuture<'_, ()> {
+        let mut ended = self.ended.clone();
+        Box::pin(async move { while ended.changed().await.is_ok() {} })
+    }
+
+    fn fresh_key(&self) -> KeyId {
+        // Nothing is ever saved here, so nothing has this key.
+        KeyId::foreign("none")
+    }
+
+    fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
+        let mut keys = Vec::new();
+        for brought in self.found() {
+            keys.extend(brought.cache.linked(from, link)?);
+        }
+        Ok(keys)
+    }
+
+    fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<Tree>, CacheStoreError>> {
+        Box::pin(async move {
+            for brought in self.found() {
+                if let Some(tree) = brought.cache.load(key).await? {
+                    return Ok(Some(tree));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    fn save<'a>(
+        &'a self,
+        _: &'a KeyId,
+        _: Vec<(KeyId, Link)>,
+        _: Option<&'a Tree>,
+    ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl CacheSource {
+    fn shown(&self) -> String {
+        match self {
+            Self::Registry { reference, .. } => reference.familiar(),
+            Self::Local { directory, .. } => directory.display().to_string(),
+        }
+    }
+}
+
+impl Engine {
+    /// Begins to fetch caches. One that cannot be had, or has nothing, is told to the client and is no failure, as with BuildKit.
+    pub(crate) fn imports(
+        &self,
+        sources: &[CacheSource],
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Imports {
+        let unneeded = cancel.child_token();
+        let (mut coming, mut tasks) = (Vec::new(), Vec::new());
+        for source in sources {
+            let name = match source {
+                CacheSource::Registry { .. } => format!("importing cache manifest from {}", source.shown()),
+                // BuildKit names it by the manifest's digest, which nobody knows.
+                CacheSource::Local { .. } => {
+                    format!("importing cache manifest from local:{}", source.shown())
+                }
+            };
+            let vertex = internal_vertex(progress, name);
+            let cx = self.source_context(scope, vertex.clone(), cancel);
+            let found = Arc::new(OnceLock::new());
+            let (ends, ended) = watch::channel(());
+            let (workshop, source, slot, stop) =
+                (Arc::clone(self.workshop()), source.clone(), Arc::clone(&found), unneeded.clone());
+            tasks.push(tokio::spawn(async move {
+                let import = Import { workshop, cx };
+                vertex.start();
+                tokio::select! {
+                    result = import.run(&source) => tell(&vertex, &source, result, &slot),
+                    () = stop.cancelled() => {
+                        vertex.log(Stream::Stderr, b"the build needs no other cache\n".to_vec());
+                        vertex.complete();
+                    }
+                }
+                drop(ends);
+            }));
+            coming.push(Arc::new(Coming { found, ended }));
+        }
+        Imports { coming, tasks, unneeded: unneeded.drop_guard() }
+    }
+}
+
+fn tell(
+    vertex: &VertexHandle,
+    source: &CacheSource,
+    result: Result<Vec<Brought>, CacheFault>,
+    slot: &OnceLock<Vec<Brought>>,
+) {
+    let why = match result {
+        Ok(found) if !found.is_empty() => {
+            // Nobody else sets it.
+            let _ = slot.set(found);
+            vertex.complete();
+            return;
+        }
+        Ok(_) => {
+            let notice = format!("{} carries no cache records ({INLINE_FIELD})", source.shown());
+            vertex.log(Stream::Stderr, format!("{notice}\n").into_bytes());
+            vertex.complete();
+            notice
+        }
+        Err(error) => {
+            let why = error.told();
+            vertex.fail(why.clone());
+            format!("failed to import cache from {}: {why}", source.shown())
+        }
+    };
+    vertex.emit(&Event::Warning(Warning {
+        vertex: vertex.digest(),
+        level: 1,
+        short: why.into_bytes(),
+        detail: Vec::new(),
+        url: String::new(),
+        source: None,
+        ranges: Vec::new(),
+    }));
+}
+
+/// The work of one import.
+struct Import {
+    workshop: Arc<Workshop>,
+    cx: SourceContext,
+}
+
+impl Import {
+    async fn run(&self, source: &CacheSource) -> Result<Vec<Brought>, CacheFault> {
+        match source {
+            CacheSource::Registry { reference, insecure } => {
+                if !*insecure && let Some(brought) = self.image(reference).await? {
+                    return Ok(vec![brought]);
+                }
+                let mut client = self.workshop.sources.registry(&self.cx);
+                if *insecure {
+                    client = client.with_insecure(reference.domain());
+                }
+                let resolved = client.resolve(reference).await?;
+                let bytes = client.fetch_document(&resolved.reference, &resolved.descriptor).await?;
+                let reference = resolved.reference.with_digest(resolved.descriptor.digest);
+                self.manifest(&bytes, Arc::new(RegistryBlobs { client, reference }), &source.shown()).await
+            }
+            CacheSource::Local { directory, manifest } => {
+                let (at, manifest) = (directory.clone(), manifest.clone());
+                let bytes = CacheFault::blocking(move || {
+                    let digest = directory::manifest(&at, &manifest)?;
+                    directory::read_blob(&at, &digest, MAX_MANIFEST)
+                });
+                let blobs = Arc::new(DirectoryBlobs { directory: directory.clone() });
+                self.manifest(&bytes.await?, blobs, &source.shown()).await
+            }
+        }
+    }
+
+    /// The records that an image of the store carries, as Moby looks for them first.
+    async fn image(&self, reference: &Reference) -> Result<Option<Brought>, CacheFault> {
+        let (workshop, reference) = (Arc::clone(&self.workshop), reference.clone());
+        CacheFault::blocking(move || {
+            let record = match workshop.stores.images.find(&reference.to_string()) {
+                Ok(record) => record,
+                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let config = ImageConfig::from_json(&record.config)?;
+            let Some(records) = inline_records(&config)? else { return Ok(None) };
+            let tree = match &record.top {
+                Some(top) => workshop.stores.hold(top)?,
+                None => None,
+            };
+            let Some(tree) = tree else { return Ok(None) };
+            let diff_ids: Vec<Digest> =
+                config.rootfs.diff_ids.iter().map(|diff_id| diff_id.digest().clone()).collect();
+            let document = CacheDocument::parse_inline(&records, &diff_ids)?;
+            let layers = diff_ids.iter().map(|digest| {
+                let blob = Descriptor::new(MediaType::OCI_LAYER, digest.clone(), 0);
+                (digest.clone(), ImportedLayer { blob, diff_id: Some(DiffId::from(digest.clone())) })
+            });
+            let layers = layers.collect();
+            let source = ImageLayers { workshop, tree, diff_ids, name: reference.familiar() };
+            let cache = Arc::new(ImportedCache::new(&document, &layers, Arc::new(source))?);
+            Ok(Some(Brought { cache, blobs: None }))
+        })
+        .await
+    }
+
+    /// A cache by its manifest, or what the images of an index carry.
+    async fn manifest(
+        &self,
+        bytes: &[u8],
+        blobs: Arc<dyn BlobSource>,
+        name: &str,
+    ) -> Result<Vec<Brought>, CacheFault> {
+        // A document cannot be read as both.
+        if let Ok(index) = Index::from_json(bytes)
+            && !index.manifests.is_empty()
+        {
+            let is_config = |d: &&Descriptor| d.media_type == MediaType::BUILDKIT_CACHE_CONFIG;
+            return match index.manifests.iter().find(is_config) {
+                Some(config) => {
+                    let layers = index.manifests.iter().filter(|d| !is_config(d));
+                    Ok(vec![self.cache(config, layers, blobs, name).await?])
+                }
+                None => self.images(&index, blobs, name).await,
+            };
+        }
+        let manifest = Manifest::from_json(bytes)?;
+        if manifest.config.media_type == MediaType::BUILDKIT_CACHE_CONFIG {
+            return Ok(vec![self.cache(&manifest.config, manifest.layers.iter(), blobs, name).await?]);
+        }
+        Ok(self.carried(&manifest, blobs, name).await?.into_iter().collect())
+    }
+
+    async fn cache(
+        &self,
+        config: &Descriptor,
+        layers: impl Iterator<Item = &Descriptor>,
+        blobs: Arc<dyn BlobSource>,
+        name: &str,
+    ) -> Result<Brought, CacheFault> {
+        let mut known = HashMap::new();
+        for blob in layers.filter(|blob| blob.media_type.is_layer()) {
+            let diff_id = blob.annotations.get(UNCOMPRESSED);
+            let diff_id = diff_id.map(|text| Digest::parse(text)).transpose()?.map(DiffId::from);
+            known.insert(blob.digest.clone(), ImportedLayer { blob: blob.clone(), diff_id });
+        }
+        let json = document(&self.workshop, &*blobs, config, MAX_DOCUMENT).await?;
+        let document = CacheDocument::parse(&json)?;
+        self.brought(&document, &known, blobs, name)
+    }
+
+    fn brought(
+        &self,
+        document: &CacheDocument,
+        layers: &HashMap<Digest, ImportedLayer>,
+        blobs: Arc<dyn BlobSource>,
+        name: &str,
+    ) -> Result<Brought, CacheFault> {
+        let source: Arc<dyn LayerSource> = Arc::new(RemoteLayers {
+            workshop: Arc::clone(&self.workshop),
+            blobs: Arc::clone(&blobs),
+            name: name.to_owned(),
+            cancel: self.cx.cancel.clone(),
+        });
+        let cache = ImportedCache::new(document, layers, source)?;
+        Ok(Brought { cache: Arc::new(cache), blobs: Some(blobs) })
+    }
+
+    /// What the images of an index carry.
+    async fn images(
+        &self,
+        index: &Index,
+        blobs: Arc<dyn BlobSource>,
+        name: &str,
+    ) -> Result<Vec<Brought>, CacheFault> {
+        let manifests = index.manifests.iter().filter(|d| d.media_type.is_manifest()).take(MAX_IMAGES);
+        let carried = manifests.map(|descriptor| {
+            let blobs = Arc::clone(&blobs);
+            async move {
+                let json = blobs.manifest(descriptor).await?;
+                self.carried(&Manifest::from_json(&json)?, blobs, name).await
+            }
+        });
+        Ok(futures::future::try_join_all(carried).await?.into_iter().flatten().collect())
+    }
+
+    /// The records that an image carries in its config.
+    async fn carried(
+        &self,
+        manifest: &Manifest,
+        blobs: Arc<dyn BlobSource>,
+        name: &str,
+    ) -> Result<Option<Brought>, CacheFault> {
+        if !manifest.config.media_type.is_config() {
+            return Ok(None);
+        }
+        let json = document(&self.workshop, &*blobs, &manifest.config, MAX_CONFIG).await?;
+        let config = ImageConfig::from_json(&json)?;
+        let Some(records) = inline_records(&config)? else { return Ok(None) };
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            let (layers, ids) = (manifest.layers.len(), diff_ids.len());
+            return Err(CacheFault::unsuitable(format!(
+                "the manifest has {layers} layers, its config {ids}"
+            )));
+        }
+        let digests: Vec<Digest> = manifest.layers.iter().map(|layer| layer.digest.clone()).collect();
+        let document = CacheDocument::parse_inline(&records, &digests)?;
+        let layers = manifest.layers.iter().zip(diff_ids).map(|(blob, diff_id)| {
+            let layer = ImportedLayer { blob: blob.clone(), diff_id: Some(diff_id.clone()) };
+            (blob.digest.clone(), layer)
+        });
+        self.brought(&document, &layers.collect(), blobs, name).map(Some)
+    }
+}
+
+/// The records in a config. BuildKit has them as a Go byte slice, which is base64 in JSON.
+fn inline_records(config: &ImageConfig) -> Result<Option<Vec<u8>>, CacheFault> {
+    let Some(records) = config.extra.get(INLINE_FIELD).filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let text =
+        records.as_str().ok_or_else(|| CacheFault::unsuitable(format!("{INLINE_FIELD} is not a string")))?;
+    let json = base64::engine::general_purpose::STANDARD.decode(text);
+    json.map(Some).map_err(|error| CacheFault::unsuitable(format!("{INLINE_FIELD}: {error}")))
+}
