@@ -22,9 +22,9 @@ pub struct OpKey {
     pub deps: Vec<DepKey>,
 }
 
-/// An op's key as older versions of BuildKit make it. The content of inputs counts in all versions alike.
+/// An op's key as some versions of BuildKit make it. The content of inputs counts in all versions alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OlderKey {
+pub struct VersionKey {
     /// As [`OpKey::digest`].
     pub digest: Digest,
     /// As [`DepKey::selector`], for each input.
@@ -33,24 +33,32 @@ pub struct OlderKey {
 
 /// What older versions of BuildKit call an op: caches that they made have it under these keys, and they find it in caches that have it under
 /// these. Empty for what they agree on, for sources, and for what has no key.
-pub fn older(op: &pb::Op, inputs: usize) -> Vec<OlderKey> {
-    let key = |dialect| match op.op.as_ref()? {
-        pb::op::Op::Exec(exec) => exec_in(exec, op.platform.as_ref(), inputs, dialect).ok(),
-        pb::op::Op::File(file) => Some(file_in(file, inputs, dialect)),
-        pb::op::Op::Merge(merge) => Some(merge_in(merge, inputs, dialect)),
-        pb::op::Op::Diff(diff) => Some(diff_in(diff, inputs, dialect)),
-        pb::op::Op::Source(_) | pb::op::Op::Build(_) => None,
-    };
-    let mut known: Vec<OlderKey> = Vec::new();
+pub fn older(op: &pb::Op, inputs: usize) -> Vec<VersionKey> {
+    let mut known: Vec<VersionKey> = Vec::new();
     for dialect in std::iter::once(Dialect::TODAY).chain(Dialect::OLDER) {
-        let Some(OpKey { digest, deps }) = key(dialect) else { return Vec::new() };
-        let key = OlderKey { digest, selectors: deps.into_iter().map(|dep| dep.selector).collect() };
+        let Some(key) = in_dialect(op, inputs, dialect) else { return Vec::new() };
         if !known.contains(&key) {
             known.push(key);
         }
     }
     // The first is today's.
     known.split_off(1)
+}
+
+/// What today's BuildKit calls an op, in the same form; `None` for sources, and for what has no key.
+pub fn today(op: &pb::Op, inputs: usize) -> Option<VersionKey> {
+    in_dialect(op, inputs, Dialect::TODAY)
+}
+
+fn in_dialect(op: &pb::Op, inputs: usize, dialect: Dialect) -> Option<VersionKey> {
+    let OpKey { digest, deps } = match op.op.as_ref()? {
+        pb::op::Op::Exec(exec) => exec_in(exec, op.platform.as_ref(), inputs, dialect).ok()?,
+        pb::op::Op::File(file) => file_in(file, inputs, dialect),
+        pb::op::Op::Merge(merge) => merge_in(merge, inputs, dialect),
+        pb::op::Op::Diff(diff) => diff_in(diff, inputs, dialect),
+        pb::op::Op::Source(_) | pb::op::Op::Build(_) => return None,
+    };
+    Some(VersionKey { digest, selectors: deps.into_iter().map(|dep| dep.selector).collect() })
 }
 
 /// How an input counts.
@@ -498,8 +506,8 @@ mod tests {
             Digest::sha256_of(json)
         };
         let until_0_12 =
-            OlderKey { digest: json(r#","removeMountStubsRecursive":true"#), selectors: vec![None] };
-        let until_0_10 = OlderKey { digest: json(""), selectors: vec![None] };
+            VersionKey { digest: json(r#","removeMountStubsRecursive":true"#), selectors: vec![None] };
+        let until_0_10 = VersionKey { digest: json(""), selectors: vec![None] };
         assert_eq!(older(&op, 1), [until_0_12, until_0_10]);
     }
 
@@ -525,7 +533,7 @@ mod tests {
             let action = json::base64(action.as_bytes());
             let digest =
                 Digest::sha256_of(format!(r#"{{"Type":"buildkit.file.v0","Actions":["{action}"]}}"#));
-            OlderKey { digest, selectors: vec![None] }
+            VersionKey { digest, selectors: vec![None] }
         };
         assert_eq!(older(&op, 1), [key("ByID"), key("byID")]);
     }
