@@ -14,6 +14,7 @@
 //!                                                                ├─ transfer pull, push, load, save, import   → ImageTransfer
 //!                                                                ├─ session  101, hijacked stream             → Sessions
 //!                                                                ├─ build    transcript or trace              → Builds
+//!                                                                ├─ history  what was built                   → History
 //!                                                                └─ elsewhere: empty lists, 404, 501
 //! ```
 //!
@@ -28,6 +29,7 @@ mod elsewhere;
 mod engine;
 mod error;
 mod events;
+mod history;
 mod images;
 mod impatient;
 mod request;
@@ -49,4 +51,5 @@ pub use engine::EngineBuilds;
 pub use error::{ApiError, ApiErrorKind};
 pub use events::EventBus;
 pub use serve::{Accept, ServeLimits, serve};
+pub use history::{build_detail, build_item};
 pub use state::{AppState, Parts, RequestLimits, SystemFacts};

@@ -30,11 +30,23 @@ pub(crate) enum Route {
     ImagePush(String),
     ImageTag(String),
     ImageDelete(String),
+    /// This daemon's own.
+    History(HistoryDoor),
     /// Containers, networks, volumes, plugins: what of them is answered though there are none.
     Absent(Absent),
     /// Known to Moby, and not here.
     NotHere(&'static str),
     NotFound,
+}
+
+/// What is asked of the build history, by a build's id or its beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HistoryDoor {
+    List,
+    Inspect(String),
+    Log(String),
+    /// Empty: all.
+    Remove(String),
 }
 
 /// Objects of which there are none.
@@ -90,6 +102,7 @@ pub(crate) fn route(method: &Method, path: &str, api: ApiVersion) -> Route {
             let (family, rest) = rest.split_once('/').unwrap_or((rest, ""));
             match family {
                 "images" => images(method, rest, api),
+                "lapstrake" => history(method, rest).map_or(Route::NotFound, Route::History),
                 "distribution" if get => match rest.strip_suffix("/json") {
                     Some(name) if !name.is_empty() => Route::Distribution(name.to_owned()),
                     _ => Route::NotFound,
@@ -106,6 +119,21 @@ pub(crate) fn route(method: &Method, path: &str, api: ApiVersion) -> Route {
                 _ => Route::NotFound,
             }
         }
+    }
+}
+
+fn history(method: &Method, rest: &str) -> Option<HistoryDoor> {
+    let rest = rest.strip_prefix("v1/builds")?;
+    let id = rest.strip_prefix('/').unwrap_or(rest);
+    if id.len() == rest.len() && !id.is_empty() {
+        return None;
+    }
+    match (method.as_str(), id.strip_suffix("/log").filter(|id| !id.is_empty())) {
+        ("GET", Some(id)) => Some(HistoryDoor::Log(id.to_owned())),
+        ("GET", None) if id.is_empty() => Some(HistoryDoor::List),
+        ("GET", None) => Some(HistoryDoor::Inspect(id.to_owned())),
+        ("DELETE", None) => Some(HistoryDoor::Remove(id.to_owned())),
+        _ => None,
     }
 }
 
@@ -213,6 +241,27 @@ mod tests {
         assert_eq!(get("/distribution/a/b/json"), Route::Distribution("a/b".to_owned()));
         let delete = route(&Method::DELETE, "/images/a/b", ApiVersion::MAX);
         assert_eq!(delete, Route::ImageDelete("a/b".to_owned()));
+    }
+
+    #[test]
+    fn builds_have_doors_of_their_own() {
+        let open = |method: Method, path| match route(&method, path, ApiVersion::MAX) {
+            Route::History(door) => Some(door),
+            _ => None,
+        };
+        assert_eq!(open(Method::GET, "/lapstrake/v1/builds"), Some(HistoryDoor::List));
+        assert_eq!(open(Method::GET, "/lapstrake/v1/builds/x"), Some(HistoryDoor::Inspect("x".to_owned())));
+        assert_eq!(open(Method::GET, "/lapstrake/v1/builds/x/log"), Some(HistoryDoor::Log("x".to_owned())));
+        assert_eq!(open(Method::DELETE, "/lapstrake/v1/builds/x"), Some(HistoryDoor::Remove("x".to_owned())));
+        assert_eq!(open(Method::DELETE, "/lapstrake/v1/builds"), Some(HistoryDoor::Remove(String::new())));
+        for (method, path) in [
+            (Method::GET, "/lapstrake/v1/buildsx"),
+            (Method::GET, "/lapstrake/v2/builds"),
+            (Method::POST, "/lapstrake/v1/builds"),
+            (Method::DELETE, "/lapstrake/v1/builds/x/log"),
+        ] {
+            assert_eq!(open(method, path), None, "{path}");
+        }
     }
 
     #[test]

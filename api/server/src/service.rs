@@ -9,7 +9,7 @@ use lapstrake_api_types::{ApiTypeError, ApiVersion, Form};
 use crate::{
     ApiError, ApiErrorKind, AppState,
     body::{self, Answer, Body},
-    build, elsewhere, images,
+    build, elsewhere, history, images,
     request::DoorRequest,
     route::{Route, route, split_version},
     session, system, transfer,
@@ -115,6 +115,7 @@ async fn enter(
         }
         Route::ImageSaveOne(name) => transfer::save(state, request, vec![name]).await,
         Route::ImagePush(name) => transfer::push(state, request, name).await,
+        Route::History(door) => history::enter(state, request, door).await,
         Route::Absent(absent) => elsewhere::absent(&request, absent),
         Route::NotHere(what) => Err(elsewhere::not_here(what)),
         Route::NotFound => Err(ApiError::not_found("page not found")),

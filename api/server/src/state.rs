@@ -1,8 +1,12 @@
 //! What all doors share.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use lapstrake_api_types::Proxies;
+use lapstrake_builder_history::History;
 use lapstrake_layerstore_store::{Collector, Stores};
 use lapstrake_session::Sessions;
 
@@ -34,6 +38,7 @@ pub struct AppState {
     pub(crate) events: EventBus,
     pub(crate) jobs: Jobs,
     pub(crate) pruning: tokio::sync::Mutex<()>,
+    pub(crate) history: OnceLock<History>,
 }
 
 impl AppState {
@@ -44,7 +49,13 @@ impl AppState {
             events: EventBus::default(),
             jobs: Jobs::default(),
             pruning: tokio::sync::Mutex::default(),
+            history: OnceLock::new(),
         }
+    }
+
+    /// Tells clients of the builds of this history. Counts once.
+    pub fn show_history(&self, history: History) {
+        let _ = self.history.set(history);
     }
 
     /// Where doors tell what they did.

@@ -23,6 +23,7 @@ mod error;
 mod event;
 mod filters;
 mod form;
+mod history;
 mod image;
 mod inspect;
 mod stream;
@@ -39,6 +40,7 @@ pub use error::ApiTypeError;
 pub use event::{Actor, EventAction, EventFilter, EventMessage, EventType};
 pub use filters::Filters;
 pub use form::{Form, bool_value};
+pub use history::{BuildDetail, BuildItem, BuildList, BuildReason, BuildVertex, BuildsRemoved};
 pub use image::{
     DeleteItem, HistoryItem, ImagePruneReport, ImageSummary, decode_platform, decode_platforms,
     images_to_json, repo_tag_reference,
