@@ -50,7 +50,7 @@ fn sample() -> Tree {
 async fn a_tree_arrives_with_all_of_its_metadata() {
     let fixture = Fixture::new(sample()).await;
     let received = fixture.sync(Index::default()).await;
-    assert_eq!(received.files_transferred, 6);
+    assert_eq!(received.files_written, 6);
     assert!(received.bytes_transferred > 5000);
     let (one, two) = (fixture.dest.path().join("same"), fixture.dest.path().join("a/deep/file"));
     assert_eq!(std::fs::metadata(one).unwrap().ino(), std::fs::metadata(two).unwrap().ino());
@@ -74,8 +74,8 @@ async fn an_unchanged_tree_transfers_no_file_also_from_a_stored_index() {
     let stored = Index::from_bytes(&first.index.to_bytes()).unwrap();
     assert_eq!(stored, first.index);
     let second = fixture.sync(stored).await;
-    assert_eq!(second.files_transferred, 0);
-    assert_eq!(fixture.sync(second.index).await.files_transferred, 0);
+    assert_eq!(second.files_written, 0);
+    assert_eq!(fixture.sync(second.index).await.files_written, 0);
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn only_what_changed_is_transferred_and_what_is_gone_is_removed() {
         tree.extend(new);
     }
     let second = fixture.sync(first.index).await;
-    assert_eq!(second.files_transferred, 3);
+    assert_eq!(second.files_written, 3);
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn files_changed_behind_our_back_are_transferred_again_whatever_their_mtim
         .set_modified(before.modified().unwrap())
         .unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().mtime(), before.mtime());
-    assert_eq!(fixture.sync(first.index).await.files_transferred, 1);
+    assert_eq!(fixture.sync(first.index).await.files_written, 1);
 }
 
 #[tokio::test]
@@ -157,7 +157,36 @@ async fn files_just_modified_are_not_trusted_the_next_time() {
     let fixture = Fixture::new(tree([("f", with(file(0o644, b"aa"), |s| s.mod_time = future))])).await;
     let first = fixture.sync(Index::default()).await;
     fixture.tree.lock().get_mut(Path::new("f")).unwrap().data = b"bb".to_vec();
-    assert_eq!(fixture.sync(first.index).await.files_transferred, 1);
+    let destination = Destination { compare: Compare::Metadata, ..fixture.destination(first.index) };
+    assert_eq!(fixture.sync_to(destination).await.unwrap().files_written, 1);
+}
+
+#[tokio::test]
+async fn new_contents_of_the_old_size_and_time_are_noticed_wherever_they_differ() {
+    let long = vec![b'x'; 200_000];
+    let fixture = Fixture::new(tree([
+        ("a", file(0o644, b"aa")),
+        ("empty", file(0o644, b"")),
+        ("late", file(0o644, &long)),
+        ("link", hard_link("late")),
+        ("same", file(0o644, &long)),
+    ]))
+    .await;
+    let first = fixture.sync(Index::default()).await;
+    let change =
+        |name: &str, at: usize| fixture.tree.lock().get_mut(Path::new(name)).unwrap().data[at] = b'y';
+    change("a", 0);
+    change("late", 199_999);
+    let second = fixture.sync(first.index).await;
+    assert_eq!(second.files_written, 2);
+    check(&fixture.tree.lock(), &second, fixture.dest.path());
+    let destination = Destination { compare: Compare::Metadata, ..fixture.destination(second.index) };
+    change("a", 1);
+    assert_eq!(
+        fixture.sync_to(destination).await.unwrap().files_written,
+        0,
+        "that is what the other way misses"
+    );
 }
 
 #[tokio::test]
@@ -166,7 +195,7 @@ async fn compare_nothing_transfers_everything() {
     let first = fixture.sync(Index::default()).await;
     let destination = Destination { compare: Compare::Nothing, ..fixture.destination(first.index) };
     let second = fixture.sync_to(destination).await.unwrap();
-    assert_eq!(second.files_transferred, 1);
+    assert_eq!(second.files_written, 1);
     check(&fixture.tree.lock(), &second, fixture.dest.path());
 }
 
@@ -181,10 +210,10 @@ async fn links_follow_their_file_when_it_changes() {
         ("c", hard_link("a")),
     ]);
     let second = fixture.sync(first.index).await;
-    assert_eq!(second.files_transferred, 1);
+    assert_eq!(second.files_written, 1);
     let inode = |n: &str| std::fs::metadata(fixture.dest.path().join(n)).unwrap().ino();
     assert!(inode("a") == inode("b") && inode("b") == inode("c"));
-    assert_eq!(fixture.sync(second.index).await.files_transferred, 0);
+    assert_eq!(fixture.sync(second.index).await.files_written, 0);
 }
 
 #[tokio::test]
@@ -202,7 +231,7 @@ async fn owners_may_be_left_to_the_daemon_and_progress_is_told() {
         (fixture.dest.path().metadata().unwrap(), fixture.dest.path().join("f").metadata().unwrap());
     assert_eq!((written.uid(), written.gid()), (mine.uid(), mine.gid()));
     let again = Destination { ownership: Ownership::Daemon, ..fixture.destination(received.index) };
-    assert_eq!(fixture.sync_to(again).await.unwrap().files_transferred, 0);
+    assert_eq!(fixture.sync_to(again).await.unwrap().files_written, 0);
 }
 
 #[tokio::test]
@@ -227,7 +256,7 @@ async fn more_files_than_may_be_in_flight_all_arrive() {
         })
         .collect();
     let fixture = Fixture::new(many).await;
-    assert_eq!(fixture.sync(Index::default()).await.files_transferred, 1000);
+    assert_eq!(fixture.sync(Index::default()).await.files_written, 1000);
 }
 
 #[tokio::test]
@@ -268,7 +297,7 @@ async fn foreign_xattrs_are_not_taken() {
     let received = fixture.sync_to(fixture.destination(Index::default())).await.unwrap();
     assert!(received.index.entries()[0].stat.xattrs.is_empty());
     assert!(on_disk(fixture.dest.path())[0].stat.xattrs.is_empty());
-    assert_eq!(fixture.sync_to(fixture.destination(received.index)).await.unwrap().files_transferred, 0);
+    assert_eq!(fixture.sync_to(fixture.destination(received.index)).await.unwrap().files_written, 0);
 }
 
 /// Starts a transfer that gets half of a file, and returns once the client has been asked for it.
@@ -411,17 +440,17 @@ proptest! {
         runtime.block_on(async {
             let fixture = Fixture::new(one.clone()).await;
             let first = fixture.sync(Index::default()).await;
-            prop_assert_eq!(first.files_transferred, changed(&Tree::new(), &one));
+            prop_assert_eq!(first.files_written, changed(&Tree::new(), &one));
             *fixture.tree.lock() = mixed.clone();
             let second = fixture.sync(first.index).await;
             // A link that goes changes its file's ctime, if it goes before the file is looked at: more may come, never less.
-            prop_assert!(second.files_transferred >= changed(&one, &mixed));
+            prop_assert!(second.files_written >= changed(&one, &mixed));
             let links = one.values().any(|n| n.stat.mode & tree::SYMLINK == 0 && !n.stat.linkname.is_empty());
             if !links {
-                prop_assert_eq!(second.files_transferred, changed(&one, &mixed));
+                prop_assert_eq!(second.files_written, changed(&one, &mixed));
             }
             let third = fixture.sync(second.index).await;
-            prop_assert_eq!(third.files_transferred, 0);
+            prop_assert_eq!(third.files_written, 0);
             Ok(())
         })?;
     }

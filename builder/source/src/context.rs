@@ -1,6 +1,10 @@
 //! The contract of sources.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Weak},
+};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_progress::VertexHandle;
@@ -12,9 +16,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::SourceError;
 
+/// Stands for one build, from its first fact to its last step: a build sees one state of what is not pinned, however often it
+/// asks. What is remembered for a build is forgotten with the last clone of its mark.
+#[derive(Debug, Clone, Default)]
+pub struct BuildMark(Arc<()>);
+
+impl BuildMark {
+    /// What tells whether the build is still there, without keeping it.
+    pub(crate) fn watch(&self) -> Weak<()> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn is_of(&self, watch: &Weak<()>) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.0), watch.as_ptr())
+    }
+}
+
 /// What a source may use of the builds that wait for it.
 #[derive(Clone)]
 pub struct SourceContext {
+    /// The builds themselves.
+    pub builds: Vec<BuildMark>,
     /// Sessions to ask, one after the other.
     pub sessions: Vec<SessionId>,
     /// Credentials for registries, one after the other.
@@ -72,6 +94,11 @@ pub trait Source: Send + Sync {
 
     /// The digest that stands for the state of the source; BuildKit's cache key for it.
     fn pin<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>>;
+
+    /// Other digests that stand for the same, by which caches of other builders may know it. Asked after `pin`.
+    fn also_known_as(&self) -> Vec<Digest> {
+        Vec::new()
+    }
 
     /// Gets it. Called after `pin`.
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>>;

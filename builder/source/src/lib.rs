@@ -24,6 +24,6 @@ mod local;
 mod sources;
 mod turns;
 
-pub use context::{LocalProvider, Source, SourceContext, SourceKind};
+pub use context::{BuildMark, LocalProvider, Source, SourceContext, SourceKind};
 pub use error::{ErrorKind, SourceError};
 pub use sources::{SourceLimits, Sources, SourcesOptions};

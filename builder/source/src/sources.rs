@@ -30,8 +30,7 @@ pub struct SourcesOptions {
     pub sessions: Sessions,
     /// Asks registries as a stranger; each build adds its credentials.
     pub registry: RegistryClient,
-    /// A directory for git's bare repositories, private to the daemon. Made when it is needed; its content may go at any time between
-    /// runs.
+    /// A directory for what git needs while it works, private to the daemon. Made when it is needed; its content goes between runs.
     pub root: PathBuf,
     /// How much, and how long.
     pub limits: SourceLimits,
@@ -48,8 +47,6 @@ pub struct SourceLimits {
     pub http_connect: Duration,
     /// Longest time that the git program may take for one command.
     pub git_command: Duration,
-    /// How many git repositories are kept from one run of the daemon to the next.
-    pub repositories: usize,
     /// How large a client's directory may be.
     pub directory: fsutil::Limits,
     /// How many images' documents are kept between being resolved and being fetched.
@@ -63,7 +60,6 @@ impl Default for SourceLimits {
             http_stall: Duration::from_secs(60),
             http_connect: Duration::from_secs(30),
             git_command: Duration::from_secs(60 * 60),
-            repositories: 128,
             directory: fsutil::Limits::default(),
             resolutions: 256,
         }
@@ -102,7 +98,7 @@ impl Sources {
     pub fn new(options: SourcesOptions) -> Self {
         let SourcesOptions { stores, cache, sessions, registry, root, limits } = options;
         let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
-        sweep(&root, limits.repositories);
+        sweep(&root);
         // It fails where the machine has no certificates: that is no reason to build nothing.
         let http = client(limits.http_connect, limits.http_stall).map_err(|error| chain(&error));
         let shared = Shared {

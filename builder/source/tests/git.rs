@@ -310,7 +310,11 @@ async fn a_directory_behind_a_symlink_is_refused() {
     let error = upstream.get(&bench, "#main:absent", &[]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     bench.collect();
-    assert!(bench.local.records.all().unwrap().is_empty(), "nothing is left of what failed");
+    assert_eq!(
+        bench.local.records.all().unwrap().len(),
+        1,
+        "nothing is left of what failed, but the repository"
+    );
     // Up is not out: the path is cleaned as one in a chroot.
     let (_, tree) = upstream.get(&bench, "#main:../../sub", &[]).await.unwrap();
     assert_eq!(bench.names(&tree), ["b"]);
@@ -461,19 +465,32 @@ fn what_could_be_taken_for_something_else_is_refused_before_git_runs() {
 }
 
 #[tokio::test]
-async fn what_a_killed_daemon_left_is_removed_and_the_latest_repositories_stay() {
+async fn what_a_killed_daemon_left_is_removed() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    let root = bench.dir.path().join("git");
+    for name in ["checkout-2", "ssh-3"] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    bench.restart(SourceLimits::default());
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+    upstream.get(&bench, "#main", &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn repositories_are_in_the_build_cache_and_may_be_pruned() {
     let (upstream, bench) = (Upstream::new(), Bench::new());
     upstream.get(&bench, "#main", &[]).await.unwrap();
-    let root = bench.dir.path().join("git");
-    for name in ["new-1", "checkout-2", "ssh-3"] {
-        std::fs::create_dir(root.join(name)).unwrap();
-    }
-    let old = root.join(format!("{}-sha1", "0".repeat(64)));
-    std::fs::create_dir(&old).unwrap();
-    let opened = std::fs::File::open(&old).unwrap();
-    opened.set_modified(std::time::UNIX_EPOCH).unwrap();
-    bench.restart(SourceLimits { repositories: 1, ..SourceLimits::default() });
-    let names: Vec<_> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 1, "{names:?}");
-    assert_ne!(root.join(&names[0]), old);
+    let listed = || {
+        let entries = bench.cache.usage().unwrap();
+        entries
+            .into_iter()
+            .filter(|entry| entry.description.starts_with("shared git repo for "))
+            .collect::<Vec<_>>()
+    };
+    let [repository] = listed().try_into().unwrap();
+    assert!(repository.mutable && !repository.in_use && repository.size > 0, "{repository:?}");
+    bench.cache.prune(&lapstrake_builder_cache::PruneRequest::default()).unwrap();
+    assert_eq!(listed(), []);
+    upstream.get(&bench, "#main", &[]).await.unwrap();
+    assert_eq!(listed().len(), 1);
 }

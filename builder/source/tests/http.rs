@@ -13,7 +13,7 @@ use common::{
     Bench,
     server::{Server, empty, status},
 };
-use lapstrake_builder_source::{ErrorKind, SourceError, SourceLimits};
+use lapstrake_builder_source::{BuildMark, ErrorKind, SourceContext, SourceError, SourceLimits};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::SnapshotRecords as _;
 use parking_lot::Mutex;
@@ -216,6 +216,28 @@ async fn an_upload_is_taken_once_and_serves_its_session_until_that_ends() {
     assert!(seen.lock().upload_metadata.is_none());
     let error = bench.get(&bench.context(), url, &[]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn a_build_without_a_session_asks_once_even_where_a_server_has_no_entity_tags() {
+    let server = Server::start(|_| body("FROM scratch\n")).await;
+    let bench = Bench::new();
+    let mark = BuildMark::default();
+    let cx = || SourceContext { builds: vec![mark.clone()], ..bench.context() };
+    let url = server.url("/Dockerfile");
+    assert!(!bench.sources.is_archive(&cx(), &url).await.unwrap());
+    for _ in 0..2 {
+        let (_, tree) = bench.get(&cx(), &url, &[("http.filename", "context")]).await.unwrap();
+        assert_eq!(bench.read(&tree, "context"), b"FROM scratch\n");
+    }
+    assert_eq!(server.log.lock().len(), 1);
+    // Another build asks for itself.
+    let other = SourceContext { builds: vec![BuildMark::default()], ..bench.context() };
+    bench.get(&other, &url, &[("http.filename", "context")]).await.unwrap();
+    assert_eq!(server.log.lock().len(), 2);
+    // And nothing is remembered for one that has ended.
+    drop(mark);
+    bench.get(&bench.context(), &server.url("/other"), &[]).await.unwrap();
 }
 
 #[tokio::test]

@@ -273,6 +273,7 @@ async fn a_clients_directory_is_transferred_and_then_only_what_changed() {
         ("local.excludepatterns", r#"["*.tmp"]"#),
         ("local.followpaths", r#"["a"]"#),
         ("local.sharedkeyhint", "hint"),
+        ("local.differ", "metadata"),
     ];
     let first = connection.get(&attrs).await.unwrap();
     assert_eq!(bench.names(&first), ["a", "a/x", "b"]);
@@ -299,6 +300,17 @@ async fn a_clients_directory_is_transferred_and_then_only_what_changed() {
     // Another hint, another directory.
     connection.get(&[("local.session", "s1")]).await.unwrap();
     assert_eq!(connection.asked(), 2);
+}
+
+#[tokio::test]
+async fn new_contents_of_the_old_size_and_time_are_noticed() {
+    let connection = Connection::new(tree([("a", file(0o644, b"a")), ("b", file(0o644, b"b"))])).await;
+    let bench = &connection.bench;
+    let first = connection.get(&[]).await.unwrap();
+    connection.tree.lock().get_mut(Path::new("b")).unwrap().data = b"B".to_vec();
+    let second = connection.get(&[]).await.unwrap();
+    assert_eq!((bench.read(&first, "b"), bench.read(&second, "b")), (b"b".to_vec(), b"B".to_vec()));
+    assert_eq!(inode(bench, &first, "a"), inode(bench, &second, "a"), "what is the same is stored once");
 }
 
 #[tokio::test]

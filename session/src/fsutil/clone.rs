@@ -227,7 +227,7 @@ mod tests {
         let cloned = index.clone_tree(open(one).as_fd(), open(two).as_fd()).unwrap();
         assert_eq!(cloned.entries().len(), index.entries().len());
         let again = copy(dirs.source.path(), two, cloned);
-        assert_eq!(again.files_transferred, 0);
+        assert_eq!(again.files_written, 0);
         for name in ["a/b/x", "a/y", "y2", "z", "link"] {
             assert_eq!(inode(one.join(name)), inode(two.join(name)), "{name}");
         }
@@ -244,7 +244,7 @@ mod tests {
         assert!(cloned.get(Path::new("z")).is_none() && !two.join("z").exists());
         assert!(cloned.get(Path::new("a/y")).is_none() && cloned.get(Path::new("y2")).is_none());
         let again = copy(dirs.source.path(), two, cloned);
-        assert_eq!(again.files_transferred, 2);
+        assert_eq!(again.files_written, 2);
         assert_eq!(std::fs::read(two.join("y2")).unwrap(), b"yy");
         assert_eq!(inode(two.join("y2")), inode(two.join("a/y")));
     }
@@ -259,7 +259,7 @@ mod tests {
         std::fs::remove_dir_all(one.join("a")).unwrap();
         let three = tempfile::tempdir().unwrap();
         let cloned = second.clone_tree(open(two).as_fd(), open(three.path()).as_fd()).unwrap();
-        assert_eq!(copy(dirs.source.path(), three.path(), cloned).files_transferred, 0);
+        assert_eq!(copy(dirs.source.path(), three.path(), cloned).files_written, 0);
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
         let (dirs, mut index) = dirs();
         index.retain_files(|entry| entry.path != Path::new("a/b/x"));
         let cloned = index.clone_tree(open(dirs.one.path()).as_fd(), open(dirs.two.path()).as_fd()).unwrap();
-        assert_eq!(copy(dirs.source.path(), dirs.two.path(), cloned).files_transferred, 1);
+        assert_eq!(copy(dirs.source.path(), dirs.two.path(), cloned).files_written, 1);
     }
 
     #[test]

@@ -95,6 +95,13 @@ impl Disk {
         Ok(fd.into())
     }
 
+    /// A file that is there, to read.
+    pub(crate) fn open_file(&self, parent: BorrowedFd<'_>, path: &Path) -> Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = fs::openat(parent, name_of(path), flags, Mode::empty()).map_err(failed("open", path))?;
+        Ok(fd.into())
+    }
+
     pub(crate) fn symlink(&self, parent: BorrowedFd<'_>, text: &Path, path: &Path) -> Result<()> {
         fs::symlinkat(text, parent, name_of(path)).map_err(failed("make symlink", path))
     }

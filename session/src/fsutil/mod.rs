@@ -75,12 +75,15 @@ impl Destination {
     }
 }
 
-/// How files that need not be transferred again are recognised.
+/// How files that need not be written again are recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compare {
+    /// By their contents: everything is transferred, and compared with what is on disk as it comes. Only this notices new contents
+    /// of the old size under the old time (`touch -r`, reproducible archives, two checkouts of one name).
+    #[default]
+    Content,
     /// The client announces all of its metadata as before, and what is on disk is untouched since (inode and ctime). Files modified in the
     /// same clock tick as they were received are not trusted.
-    #[default]
     Metadata,
     /// Not at all: everything is transferred.
     Nothing,
@@ -130,8 +133,8 @@ impl Default for Limits {
 pub struct Received {
     /// Everything that is in the destination now; the next transfer's [`Destination::previous`].
     pub index: Index,
-    /// Files whose contents came.
-    pub files_transferred: u64,
+    /// Files that were written: those on disk were not known to be, or found to be, what the client has.
+    pub files_written: u64,
     /// Bytes that came: contents and list.
     pub bytes_transferred: u64,
 }

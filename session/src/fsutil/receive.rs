@@ -5,7 +5,10 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     ffi::OsString,
     io::Write,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -41,7 +44,7 @@ pub(crate) struct Receiver {
     order: OrderCheck,
     /// Every announced entry; the protocol's file ids are positions in it.
     entries: Vec<Entry>,
-    /// Positions of the entries that were already on disk.
+    /// Positions of the entries that were already on disk, and have not been found to differ.
     kept: HashSet<u32>,
     metadata_bytes: u64,
     content_bytes: u64,
@@ -52,7 +55,7 @@ pub(crate) struct Receiver {
     in_flight: HashMap<u32, Incoming>,
     links: Vec<u32>,
     listed: bool,
-    files_transferred: u64,
+    files_written: u64,
 }
 
 struct OpenDir {
@@ -62,12 +65,24 @@ struct OpenDir {
     unannounced: HashSet<OsString>,
 }
 
-/// A file on its way. It is created when its first data comes, so that waiting costs no file descriptor.
+/// A file on its way.
 #[derive(Default)]
 struct Incoming {
-    file: Option<std::fs::File>,
-    hash: Sha256,
-    written: u64,
+    target: Target,
+    /// Bytes that came.
+    got: u64,
+}
+
+/// Where a file's data goes.
+#[derive(Default)]
+enum Target {
+    /// Nowhere yet: it is opened when its first data comes, so that waiting costs no file descriptor.
+    #[default]
+    Unopened,
+    /// Into a new file.
+    New { file: std::fs::File, hash: Sha256 },
+    /// It is compared with what is on disk, and has been the same so far.
+    Same(std::fs::File),
 }
 
 /// What the caller does after a packet.
@@ -100,7 +115,7 @@ impl Receiver {
             in_flight: HashMap::new(),
             links: Vec::new(),
             listed: false,
-            files_transferred: 0,
+            files_written: 0,
         })
     }
 
@@ -154,7 +169,7 @@ impl Receiver {
         }
         Ok(Received {
             index: Index::new(self.entries),
-            files_transferred: self.files_transferred,
+            files_written: self.files_written,
             bytes_transferred: 0,
         })
     }
@@ -208,7 +223,14 @@ impl Receiver {
                 (None, 0)
             }
             _ => match self.keep(id, &path, &stat, present)? {
-                Some(kept) => kept,
+                Some(kept) => {
+                    if self.compare == Compare::Content
+                        && matches!(stat.kind, FileKind::Regular { size } if size > 0)
+                    {
+                        self.wanted.push_back(id);
+                    }
+                    kept
+                }
                 None => {
                     self.make(id, &path, &stat)?;
                     (None, now_ns())
@@ -334,7 +356,12 @@ impl Receiver {
             return None;
         }
         match &stat.kind {
-            FileKind::Regular { .. } => (earlier.digest.is_some() && !earlier.is_racy()).then_some(earlier),
+            FileKind::Regular { .. } => {
+                let trusted = self.compare == Compare::Content || !earlier.is_racy();
+                (earlier.digest.is_some() && trusted).then_some(earlier)
+            }
+            // Whether the file it names is the one it was, its data has yet to tell.
+            FileKind::HardLink { .. } if self.compare == Compare::Content => None,
             // The link is right as long as the file it names was kept: then both are the inode they were.
             FileKind::HardLink { target } => {
                 let target = u32::try_from(self.position(target)?).ok()?;
@@ -353,41 +380,107 @@ impl Receiver {
     }
 
     fn data(&mut self, id: u32, data: &Bytes) -> Result<()> {
-        let Some(incoming) = self.in_flight.get_mut(&id) else {
+        let Some(mut incoming) = self.in_flight.remove(&id) else {
             return Err(TransferError::Protocol { problem: "data of a file that was not asked for" });
         };
-        let entry = &mut self.entries[id as usize];
+        let entry = &self.entries[id as usize];
         let FileKind::Regular { size } = entry.stat.kind else {
             return Err(TransferError::Protocol { problem: "data of something that is no file" });
         };
-        let got = incoming.written.saturating_add(data.len() as u64);
+        let got = incoming.got.saturating_add(data.len() as u64);
         if got > size || (data.is_empty() && got != size) {
             return Err(TransferError::SizeChanged { path: entry.path.clone(), announced: size, got });
         }
-        let mut file = match incoming.file.take() {
-            Some(file) => file,
-            None => {
-                let dir = self.disk.dir(entry.path.parent().unwrap_or(Path::new("")))?;
-                self.disk.create(dir.as_fd(), &entry.path)?
-            }
-        };
-        if data.is_empty() {
-            self.disk.set_metadata(file.as_fd(), &entry.stat, &entry.path)?;
-            entry.digest = Some(std::mem::take(&mut incoming.hash).finalize().into());
-            self.in_flight.remove(&id);
-            self.files_transferred += 1;
-            return Ok(());
+        if matches!(incoming.target, Target::Unopened) {
+            incoming.target = self.target(id)?;
         }
-        file.write_all(data).map_err(|source| TransferError::Io {
-            operation: "write",
-            path: entry.path.clone(),
-            source,
-        })?;
-        incoming.hash.update(data);
-        incoming.written = got;
-        incoming.file = Some(file);
+        if data.is_empty() {
+            return self.end(id, incoming.target);
+        }
+        incoming.target = match incoming.target {
+            Target::Same(file)
+                if is_next(&file, data, incoming.got).map_err(failed("read", &entry.path))? =>
+            {
+                Target::Same(file)
+            }
+            Target::Same(file) => self.replace(id, &file, incoming.got)?,
+            other => other,
+        };
+        if let Target::New { file, hash } = &mut incoming.target {
+            file.write_all(data).map_err(failed("write", &self.entries[id as usize].path))?;
+            hash.update(data);
+        }
+        incoming.got = got;
+        self.in_flight.insert(id, incoming);
         Ok(())
     }
+
+    /// Opens what a file's data is compared with, or written to.
+    fn target(&self, id: u32) -> Result<Target> {
+        let path = &self.entries[id as usize].path;
+        let dir = self.disk.dir(path.parent().unwrap_or(Path::new("")))?;
+        if self.kept.contains(&id) {
+            return Ok(Target::Same(self.disk.open_file(dir.as_fd(), path)?));
+        }
+        Ok(Target::New { file: self.disk.create(dir.as_fd(), path)?, hash: Sha256::new() })
+    }
+
+    /// Puts a new file in the place of `old`, with its first `same` bytes: others may share the old one's inode.
+    fn replace(&mut self, id: u32, old: &std::fs::File, same: u64) -> Result<Target> {
+        self.kept.remove(&id);
+        let entry = &mut self.entries[id as usize];
+        (entry.digest, entry.seen_ns) = (None, now_ns());
+        let path = &entry.path;
+        let dir = self.disk.dir(path.parent().unwrap_or(Path::new("")))?;
+        self.disk.remove(dir.as_fd(), path)?;
+        let mut file = self.disk.create(dir.as_fd(), path)?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < same {
+            let piece = &mut buffer[..usize::try_from(same - at).map_or(PIECE, |left| left.min(PIECE))];
+            old.read_exact_at(piece, at).map_err(failed("read", path))?;
+            file.write_all(piece).map_err(failed("write", path))?;
+            hash.update(&*piece);
+            at += piece.len() as u64;
+        }
+        Ok(Target::New { file, hash })
+    }
+
+    /// All of a file's data has come.
+    fn end(&mut self, id: u32, target: Target) -> Result<()> {
+        if let Target::New { file, hash } = target {
+            let entry = &mut self.entries[id as usize];
+            self.disk.set_metadata(file.as_fd(), &entry.stat, &entry.path)?;
+            entry.digest = Some(hash.finalize().into());
+            self.files_written += 1;
+        }
+        Ok(())
+    }
+}
+
+/// How much of a file is read at a time.
+const PIECE: usize = 64 * 1024;
+
+/// Whether `file` goes on with `data` at `at`.
+fn is_next(file: &std::fs::File, data: &[u8], at: u64) -> std::io::Result<bool> {
+    let mut buffer = [0; PIECE];
+    let mut at = at;
+    for wanted in data.chunks(PIECE) {
+        let found = &mut buffer[..wanted.len()];
+        match file.read_exact_at(found, at) {
+            Ok(()) if found == wanted => at += wanted.len() as u64,
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TransferError {
+    let path = path.to_owned();
+    move |source| TransferError::Io { operation, path, source }
 }
 
 fn now_ns() -> i64 {

@@ -65,6 +65,7 @@ impl Checkout<'_> {
     /// Files alone. Git's own state is in a repository that lives as long as this and borrows the objects of the bare one: submodules would
     /// leave their settings in that.
     async fn files_only(&self, root: &Path) -> Result<(), SourceError> {
+        std::fs::create_dir_all(root).map_err(SourceError::io("make", root))?;
         let made = SourceError::io("make a repository in", root);
         let borrowed = tempfile::Builder::new().prefix("checkout-").tempdir_in(root).map_err(made)?;
         let git_dir = borrowed.path().join("git");

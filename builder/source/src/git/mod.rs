@@ -214,10 +214,8 @@ impl GitSource {
         let work = async {
             let access = Access::find(&self.shared, &self.spec, cx).await?;
             let git = self.git(cx, &access);
-            // One process at a time writes to a repository.
-            let repository_name = format!(":repository:{remote}");
-            let _turn = self.shared.turns.take(&repository_name).await;
-            let repository = Repository::open(&self.shared.root, &git, &pinned).await?;
+            // One process at a time writes to a repository: it is lent to one at a time.
+            let repository = Repository::open(&self.shared.cache, &git, &pinned).await?;
             repository.fetch(&git, &pinned).await?;
             checkout::checkout(&self.shared, &git, &repository, &pinned).await
         };

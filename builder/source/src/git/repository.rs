@@ -1,14 +1,20 @@
 //! One bare repository per remote, and what is asked of the remote.
 //!
+//! It is a directory of the build cache, and so listed, measured and pruned as a cache mount is:
+//!
 //! ```text
-//! <root>/<sha256 of the URL>-<object format>/     a bare repository; every fetched commit has a ref refs/lapstrake/<commit>
+//! <directory of "git:<sha256 of the URL>-<object format>">/repository/     every fetched commit has a ref refs/lapstrake/<commit>
 //! ```
 //!
 //! A crash leaves at most a half-made repository (made again: it is renamed into place when it is whole), lock files (removed: one process at a time
 //! works on a repository), and packs that git itself made durable before it named them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use lapstrake_builder_cache::{BuildCache, CacheMount};
 use lapstrake_layerstore_oci::Digest;
 
 use super::{
@@ -118,34 +124,44 @@ fn choose(reference: &str, listing: &str) -> Option<Pinned> {
     Some(Pinned { reference: tag, object, peeled })
 }
 
-/// The bare repository of a remote. Its user has the turn of it.
+/// The bare repository of a remote, for one user at a time.
 pub(super) struct Repository {
     pub(super) dir: PathBuf,
+    _directory: CacheMount,
 }
 
 impl Repository {
     /// The repository for the remote, made if it is not there.
-    pub(super) async fn open(root: &Path, git: &Git<'_>, pinned: &Pinned) -> Result<Self, SourceError> {
+    pub(super) async fn open(
+        cache: &Arc<BuildCache>,
+        git: &Git<'_>,
+        pinned: &Pinned,
+    ) -> Result<Self, SourceError> {
         let format = object_format(&pinned.object);
-        let name = format!("{}-{format}", Digest::sha256_of(&git.spec.remote.url).hex());
-        let dir = root.join(name);
+        let id = format!("git:{}-{format}", Digest::sha256_of(&git.spec.remote.url).hex());
+        let description = format!("shared git repo for {}", git.spec.remote);
+        let directory = Arc::clone(cache).directory(&id, description).await?;
+        let root = directory.directory().expect("it began empty").to_owned();
+        let dir = root.join("repository");
         if dir.join("HEAD").exists() {
             remove_locks(&dir)?;
-            touch(&dir);
-            return Ok(Self { dir });
+            return Ok(Self { dir, _directory: directory });
         }
-        std::fs::create_dir_all(root).map_err(SourceError::io("make", root))?;
-        let made = SourceError::io("make a repository in", root);
-        let fresh = tempfile::Builder::new().prefix("new-").tempdir_in(root).map_err(made)?;
+        let fresh = root.join("new");
+        for rubbish in [&fresh, &dir] {
+            match std::fs::remove_dir_all(rubbish) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(SourceError::io("remove", rubbish)(error));
+                }
+                _ => {}
+            }
+        }
+        std::fs::create_dir(&fresh).map_err(SourceError::io("make", &fresh))?;
         let init = ["init", "--quiet", "--bare", "--object-format", format];
-        git.run(GitCommand::new(init).in_dir(fresh.path())).await?;
+        git.run(GitCommand::new(init).in_dir(&fresh)).await?;
         // Whole: what is there under its name is a repository.
-        let fresh = fresh.keep();
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).map_err(SourceError::io("remove", &dir))?;
-        }
         std::fs::rename(&fresh, &dir).map_err(SourceError::io("rename", &fresh))?;
-        Ok(Self { dir })
+        Ok(Self { dir, _directory: directory })
     }
 
     /// Brings the pinned object here.
@@ -239,25 +255,10 @@ pub(super) fn object_format(object: &str) -> &'static str {
     if object.len() == 64 { "sha256" } else { "sha1" }
 }
 
-/// Removes what a killed daemon left below `root`, and the repositories used least recently when there are more than `limit`. Before any
-/// work begins; blocks.
-pub(crate) fn sweep(root: &Path, limit: usize) {
+/// Removes what a killed daemon left below `root`. Before any work begins; blocks.
+pub(crate) fn sweep(root: &Path) {
     let Ok(entries) = std::fs::read_dir(root) else { return };
-    let mut repositories = Vec::new();
-    let mut rubbish = Vec::new();
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if ["new-", "checkout-", "ssh-"].iter().any(|prefix| name.starts_with(prefix)) {
-            rubbish.push(entry.path());
-        } else if let Ok(used) = entry.metadata().and_then(|metadata| metadata.modified()) {
-            repositories.push((used, entry.path()));
-        }
-    }
-    repositories.sort();
-    let surplus = repositories.len().saturating_sub(limit.max(1));
-    rubbish.extend(repositories.into_iter().take(surplus).map(|(_, path)| path));
-    for path in rubbish {
+    for path in entries.flatten().map(|entry| entry.path()) {
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "not removed");
         }
@@ -276,14 +277,6 @@ fn remove_locks(dir: &Path) -> Result<(), SourceError> {
         }
     }
     Ok(())
-}
-
-/// Notes that the repository is used, for [`sweep`]; it does no harm where it cannot be noted.
-fn touch(dir: &Path) {
-    let touched = std::fs::File::open(dir).and_then(|dir| dir.set_modified(std::time::SystemTime::now()));
-    if let Err(error) = touched {
-        tracing::debug!(dir = %dir.display(), %error, "use of a repository not noted");
-    }
 }
 
 #[cfg(test)]

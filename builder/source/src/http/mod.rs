@@ -5,13 +5,16 @@ mod name;
 mod request;
 mod save;
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::pb;
 use lapstrake_layerstore_oci::{Digest, gojson};
 use lapstrake_layerstore_store::Tree;
-use lapstrake_session::UPLOAD_HOST;
+use lapstrake_session::{SessionId, UPLOAD_HOST};
 use parking_lot::Mutex;
 use url::Url;
 
@@ -227,24 +230,51 @@ impl Source for HttpSource {
     }
 }
 
-/// What sessions' builds have resolved: a build sees one state of a file however often it asks, and a client gives an upload once.
+/// What builds and sessions have resolved: a build sees one state of a file however often it asks, and a client gives an
+/// upload once.
 #[derive(Default)]
 pub(crate) struct Downloads {
-    /// By session and memory key, newest last.
-    recent: Mutex<std::collections::VecDeque<(String, String, Resolved)>>,
+    /// By who asked and memory key, newest last.
+    recent: Mutex<VecDeque<(Asker, String, Resolved)>>,
+}
+
+/// For whom something was resolved.
+enum Asker {
+    Session(SessionId),
+    Build(Weak<()>),
+}
+
+impl Asker {
+    fn is_among(&self, cx: &SourceContext) -> bool {
+        match self {
+            Self::Session(id) => cx.sessions.contains(id),
+            Self::Build(watch) => cx.builds.iter().any(|build| build.is_of(watch)),
+        }
+    }
+
+    fn is_live(&self, sessions: &[SessionId]) -> bool {
+        match self {
+            Self::Session(id) => sessions.contains(id),
+            Self::Build(watch) => watch.strong_count() > 0,
+        }
+    }
 }
 
 impl Downloads {
-    fn recall(&self, session: &str, key: &str) -> Option<Resolved> {
+    fn recall(&self, cx: &SourceContext, key: &str) -> Option<Resolved> {
         let recent = self.recent.lock();
-        recent.iter().find(|(id, name, _)| id == session && name == key).map(|(.., found)| found.clone())
+        let found = recent.iter().find(|(asker, name, _)| name == key && asker.is_among(cx));
+        found.map(|(.., found)| found.clone())
     }
 
-    /// Keeps what live sessions resolved; at most `limit` of them.
-    fn keep(&self, session: &str, key: &str, found: &Resolved, limit: usize, is_live: impl Fn(&str) -> bool) {
+    /// Keeps what live builds and sessions resolved; at most `limit` of them.
+    fn keep(&self, cx: &SourceContext, key: &str, found: &Resolved, limit: usize, sessions: &[SessionId]) {
         let mut recent = self.recent.lock();
-        recent.retain(|(id, name, _)| is_live(id) && !(id == session && name == key));
-        recent.push_back((session.to_owned(), key.to_owned(), found.clone()));
+        recent.retain(|(asker, name, _)| asker.is_live(sessions) && !(name == key && asker.is_among(cx)));
+        let builds = cx.builds.iter().map(|build| Asker::Build(build.watch()));
+        for asker in builds.chain(cx.sessions.iter().cloned().map(Asker::Session)) {
+            recent.push_back((asker, key.to_owned(), found.clone()));
+        }
         while recent.len() > limit.max(1) {
             recent.pop_front();
         }

@@ -69,16 +69,11 @@ pub(super) async fn resolve(
     let key = spec.memory_key();
     // Two steps that want the same file wait for one download.
     let _turn = cx.or_canceled(shared.turns.take(&key)).await?;
-    if let Some(found) = cx.sessions.iter().find_map(|id| shared.downloads.recall(id.as_str(), &key)) {
+    if let Some(found) = shared.downloads.recall(cx, &key) {
         return Ok(found);
     }
     let found = cx.or_canceled(resolve_now(shared, spec, cx, &key)).await??;
-    let live = shared.sessions.ids();
-    for id in &cx.sessions {
-        shared
-            .downloads
-            .keep(id.as_str(), &key, &found, RECENT, |id| live.iter().any(|live| live.as_str() == id));
-    }
+    shared.downloads.keep(cx, &key, &found, RECENT, &shared.sessions.ids());
     Ok(found)
 }
 

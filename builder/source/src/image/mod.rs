@@ -7,11 +7,11 @@ mod credentials;
 mod progress;
 mod resolve;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::{ResolveMode, pb};
-use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Platform, Reference};
+use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Platform, Reference, gojson};
 use lapstrake_layerstore_registry::Resolved;
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_layerstore_transfer::{TransferError, pull_image};
@@ -89,7 +89,12 @@ pub(crate) fn open(
     platform: Option<&pb::Platform>,
 ) -> Result<Arc<dyn Source>, SourceError> {
     let spec = ImageSpec::parse(name, op, platform)?;
-    Ok(Arc::new(ImageSource { shared: Arc::clone(shared), spec, found: tokio::sync::Mutex::default() }))
+    Ok(Arc::new(ImageSource {
+        shared: Arc::clone(shared),
+        spec,
+        found: tokio::sync::Mutex::default(),
+        by_manifest: OnceLock::new(),
+    }))
 }
 
 struct ImageSource {
@@ -97,6 +102,8 @@ struct ImageSource {
     spec: ImageSpec,
     /// What `pin` found: `fetch` gets that and nothing else.
     found: tokio::sync::Mutex<Option<Found>>,
+    /// Keys by the image's manifests, made by `pin`.
+    by_manifest: OnceLock<Vec<Digest>>,
 }
 
 impl ImageSource {
@@ -139,6 +146,10 @@ impl ImageSource {
 
     async fn pin(&self, cx: &SourceContext) -> Result<Digest, SourceError> {
         let found = self.found(cx).await?;
+        self.by_manifest.get_or_init(|| {
+            let keys = found.manifests().into_iter().map(|digest| manifest_key(&digest, &self.spec));
+            keys.map(|key| cache_key(key.as_str())).collect()
+        });
         // BuildKit's `cacheKeyFromConfig`, so that an image counts by its layers, whatever name and digest it has.
         Ok(match ChainId::of(self.layers(&found)?) {
             Some(chain) => cache_key(chain.as_str()),
@@ -216,7 +227,58 @@ impl Source for ImageSource {
         Box::pin(self.pin(cx))
     }
 
+    fn also_known_as(&self) -> Vec<Digest> {
+        self.by_manifest.get().cloned().unwrap_or_default()
+    }
+
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {
         Box::pin(self.fetch(cx))
+    }
+}
+
+/// BuildKit's `mainManifestKey`: it looks for an image by the digest it was named by before it looks for it by its layers, and what was found or
+/// made by the first is not linked from the second.
+fn manifest_key(digest: &Digest, spec: &ImageSpec) -> Digest {
+    let platform = &spec.platform;
+    let mut key = serde_json::Map::new();
+    key.insert("Digest".to_owned(), digest.as_str().into());
+    key.insert("OS".to_owned(), platform.os.as_str().into());
+    key.insert("Arch".to_owned(), platform.architecture.as_str().into());
+    for (name, value) in [("Variant", &platform.variant), ("OSVersion", &platform.os_version)] {
+        if !value.is_empty() {
+            key.insert(name.to_owned(), value.as_str().into());
+        }
+    }
+    if !platform.os_features.is_empty() {
+        key.insert("OSFeatures".to_owned(), platform.os_features.clone().into());
+    }
+    if let Some(limit) = spec.layer_limit {
+        key.insert("Limit".to_owned(), limit.into());
+    }
+    Digest::sha256_of(gojson::to_vec(&key).expect("a map serialises"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_key_is_buildkits_json() {
+        let digest = Digest::sha256_of(b"manifest");
+        let mut spec = ImageSpec {
+            reference: Reference::parse("busybox").unwrap(),
+            platform: Platform::new("linux", "arm").with_variant("v7"),
+            mode: ResolveMode::Default,
+            layer_limit: None,
+            checksum: None,
+        };
+        let json = |rest: &str| {
+            Digest::sha256_of(format!(
+                r#"{{"Digest":"{digest}","OS":"linux","Arch":"arm","Variant":"v7"{rest}}}"#
+            ))
+        };
+        assert_eq!(manifest_key(&digest, &spec), json(""));
+        spec.layer_limit = Some(2);
+        assert_eq!(manifest_key(&digest, &spec), json(r#","Limit":2"#));
     }
 }

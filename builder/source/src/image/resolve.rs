@@ -36,6 +36,21 @@ impl Found {
         }
     }
 
+    /// The manifests and indexes that it is known to be named by.
+    pub(super) fn manifests(&self) -> Vec<Digest> {
+        match self {
+            Self::Local { record, .. } => {
+                let targets = record.names.iter().filter_map(|name| name.target.as_ref());
+                let mut digests: Vec<Digest> = targets.map(|target| target.digest.clone()).collect();
+                digests.extend(record.manifest.clone());
+                digests.sort();
+                digests.dedup();
+                digests
+            }
+            Self::Remote { image, .. } => vec![image.root.digest.clone()],
+        }
+    }
+
     /// Its config's bytes.
     pub(super) fn config(&self) -> &[u8] {
         match self {

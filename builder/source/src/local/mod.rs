@@ -52,7 +52,9 @@ impl LocalSpec {
             None => (name.to_owned(), None),
         };
         let compare = match attrs.text("local.differ") {
-            None | Some("metadata") => Compare::Metadata,
+            // BuildKit's default is metadata: then new contents of the old size and time are missed.
+            None => Compare::Content,
+            Some("metadata") => Compare::Metadata,
             Some("none") => Compare::Nothing,
             Some(differ) => return Err(attrs.invalid("local.differ", differ, "neither none nor metadata")),
         };

@@ -139,6 +139,7 @@ impl Bench {
     pub fn context(&self) -> SourceContext {
         let state = VertexState::pending(Digest::sha256_of("vertex"), "vertex", Vec::new());
         SourceContext {
+            builds: Vec::new(),
             sessions: Vec::new(),
             credentials: Vec::new(),
             locals: HashMap::new(),
