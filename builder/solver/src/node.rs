@@ -282,14 +282,10 @@ impl<X: Types> Node<X> {
 
     async fn search_by_content(self: &Arc<Self>, output: u32, reach: Reach) -> Answer<Found, X> {
         let map = self.cache_map().await?;
-        // Inputs that count by definition only must lead somewhere, or nothing will: look at them before anything is resolved.
+        // Keys of inputs may lead on although the inputs have no results any more. Those that count by definition only must lead somewhere, or
+        // nothing will: look at them before anything is resolved.
         let by_definition = self.inputs.iter().zip(&map.deps).map(|((input, output), dep)| async move {
-            let found = if dep.content {
-                input.fast_keys(*output, reach).await?
-            } else {
-                input.full_keys(*output, reach).await?
-            };
-            Ok(with_selector(&found.keys, dep))
+            Ok(with_selector(&input.full_keys(*output, reach).await?.keys, dep))
         });
         let mut inputs: Vec<InputKeys> = try_join_all(by_definition).await?;
         let keys = self.follow(&map, output, &inputs, reach);
@@ -304,8 +300,8 @@ impl<X: Types> Node<X> {
         let by_content =
             (0..self.inputs.len()).filter(|input| map.deps[*input].content).map(|input| async move {
                 let (node, output) = &self.inputs[input];
-                // A source is resolved in any case: caches that are brought have nothing of those.
-                let resolved = if reach == Reach::All || node.inputs.is_empty() {
+                // A client's directory is looked at in any case: caches that are brought have nothing of those.
+                let resolved = if reach == Reach::All || node.cache_map().await?.ephemeral {
                     node.resolve(*output).await?
                 } else {
                     match node.find(*output, reach).await?.0 {
