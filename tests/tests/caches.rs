@@ -307,6 +307,7 @@ async fn an_import_that_hangs_delays_no_local_hit() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let reference = format!("localhost:{}/cache", silent.local_addr().unwrap().port());
     let patience = Duration::from_secs(50);
-    let built = tokio::time::timeout(patience, build(&bench, context(), &[&reference], &[])).await;
+    let built =
+        tokio::time::timeout(patience, build(&bench, context(), &[&reference], &["type=inline"])).await;
     assert_eq!(ran(&built.expect("nothing waits for it")), Vec::<String>::new());
 }

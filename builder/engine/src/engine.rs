@@ -14,7 +14,7 @@ use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
 use lapstrake_builder_llb::{Definition, Graph, Limits};
 use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
-use lapstrake_builder_solver::{CacheStore, KeyId, Resolved, Solver};
+use lapstrake_builder_solver::{Build, CacheStore, KeyId, Resolved, Solver};
 use lapstrake_builder_source::Sources;
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
@@ -218,7 +218,7 @@ impl Engine {
             if leaves_cache {
                 solved.trees.push(tree.clone());
                 solved.targets.extend(keys.target.iter().cloned());
-                solved.keys.extend(keys.all);
+                solved.keys.push(keys);
             }
             results.push(PlatformResult {
                 platform: target.platform,
@@ -274,8 +274,7 @@ impl Engine {
         let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
         let Resolved { value: tree, keys: target } = build.resolve().await?;
-        let all = if asks_keys { build.keys().await } else { Vec::new() };
-        Ok((tree, BuildKeys { target, all }))
+        Ok((tree, BuildKeys { target, build: asks_keys.then_some(build) }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -286,7 +285,7 @@ impl Engine {
         keys: &BuildKeys,
     ) -> Result<(), EngineError> {
         let (stores, cache, tree) = (self.stores().clone(), Arc::clone(self.cache()), tree.clone());
-        let (target, all) = (Arc::clone(&keys.target), keys.all.clone());
+        let (target, all) = (Arc::clone(&keys.target), keys.all());
         let records = StepError::blocking(move || -> Result<_, StepError> {
             let layers = snapshots(&stores, &tree)?;
             Ok(cache.records_of(&all, &target, ExportedResults::Layers(&layers))?.inline(&layers))
@@ -315,9 +314,17 @@ struct Target {
 
 /// What a graph's results are known by.
 #[derive(Default)]
-struct BuildKeys {
+pub(crate) struct BuildKeys {
     target: Arc<Vec<KeyId>>,
-    all: Vec<Vec<KeyId>>,
+    /// Holds what was made until it is exported.
+    build: Option<Build<EngineTypes>>,
+}
+
+impl BuildKeys {
+    /// The keys of all outputs of the graph. Caches that are still on their way are not asked.
+    pub(crate) fn all(&self) -> Vec<Vec<KeyId>> {
+        self.build.as_ref().map(Build::keys).unwrap_or_default()
+    }
 }
 
 /// A build's entry among those that run.

@@ -169,10 +169,9 @@ impl<X: Types> Build<X> {
     }
 
     /// The keys that the build's results are known by, one set for each output that the graph uses, inputs first: what a cache export is
-    /// about. Asked after [`Build::resolve`]; nothing is run or fetched for it, and what was not looked at has no keys.
-    pub async fn keys(&self) -> Vec<Vec<KeyId>> {
+    /// about. Asked after [`Build::resolve`]; nothing is run or waited for, and what was not looked at has no keys.
+    pub fn keys(&self) -> Vec<Vec<KeyId>> {
         let Some(target) = self.nodes.last() else { return Vec::new() };
-        target.caches.ready().await;
         let places: HashMap<*const Node<X>, usize> =
             self.nodes.iter().enumerate().map(|(place, node)| (Arc::as_ptr(node), place)).collect();
         let place = |node: &Arc<Node<X>>| places[&Arc::as_ptr(node)];

@@ -161,7 +161,7 @@ async fn a_miss_waits_for_caches_on_their_way() {
     });
     assert_eq!(resolved.unwrap().value, expected(&nodes));
     assert_eq!(bench.world.executions(), 2);
-    let keys = build.keys().await;
+    let keys = build.keys();
     assert_eq!(keys.len(), nodes.len());
     assert!(keys.iter().all(|keys| keys.iter().any(|key| !key.is_foreign())), "{keys:?}");
     assert!(keys[1..].iter().all(|keys| keys.iter().any(KeyId::is_foreign)), "{keys:?}");

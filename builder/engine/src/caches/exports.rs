@@ -21,15 +21,20 @@ use super::{
     CREATED_AT, CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheTarget, Imports, UNCOMPRESSED,
     directory::DirectoryWriter, imports::Brought,
 };
-use crate::{Engine, EngineError, engine::internal_vertex, ops::Workshop, scope::BuildScope};
+use crate::{
+    Engine, EngineError,
+    engine::{BuildKeys, internal_vertex},
+    ops::Workshop,
+    scope::BuildScope,
+};
 
 /// What a build made, for the caches that it leaves.
 #[derive(Default)]
 pub(crate) struct Solved {
     /// The results.
     pub(crate) trees: Vec<Tree>,
-    /// The keys of all outputs of all graphs.
-    pub(crate) keys: Vec<Vec<KeyId>>,
+    /// The keys of each graph.
+    pub(crate) keys: Vec<BuildKeys>,
     /// Those of the results.
     pub(crate) targets: Vec<KeyId>,
 }
@@ -270,7 +275,9 @@ impl Export {
 
     async fn records(&self, solved: &Solved, mode: CacheMode) -> Result<ExportedRecords, CacheFault> {
         let (workshop, trees) = (Arc::clone(&self.workshop), solved.trees.clone());
-        let (keys, targets) = (solved.keys.clone(), solved.targets.clone());
+        // Asked now, when the brought caches that matter have come.
+        let keys: Vec<Vec<KeyId>> = solved.keys.iter().flat_map(BuildKeys::all).collect();
+        let targets = solved.targets.clone();
         let brought: Vec<_> = self.brought.iter().map(|brought| Arc::clone(&brought.cache)).collect();
         CacheFault::blocking(move || {
             let mut names = Vec::new();
