@@ -15,7 +15,7 @@ use lapstrake_builder_history::{History, Recording};
 use lapstrake_builder_llb::{Definition, Graph, Limits};
 use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
 use lapstrake_builder_solver::{Build, CacheStore, KeyId, Resolved, Solver};
-use lapstrake_builder_source::Sources;
+use lapstrake_builder_source::{BuildMark, Sources};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::{SessionId, Sessions};
@@ -169,6 +169,7 @@ impl Engine {
         known: Option<Arc<Knowledge>>,
     ) -> Result<Exported, EngineError> {
         let mut scope = BuildScope {
+            mark: BuildMark::default(),
             session: request.session.clone(),
             credentials: Arc::clone(&request.credentials),
             locals: HashMap::new(),

@@ -219,6 +219,7 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> SourceContext {
         SourceContext {
+            builds: vec![scope.mark.clone()],
             sessions: scope.session.iter().cloned().collect(),
             credentials: vec![Arc::clone(&scope.credentials)],
             locals: HashMap::clone(&scope.locals),

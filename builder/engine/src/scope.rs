@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use lapstrake_builder_solver::Types;
-use lapstrake_builder_source::LocalProvider;
+use lapstrake_builder_source::{BuildMark, LocalProvider};
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::SessionId;
@@ -12,6 +12,8 @@ use crate::{Resources, StepError, history::Knowledge};
 
 /// One build, as its steps see it. A step that several builds share may ask any of them.
 pub(crate) struct BuildScope {
+    /// The build itself, to sources.
+    pub(crate) mark: BuildMark,
     /// The client's session.
     pub(crate) session: Option<SessionId>,
     /// Credentials for registries.

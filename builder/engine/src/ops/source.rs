@@ -50,6 +50,7 @@ impl SourceStep {
 fn context(cx: &OpContext<EngineTypes>) -> SourceContext {
     let scopes = cx.scopes();
     SourceContext {
+        builds: scopes.iter().map(|scope| scope.mark.clone()).collect(),
         sessions: sessions(&scopes),
         credentials: scopes.iter().map(|scope| Arc::clone(&scope.credentials)).collect(),
         locals: scopes.iter().flat_map(|scope| scope.locals.clone()).collect(),
