@@ -177,31 +177,43 @@ async fn aloud(
 }
 
 /// Nothing but the image's id; or, after a failure, everything that would have been said, and the error.
+///
+/// The answer begins as soon as there is something that could be said. Docker's CLI with BuildKit waits for its head without
+/// listening to anybody: until then an interrupt would end neither the CLI nor the build (as with Moby, which begins at the end).
 async fn quietly(
     mut rendering: Rendering,
     work: JoinHandle<Result<Built, ApiError>>,
     ending: Ending,
     guard: DropGuard,
 ) -> Result<Answer, ApiError> {
-    match join(work).await {
-        Ok(built) => Ok(whole(ending.quiet_success(&built))),
-        Err(error) => {
-            let Some(first) = rendering.next().await? else { return Err(error) };
-            let (writer, body) = body::stream(Some(guard));
-            tokio::spawn(async move {
-                let mut next = Some(first);
-                while let Some(messages) = next {
-                    if send(&writer, &messages).await.is_err() {
-                        return;
-                    }
-                    next = rendering.next().await.unwrap_or_default();
-                }
-                // Nobody listens: nothing to be done.
-                let _ = writer.error(&error).await;
-            });
-            Ok(body::answer(StatusCode::OK, "application/json", body))
+    let Some(first) = rendering.next().await? else {
+        let built = join(work).await?;
+        return Ok(whole(ending.quiet_success(&built)));
+    };
+    let (writer, body) = body::stream(Some(guard));
+    tokio::spawn(async move {
+        let built = tokio::select! {
+            () = writer.closed() => return,
+            built = join(work) => built,
+        };
+        let error = match built {
+            Ok(built) => {
+                // A client that left before the end does not hear it; nor does it below.
+                let _ = send(&writer, &ending.quiet_success(&built)).await;
+                return;
+            }
+            Err(error) => error,
+        };
+        let mut next = Some(first);
+        while let Some(messages) = next {
+            if send(&writer, &messages).await.is_err() {
+                return;
+            }
+            next = rendering.next().await.unwrap_or_default();
         }
-    }
+        let _ = writer.error(&error).await;
+    });
+    Ok(body::answer(StatusCode::OK, "application/json", body))
 }
 
 async fn join(work: JoinHandle<Result<Built, ApiError>>) -> Result<Built, ApiError> {
