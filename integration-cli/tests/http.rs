@@ -108,6 +108,88 @@ fn compress(program: &str, package: &str, data: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn what_fails_before_the_first_byte_says_so_by_its_status() {
+    let daemon = Daemon::start();
+    let files = Files::serve(HashMap::new());
+    let (open, closed) = (Registry::start(), Registry::with_users());
+    let gone = escape(&files.url("/gone.tar"));
+    for version in [1, 2] {
+        let from = async |image: &str| {
+            let dockerfile = format!("FROM {image}\n");
+            build(&daemon, &format!("version={version}"), archive(&[("Dockerfile", &dockerfile)])).await
+        };
+        let missing = from(&open.image("none:1")).await;
+        assert_eq!(missing.status, StatusCode::NOT_FOUND, "{version} {}", missing.body);
+        let private = from(&closed.image("none:1")).await;
+        assert_eq!(private.status, StatusCode::UNAUTHORIZED, "{version} {}", private.body);
+        let remote = build(&daemon, &format!("version={version}&remote={gone}"), Vec::new()).await;
+        assert_eq!(remote.status, StatusCode::NOT_FOUND, "{version} {}", remote.body);
+        let nul = build(&daemon, &format!("version={version}&dockerfile=a%00b"), archive(&[])).await;
+        assert_eq!(nul.status, StatusCode::BAD_REQUEST, "{version} {}", nul.body);
+        for answer in [missing, private, remote, nul] {
+            assert!(!answer.error().is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn archives_that_are_none_are_the_clients_fault() {
+    let daemon = Daemon::start();
+    let kind = [("Content-Type", "application/x-tar")];
+    let mut cut = archive(&[("layer/a", &"x".repeat(4096))]);
+    cut.truncate(2048);
+    for (path, body) in [
+        ("/images/load", b"this is no archive".repeat(100)),
+        ("/images/load", archive(&[("manifest.json", "[{\"Config\":\"none.json\",\"Layers\":[]}]")])),
+        ("/images/load", archive(&[("manifest.json", "not JSON")])),
+        ("/images/create?fromSrc=-", cut),
+    ] {
+        let answer = send(&daemon, "POST", path, &kind, body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path} {}", answer.body);
+        assert!(!answer.error().is_empty());
+    }
+}
+
+/// curl sends what it is told to.
+#[test]
+fn quotation_marks_need_no_escape() {
+    use std::io::Read as _;
+    let daemon = Daemon::with_base();
+    let ask = |target: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let listed = ask("/images/json?filters={\"reference\":[\"busybox\"]}");
+    assert!(listed.starts_with("HTTP/1.1 200 ") && listed.contains("busybox:latest"), "{listed}");
+    let wrong = ask("/images/json?filters={\"nonsense\":[\"x\"]}");
+    assert!(wrong.starts_with("HTTP/1.1 400 ") && wrong.contains("{\"message\":"), "{wrong}");
+}
+
+#[tokio::test]
+async fn a_platform_that_an_image_is_not_for_is_not_found() {
+    let daemon = Daemon::with_base();
+    let json =
+        |architecture: &str| escape(&format!("{{\"os\":\"linux\",\"architecture\":\"{architecture}\"}}"));
+    let (here, elsewhere) = match std::env::consts::ARCH {
+        "aarch64" => ("arm64", "amd64"),
+        _ => ("amd64", "arm64"),
+    };
+    for path in ["/images/busybox/get", "/images/busybox/json", "/images/busybox/history"] {
+        let of = async |platform: &str| {
+            open(&daemon, "GET", &format!("{path}?platform={}", json(platform)), &[], Vec::new()).await
+        };
+        assert_eq!(of(here).await.answer.status(), StatusCode::OK, "{path}");
+        let other =
+            send(&daemon, "GET", &format!("{path}?platform={}", json(elsewhere)), &[], Vec::new()).await;
+        assert_eq!(other.status, StatusCode::NOT_FOUND, "{path} {}", other.body);
+        assert!(other.error().contains("does not provide the specified platform"), "{}", other.body);
+    }
+}
+
+#[tokio::test]
 async fn bodies_may_be_compressed() {
     let daemon = Daemon::with_base();
     let plain = archive(&[("Dockerfile", "FROM busybox\nCOPY a /a\n"), ("a", &"text ".repeat(10_000))]);

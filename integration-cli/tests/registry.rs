@@ -80,6 +80,32 @@ fn what_one_pushes_the_other_pulls() {
 }
 
 #[test]
+fn all_tags_of_a_repository_are_pulled() {
+    let (registry, one, two) = (Registry::start(), Daemon::with_base(), Daemon::start());
+    let repository = registry.image("team/app");
+    let mut digests = Vec::new();
+    for tag in ["1", "2", "latest"] {
+        let image = format!("{repository}:{tag}");
+        let dockerfile = format!("FROM busybox\nLABEL tag={tag}\n");
+        one.docker().run_with(["build", "-t", &image, "-"], dockerfile.as_bytes()).success();
+        digests.push(digest_of(&one.docker().run(["push", &image]).success().stdout).to_owned());
+    }
+    let docker = two.docker();
+    let pulled = docker.run(["pull", "-a", &repository]).success().stdout;
+    for digest in &digests {
+        assert!(pulled.contains(&format!("Digest: {digest}")), "{pulled}");
+    }
+    assert!(pulled.contains(&format!("Status: Downloaded newer image for {repository}")), "{pulled}");
+    for tag in ["1", "2", "latest"] {
+        assert_eq!(inspect(&docker, &format!("{repository}:{tag}"), "{{.Config.Labels.tag}}"), tag);
+    }
+    let again = docker.run(["pull", "-a", &repository]).success().stdout;
+    assert!(again.contains("Status: Image is up to date"), "{again}");
+    let missing = docker.run(["pull", "-a", &registry.image("team/none")]).failure();
+    assert!(missing.stderr.contains("not found"), "{}", missing.stderr);
+}
+
+#[test]
 fn skopeo_understands_what_was_pushed() {
     let (registry, daemon) = (Registry::start(), Daemon::with_base());
     let docker = daemon.docker();

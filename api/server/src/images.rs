@@ -171,7 +171,8 @@ fn in_full(name: &str) -> String {
     }
 }
 
-fn check_platform(
+/// Whether an image, which is for one platform, is for the one wanted; else 404 in Moby's words.
+pub fn check_platform(
     record: &ImageRecord,
     name: &str,
     wanted: &lapstrake_layerstore_oci::Platform,

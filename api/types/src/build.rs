@@ -112,11 +112,15 @@ impl BuildQuery {
                 None => (Some(id.to_owned()), false),
             },
         };
+        let dockerfile = text("dockerfile").filter(|path| path != ".");
+        if let Some(path) = dockerfile.as_ref().filter(|path| path.contains('\0')) {
+            return Err(ApiTypeError::Value { parameter: "dockerfile", value: path.clone() });
+        }
         let query = BuildQuery {
             version,
             tags: tags(form)?,
             context: ContextSource::parse(form.get("remote")),
-            dockerfile: text("dockerfile").filter(|path| path != "."),
+            dockerfile,
             quiet: form.flag("q"),
             no_cache: form.flag("nocache"),
             pull: form.flag("pull"),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture};
 use lapstrake_api_server::{
     ApiError, ApiErrorKind, BodyStream, ImageTransfer, ImportOrder, Imported, LoadOrder, Loaded, PullOrder,
-    Pulled, PushOrder, Pushed, SaveOrder, SaveSink, Saving, TransferNews, TransferSink,
+    Pulled, PushOrder, Pushed, SaveOrder, SaveSink, Saving, TransferNews, TransferSink, check_platform,
 };
 use lapstrake_api_types::{AuthConfig, DistributionInspect};
 use lapstrake_layerstore_oci::{ImageId, Index, Platform, Reference};
@@ -16,7 +16,7 @@ use lapstrake_layerstore_registry::{
 };
 use lapstrake_layerstore_store::{ImageName, ImageRecord, Stores};
 use lapstrake_layerstore_transfer::{
-    LoadEvent, SaveImage, TransferError, UnpackEvent, import, load, pull, push, save,
+    ErrorKind, LoadEvent, PullOutcome, SaveImage, TransferError, UnpackEvent, import, load, pull, push, save,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -52,60 +52,49 @@ impl StoreTransfer {
 impl ImageTransfer for StoreTransfer {
     fn pull(&self, order: PullOrder, news: TransferSink) -> BoxFuture<'_, Result<Pulled, ApiError>> {
         Box::pin(async move {
-            if order.reference.is_name_only() {
-                return Err(ApiError::not_implemented("pulling all tags of a repository is not supported"));
-            }
-            let reference = order.reference;
-            let client = self.client(reference.domain(), &order.auth);
+            let client = self.client(order.reference.domain(), &order.auth);
             let platform = order.platform.unwrap_or_else(Platform::host);
+            let is_all = order.reference.is_name_only();
+            let references = if is_all {
+                client.tags(&order.reference).await.map_err(|error| registry_error(&error))?
+            } else {
+                vec![order.reference]
+            };
             let (feed, forward) = feed(news);
-            let id = reference.tag().map_or_else(|| reference.familiar(), str::to_owned);
-            feed.say(TransferNews::Status {
-                id: Some(id),
-                text: format!("Pulling from {}", reference.path()),
-            });
-            let layers = Arc::new(Mutex::new(BTreeMap::new()));
-            let (told, progress) = (feed.clone(), Arc::clone(&layers));
-            let progress: ProgressFn = Arc::new(move |event: TransferEvent| {
-                if let Item::Layer(index) = event.item {
-                    progress.lock().insert(index, event.id().to_owned());
-                    told.layer(&event);
-                }
-            });
-            let unpacking = Arc::new(move |index: usize, event: UnpackEvent| {
-                let Some(id) = layers.lock().get(&index).cloned() else { return };
-                let text = match event {
-                    UnpackEvent::Exists => return,
-                    UnpackEvent::Extracting => "Extracting",
-                    UnpackEvent::Extracted => "Pull complete",
-                };
-                feed.say(TransferNews::Status { id: Some(id), text: text.to_owned() });
-            });
             // Dropped with this future, which is what its client's end does.
             let cancel = CancellationToken::new();
             let _cancelled = cancel.clone().drop_guard();
-            let (stores, pulled) = (&self.stores, &reference);
             // Owns the feeds: they end with it, and with them the forwarding.
-            let work =
-                async move { pull(stores, &client, pulled, &platform, &progress, unpacking, &cancel).await };
-            let (outcome, ()) = tokio::join!(work, forward);
+            let work = async move {
+                let mut pulled = Pulled { images: Vec::new(), digest: None, is_newer: false };
+                for reference in references {
+                    let outcome = self.pull_one(&client, &reference, &platform, &feed, &cancel).await?;
+                    pulled.images.push((outcome.reference, outcome.id));
+                    pulled.is_newer |= outcome.is_newer;
+                    if is_all {
+                        let text = format!("Digest: {}", outcome.digest);
+                        feed.say(TransferNews::Status { id: None, text });
+                    } else {
+                        pulled.digest = Some(outcome.digest);
+                    }
+                }
+                Ok(pulled)
+            };
+            let (pulled, ()) = tokio::join!(work, forward);
             self.sweep.soon();
-            let outcome = outcome.map_err(|error| transfer_error(&error))?;
-            Ok(Pulled {
-                images: vec![(outcome.reference, outcome.id)],
-                digest: Some(outcome.digest),
-                is_newer: outcome.is_newer,
-            })
+            pulled.map_err(|error| transfer_error(&error))
         })
     }
 
     fn push(&self, order: PushOrder, news: TransferSink) -> BoxFuture<'_, Result<Pushed, ApiError>> {
         Box::pin(async move {
-            if order.platform.is_some() {
-                return Err(ApiError::not_implemented("pushing one platform of an index is not supported"));
-            }
             let client = self.client(order.reference.domain(), &order.auth);
             let records = self.to_push(&order.reference).await?;
+            if let Some(platform) = &order.platform {
+                for (record, reference) in &records {
+                    check_platform(record, &reference.familiar(), platform)?;
+                }
+            }
             let (feed, forward) = feed(news);
             let cancel = CancellationToken::new();
             let _cancelled = cancel.clone().drop_guard();
@@ -150,18 +139,24 @@ impl ImageTransfer for StoreTransfer {
             });
             let (loaded, ()) = tokio::join!(work, forward);
             self.sweep.soon();
-            let loaded = loaded.map_err(|error| transfer_error(&error))?;
+            let loaded = loaded.map_err(|error| archive_error(&error))?;
             Ok(Loaded { images: loaded.into_iter().map(|image| (image.id, image.names)).collect() })
         })
     }
 
     fn save(&self, order: SaveOrder, sink: SaveSink) -> BoxFuture<'_, Result<Saving, ApiError>> {
         Box::pin(async move {
-            if !order.platforms.is_empty() {
-                return Err(ApiError::not_implemented("saving some platforms of an index is not supported"));
-            }
             let stores = self.stores.clone();
-            let images = blocking(move || images_to_save(&stores, &order.names)).await?;
+            let names = order.names.clone();
+            let images = blocking(move || images_to_save(&stores, &names)).await?;
+            // An image here is for one platform: whoever wants another one wants what is not there.
+            for image in &images {
+                for platform in &order.platforms {
+                    let name =
+                        image.names.first().map_or_else(|| image.record.id.to_string(), Reference::familiar);
+                    check_platform(&image.record, &name, platform)?;
+                }
+            }
             let stores = self.stores.clone();
             let saving: Saving = Box::pin(async move {
                 let ids: Vec<ImageId> = images.iter().map(|image| image.record.id.clone()).collect();
@@ -193,7 +188,7 @@ impl ImageTransfer for StoreTransfer {
             let imported =
                 blocking(move || import(&stores, reader, config, &order.message, names, &cancel)).await;
             self.sweep.soon();
-            Ok(Imported { id: imported.map_err(|error| transfer_error(&error))? })
+            Ok(Imported { id: imported.map_err(|error| archive_error(&error))? })
         })
     }
 
@@ -234,6 +229,38 @@ impl ImageTransfer for StoreTransfer {
 }
 
 impl StoreTransfer {
+    /// Pulls what one tag or digest means, with its layers' news.
+    async fn pull_one(
+        &self,
+        client: &RegistryClient,
+        reference: &Reference,
+        platform: &Platform,
+        feed: &Feed,
+        cancel: &CancellationToken,
+    ) -> Result<PullOutcome, TransferError> {
+        let id = reference.tag().map_or_else(|| reference.familiar(), str::to_owned);
+        feed.say(TransferNews::Status { id: Some(id), text: format!("Pulling from {}", reference.path()) });
+        let layers = Arc::new(Mutex::new(BTreeMap::new()));
+        let (told, progress) = (feed.clone(), Arc::clone(&layers));
+        let progress: ProgressFn = Arc::new(move |event: TransferEvent| {
+            if let Item::Layer(index) = event.item {
+                progress.lock().insert(index, event.id().to_owned());
+                told.layer(&event);
+            }
+        });
+        let told = feed.clone();
+        let unpacking = Arc::new(move |index: usize, event: UnpackEvent| {
+            let Some(id) = layers.lock().get(&index).cloned() else { return };
+            let text = match event {
+                UnpackEvent::Exists => return,
+                UnpackEvent::Extracting => "Extracting",
+                UnpackEvent::Extracted => "Pull complete",
+            };
+            told.say(TransferNews::Status { id: Some(id), text: text.to_owned() });
+        });
+        pull(&self.stores, client, reference, platform, &progress, unpacking, cancel).await
+    }
+
     /// The image that a tag means; without a tag, all tags of the repository.
     async fn to_push(&self, reference: &Reference) -> Result<Vec<(ImageRecord, Reference)>, ApiError> {
         let (stores, reference) = (self.stores.clone(), reference.clone());
@@ -330,21 +357,28 @@ fn registry_error(error: &RegistryError) -> ApiError {
     ApiError::new(kind, chain(error))
 }
 
-/// A transfer's failure as the API tells it.
+/// The failure of a transfer between the stores and a registry, as the API tells it.
 fn transfer_error(error: &TransferError) -> ApiError {
-    match error {
-        TransferError::Registry(error) => registry_error(error),
-        TransferError::Store(error) => {
-            let kind = match error.kind() {
-                lapstrake_layerstore_store::ErrorKind::NotFound => ApiErrorKind::NotFound,
-                lapstrake_layerstore_store::ErrorKind::Conflict => ApiErrorKind::Conflict,
-                lapstrake_layerstore_store::ErrorKind::Invalid => ApiErrorKind::Invalid,
-                _ => ApiErrorKind::Internal,
-            };
-            ApiError::new(kind, chain(error))
-        }
-        _ => ApiError::new(ApiErrorKind::Internal, chain(error)),
-    }
+    failed(error, ApiErrorKind::Unavailable)
+}
+
+/// The failure to take in what the client sent: what is wrong with it is the client's fault.
+fn archive_error(error: &TransferError) -> ApiError {
+    failed(error, ApiErrorKind::Invalid)
+}
+
+fn failed(error: &TransferError, corrupt: ApiErrorKind) -> ApiError {
+    let kind = match error.kind() {
+        ErrorKind::NotFound => ApiErrorKind::NotFound,
+        ErrorKind::Unauthorized => ApiErrorKind::Unauthorized,
+        ErrorKind::Denied => ApiErrorKind::Forbidden,
+        ErrorKind::Conflict => ApiErrorKind::Conflict,
+        ErrorKind::Invalid => ApiErrorKind::Invalid,
+        ErrorKind::Corrupt => corrupt,
+        ErrorKind::Unavailable => ApiErrorKind::Unavailable,
+        ErrorKind::Canceled | ErrorKind::Internal => ApiErrorKind::Internal,
+    };
+    ApiError::new(kind, chain(error))
 }
 
 /// Takes news from work that must not wait.
