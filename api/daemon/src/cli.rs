@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -58,6 +58,11 @@ pub(crate) struct StoreArgs {
     /// Run processes with this OCI runtime (runc, crun) in place of the built-in executor
     #[arg(long, value_name = "PATH")]
     pub(crate) oci_runtime: Option<PathBuf>,
+
+    /// What host-gateway means in --add-host; one IPv4 and one IPv6 address [default: 127.0.0.1, as RUN has the machine's
+    /// own network]
+    #[arg(long, value_name = "IP")]
+    pub(crate) host_gateway_ip: Vec<IpAddr>,
 
     /// Log what helps to find out why something failed
     #[arg(long, short = 'D')]

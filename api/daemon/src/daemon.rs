@@ -64,11 +64,9 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
 
 fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep, stop: &CancellationToken) -> Parts {
     let store = &assembly.store;
-    let builds = Arc::new(EngineBuilds::new(
-        assembly.engine.clone(),
-        Arc::clone(&store.collector),
-        settings.store.root.clone(),
-    ));
+    let builds =
+        EngineBuilds::new(assembly.engine.clone(), Arc::clone(&store.collector), settings.store.root.clone());
+    let builds = Arc::new(builds.with_host_gateway(settings.store.host_gateway.clone()));
     Parts {
         stores: store.stores.clone(),
         collector: Arc::clone(&store.collector),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lapstrake_api_types::HostGateway;
 use lapstrake_graphdriver_adapter::DriverKind;
 use lapstrake_layerstore_registry::RegistryConfig;
 
@@ -29,6 +30,8 @@ pub(crate) struct StoreSettings {
     pub(crate) parallelism: usize,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
+    /// What `host-gateway` means in builds.
+    pub(crate) host_gateway: HostGateway,
     /// How lines of the log are written.
     pub(crate) log_format: LogFormat,
     /// How much is logged.
@@ -113,6 +116,8 @@ impl StoreSettings {
                 .filter(|most| *most > 0)
                 .unwrap_or_else(default_parallelism),
             registry: std::mem::take(&mut file.registry),
+            host_gateway: HostGateway::new(args.host_gateway_ip.clone())
+                .map_err(|why| ProgramError::setting("--host-gateway-ip", why))?,
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             log_level,
             doubts: std::mem::take(&mut file.doubts),

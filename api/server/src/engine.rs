@@ -10,14 +10,14 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use lapstrake_api_types::{
-    AuthConfig, BuildOutput, BuildQuery, CachePruneReport, CacheRecord, ProgressForm, PruneQuery, Timestamp,
+    AuthConfig, BuildOutput, BuildQuery, CachePruneReport, CacheRecord, HostGateway, ProgressForm, PruneQuery, Timestamp,
     bool_value,
 };
 use lapstrake_builder_cache::{CacheError, PruneBound, PruneFilter, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, Input, Output, Resources, Step,
-    StepKind,
+    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind, Input,
+    Output, Resources, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
@@ -44,12 +44,19 @@ pub struct EngineBuilds {
     collector: Arc<Collector>,
     /// Where the store is: its file system's free space bounds the cache.
     root: PathBuf,
+    gateway: HostGateway,
 }
 
 impl EngineBuilds {
     /// The engine, what frees its leftovers, and the root directory of its store.
     pub fn new(engine: Engine, collector: Arc<Collector>, root: PathBuf) -> Self {
-        Self { engine, collector, root }
+        Self { engine, collector, root, gateway: HostGateway::default() }
+    }
+
+    /// The same, with what `host-gateway` means in its builds.
+    #[must_use]
+    pub fn with_host_gateway(self, gateway: HostGateway) -> Self {
+        Self { gateway, ..self }
     }
 }
 
@@ -92,7 +99,7 @@ impl Builds for EngineBuilds {
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
         async move {
             let form = order.query.progress_form();
-            let (request, steps) = request(order)?;
+            let (request, steps) = request(order, &self.gateway)?;
             // The engine's steps, in the transcript's words, on their way.
             let planned = steps.map(|steps| {
                 let (sender, receiver) = oneshot::channel::<Vec<Step>>();
@@ -128,13 +135,13 @@ where
 type Steps = Option<oneshot::Sender<Vec<ClassicStep>>>;
 
 /// An order as the engine takes it.
-fn request(order: BuildOrder) -> Result<(BuildRequest, Steps), ApiError> {
+fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, Steps), ApiError> {
     let BuildOrder { id, query, session, context, auth, steps } = order;
     let url = match &context {
         BuildContext::Url(url) => Some(url.as_str()),
         _ => None,
     };
-    let attrs = frontend_attrs(&query, url)?;
+    let attrs = frontend_attrs(&query, url, gateway);
     let session_id = session.as_ref().map(|session| session.as_str().to_owned());
     let options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), session_id, &[])
         .map_err(|error| ApiError::invalid(chain(&error)))?;
@@ -275,15 +282,17 @@ fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
 }
 
 fn told(error: &EngineError) -> ApiError {
-    let kind = match error {
-        EngineError::Dockerfile(_)
-        | EngineError::NoDockerfile { .. }
-        | EngineError::Graph(_)
-        | EngineError::Context(_) => ApiErrorKind::Invalid,
-        EngineError::Duplicate { .. } => ApiErrorKind::Conflict,
-        EngineError::NoSuchBuild { .. } => ApiErrorKind::NotFound,
-        EngineError::Unsupported { .. } => ApiErrorKind::NotImplemented,
-        _ => ApiErrorKind::Internal,
+    let kind = match (error, error.kind()) {
+        (EngineError::Duplicate { .. }, _) => ApiErrorKind::Conflict,
+        (_, ErrorKind::NotFound) => ApiErrorKind::NotFound,
+        (_, ErrorKind::Unauthorized) => ApiErrorKind::Unauthorized,
+        (_, ErrorKind::Denied) => ApiErrorKind::Forbidden,
+        (_, ErrorKind::Invalid) => ApiErrorKind::Invalid,
+        (_, ErrorKind::Unsupported) => ApiErrorKind::NotImplemented,
+        // Moby has no class for what others do wrong in a build.
+        (_, ErrorKind::Corrupt | ErrorKind::Unavailable | ErrorKind::Canceled | ErrorKind::Internal) => {
+            ApiErrorKind::Internal
+        }
     };
     ApiError::new(kind, chain(error))
 }

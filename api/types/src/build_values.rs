@@ -1,6 +1,10 @@
 //! Values of single `/build` parameters.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use serde::Deserialize;
 
@@ -81,6 +85,39 @@ impl HostEntry {
             return Err(wrong());
         }
         Ok(HostEntry { host: host.to_owned(), ip: ip.to_owned() })
+    }
+
+    /// The entry as the Dockerfile frontend's `add-hosts` has it, `name=ip`; for `host-gateway` one with each of the
+    /// gateway's addresses, as in Moby.
+    pub fn frontend_hosts(&self, gateway: &HostGateway) -> Vec<String> {
+        match self.ip.as_str() {
+            "host-gateway" => gateway.0.iter().map(|ip| format!("{}={ip}", self.host)).collect(),
+            ip => vec![format!("{}={ip}", self.host)],
+        }
+    }
+}
+
+/// What `host-gateway` means in a [`HostEntry`]: an address by which a step reaches the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostGateway(Vec<IpAddr>);
+
+impl Default for HostGateway {
+    /// Loopback: steps have the machine's own network.
+    fn default() -> Self {
+        Self(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])
+    }
+}
+
+impl HostGateway {
+    /// Addresses of `--host-gateway-ip`; none means the default.
+    ///
+    /// Errors: a sentence, when there are two of IPv4 or of IPv6, as in Moby.
+    pub fn new(addresses: Vec<IpAddr>) -> Result<Self, &'static str> {
+        let of_v4 = addresses.iter().filter(|ip| ip.is_ipv4()).count();
+        if of_v4 > 1 || addresses.len() - of_v4 > 1 {
+            return Err("at most one IPv4 and one IPv6 address");
+        }
+        Ok(if addresses.is_empty() { Self::default() } else { Self(addresses) })
     }
 }
 

@@ -33,7 +33,7 @@ mod version;
 
 pub use auth::{AuthConfig, AuthResponse, decode_auth_configs};
 pub use build::{BuildQuery, BuilderVersion, ProgressForm};
-pub use build_values::{BuildOutput, ContextSource, HostEntry, NetworkMode, Ulimit};
+pub use build_values::{BuildOutput, ContextSource, HostEntry, HostGateway, NetworkMode, Ulimit};
 pub use cache::{CachePruneReport, CacheRecord, PruneQuery};
 pub use disk::{BuildCacheUsage, DiskUsage, DiskUsageObject, DiskUsageQuery, ImageUsage};
 pub use error::ApiTypeError;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use crate::cli::StoreArgs;
 
@@ -111,6 +111,18 @@ pub(crate) struct BuildArgs {
     /// Write the image's id to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) iidfile: Option<PathBuf>,
+
+    /// Accepted as docker has it, and nothing to do: steps leave no containers behind
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub(crate) rm: Option<bool>,
+
+    /// Accepted as docker has it, and nothing to do: failed steps leave no containers behind either
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub(crate) force_rm: Option<bool>,
+
+    /// Accepted as docker has it, and nothing to do: there is no daemon to send the context to
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub(crate) compress: Option<bool>,
 
     /// Print the image's id and nothing else
     #[arg(long, short = 'q')]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lapstrake_api_types::HostEntry;
+use lapstrake_api_types::{HostEntry, HostGateway};
 use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
 use lapstrake_builder_engine::{Destination, EngineError, Output, Resources};
 use lapstrake_layerstore_oci::{Platform, Reference};
@@ -130,16 +130,12 @@ pub(super) fn options(
         put("force-network-mode", args.network.clone());
     }
     if !args.add_host.is_empty() {
+        let gateway = HostGateway::new(args.store.host_gateway_ip.clone())
+            .map_err(|why| wrong("--host-gateway-ip", why))?;
         let mut hosts = Vec::new();
         for text in &args.add_host {
             let entry = HostEntry::parse(text).map_err(|error| wrong(format!("--add-host {text}"), error))?;
-            if entry.ip == "host-gateway" {
-                return Err(wrong(
-                    format!("--add-host {text}"),
-                    "there is no gateway: steps have the machine's network",
-                ));
-            }
-            hosts.push(format!("{}={}", entry.host, entry.ip));
+            hosts.extend(entry.frontend_hosts(&gateway));
         }
         put("add-hosts", hosts.join(","));
     }
@@ -311,10 +307,15 @@ mod tests {
             "l=v",
             "--target",
             "t",
+            "--rm",
+            "--force-rm=true",
+            "--compress",
             "--no-cache-filter",
             "a,b",
             "--add-host",
             "db:10.0.0.1",
+            "--add-host",
+            "here:host-gateway",
             "--ulimit",
             "nofile=1:2",
             "--shm-size",
@@ -331,7 +332,7 @@ mod tests {
         assert_eq!(options.build_args, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert_eq!((options.labels["l"].as_str(), options.target.as_deref()), ("v", Some("t")));
         assert_eq!(options.no_cache, NoCache::Stages(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!((options.extra_hosts.len(), options.ulimits.len(), options.shm_size), (1, 1, 1024));
+        assert_eq!((options.extra_hosts.len(), options.ulimits.len(), options.shm_size), (2, 1, 1024));
         assert_eq!(options.named_contexts["base"].specifier, "docker-image://alpine");
         let resources = resources(&args);
         assert_eq!((resources.memory, resources.memory_swap), (Some(2 << 20), Some(-1)));

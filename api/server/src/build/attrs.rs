@@ -3,15 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use lapstrake_api_types::{BuildQuery, NetworkMode, Ulimit};
+use lapstrake_api_types::{BuildQuery, HostGateway, NetworkMode, Ulimit};
 
-use crate::ApiError;
-
-/// The frontend's options; `context` is the URL of a remote context.
+/// The frontend's options; `context` is the URL of a remote context, `gateway` what `host-gateway` means.
 pub(crate) fn frontend_attrs(
     query: &BuildQuery,
     context: Option<&str>,
-) -> Result<BTreeMap<String, String>, ApiError> {
+    gateway: &HostGateway,
+) -> BTreeMap<String, String> {
     let mut attrs = BTreeMap::new();
     let mut set = |name: &str, value: String| attrs.insert(name.to_owned(), value);
     if let Some(url) = context {
@@ -46,13 +45,8 @@ pub(crate) fn frontend_attrs(
         NetworkMode::Host => drop(set("force-network-mode", "host".to_owned())),
     }
     if !query.extra_hosts.is_empty() {
-        let mut hosts = Vec::new();
-        for entry in &query.extra_hosts {
-            if entry.ip == "host-gateway" {
-                return Err(ApiError::invalid("unable to derive the IP value for host-gateway"));
-            }
-            hosts.push(format!("{}={}", entry.host, entry.ip));
-        }
+        let hosts: Vec<String> =
+            query.extra_hosts.iter().flat_map(|entry| entry.frontend_hosts(gateway)).collect();
         set("add-hosts", hosts.join(","));
     }
     if let Some(bytes) = query.shm_size {
@@ -65,7 +59,7 @@ pub(crate) fn frontend_attrs(
     if let Some(parent) = &query.cgroup_parent {
         set("cgroup-parent", parent.clone());
     }
-    Ok(attrs)
+    attrs
 }
 
 #[cfg(test)]
@@ -74,9 +68,9 @@ mod tests {
 
     use super::*;
 
-    fn attrs(query: &str) -> Result<BTreeMap<String, String>, ApiError> {
+    fn attrs(query: &str) -> BTreeMap<String, String> {
         let query = BuildQuery::parse(&Form::parse(query).unwrap(), ApiVersion::MAX).unwrap();
-        frontend_attrs(&query, None)
+        frontend_attrs(&query, None, &HostGateway::default())
     }
 
     #[test]
@@ -85,8 +79,7 @@ mod tests {
             "target=t&dockerfile=d/Dockerfile&buildargs={\"A\":\"1\",\"B\":null}&labels={\"l\":\"v\"}&nocache=1&pull=1\
              &platform=linux/arm64,linux/amd64&networkmode=none&extrahosts=a:1.2.3.4&extrahosts=b:::1&shmsize=64\
              &ulimits=[{\"Name\":\"nofile\",\"Soft\":1,\"Hard\":2}]&cgroupparent=/x",
-        )
-        .unwrap();
+        );
         let text: Vec<String> = attrs.iter().map(|(name, value)| format!("{name}={value}")).collect();
         insta::assert_snapshot!(text.join("\n"), @"
         add-hosts=a=1.2.3.4,b=::1
@@ -106,7 +99,7 @@ mod tests {
 
     #[test]
     fn what_nobody_said_is_left_to_the_frontend() {
-        let attrs = attrs("").unwrap();
+        let attrs = attrs("");
         assert_eq!(
             attrs.into_iter().collect::<Vec<_>>(),
             [("image-resolve-mode".to_owned(), "default".to_owned())]
@@ -114,7 +107,15 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_gateway_has_no_address_here() {
-        assert!(attrs("extrahosts=a:host-gateway").is_err());
+    fn the_hosts_gateway_has_the_machines_addresses() {
+        let hosts = |gateway: &HostGateway| {
+            let form = Form::parse("extrahosts=a:host-gateway&extrahosts=b:1.2.3.4").unwrap();
+            let query = BuildQuery::parse(&form, ApiVersion::MAX).unwrap();
+            frontend_attrs(&query, None, gateway)["add-hosts"].clone()
+        };
+        assert_eq!(hosts(&HostGateway::default()), "a=127.0.0.1,b=1.2.3.4");
+        let both = HostGateway::new(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]).unwrap();
+        assert_eq!(hosts(&both), "a=10.0.0.1,a=fd00::1,b=1.2.3.4");
+        HostGateway::new(vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]).unwrap_err();
     }
 }
