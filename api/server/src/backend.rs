@@ -7,7 +7,7 @@ use futures::{Stream, future::BoxFuture};
 use lapstrake_api_types::{
     AuthConfig, BuildQuery, CachePruneReport, CacheRecord, DistributionInspect, PruneQuery,
 };
-use lapstrake_builder_progress::{Progress, classic::ClassicStep};
+use lapstrake_builder_progress::{Progress, classic::ClassicScript};
 use lapstrake_layerstore_oci::{Digest, ImageId, Platform, Reference};
 use lapstrake_session::SessionId;
 use tokio::sync::{mpsc, oneshot};
@@ -44,7 +44,7 @@ pub struct BuildOrder {
     /// Credentials that came with the request, by registry.
     pub auth: Vec<(String, AuthConfig)>,
     /// Takes the Dockerfile's steps once they are planned, before the first is solved.
-    pub steps: Option<oneshot::Sender<Vec<ClassicStep>>>,
+    pub steps: Option<oneshot::Sender<ClassicScript>>,
 }
 
 /// What a build left behind.

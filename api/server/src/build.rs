@@ -16,7 +16,7 @@ use lapstrake_api_types::{
     BuildQuery, BuilderVersion, ContextSource, EventAction, EventType, ProgressForm, PruneQuery,
     StreamMessage, Timestamp, decode_auth_configs,
 };
-use lapstrake_builder_progress::{Limits, Progress};
+use lapstrake_builder_progress::{Limits, Progress, classic::Removal};
 use lapstrake_session::SessionId;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -65,7 +65,7 @@ pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<
 
     let progress = Progress::anonymous(Limits::default()).map_err(|error| ApiError::internal(&error))?;
     let events = progress.subscribe().map_err(|error| ApiError::internal(&error))?;
-    let (quiet, form) = (query.quiet, query.progress_form());
+    let (quiet, form, removal) = (query.quiet, query.progress_form(), removal(&query));
     let (steps, planned) = match form {
         ProgressForm::Classic => {
             let (sender, receiver) = oneshot::channel();
@@ -86,7 +86,7 @@ pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<
         })
     };
     let rendering = match planned {
-        Some(planned) => Rendering::classic(events, planned),
+        Some(planned) => Rendering::classic(events, planned, removal),
         None => Rendering::trace(events),
     };
     if quiet {
@@ -138,8 +138,7 @@ async fn aloud(
     let first = rendering.next().await?;
     if first.is_none() {
         let built = join(work).await?;
-        let lines = rendering.success(&built).into_iter().chain(ending.success(&built));
-        return Ok(whole(lines));
+        return Ok(whole(last_lines(&mut rendering, &ending, &built)));
     }
     let (writer, body) = body::stream(Some(guard));
     tokio::spawn(async move {
@@ -166,14 +165,31 @@ async fn aloud(
         // A client that left before the end does not hear it.
         let _ = match built {
             Ok(built) => {
-                let lines: Vec<_> =
-                    rendering.success(&built).into_iter().chain(ending.success(&built)).collect();
+                let lines = last_lines(&mut rendering, &ending, &built);
                 send(&writer, &lines).await
             }
-            Err(error) => writer.error(&error).await,
+            Err(error) => match send(&writer, &rendering.failure()).await {
+                Ok(()) => writer.error(&error).await,
+                gone => gone,
+            },
         };
     });
     Ok(body::answer(StatusCode::OK, "application/json", body))
+}
+
+fn last_lines(rendering: &mut Rendering, ending: &Ending, built: &Built) -> Vec<StreamMessage> {
+    let mut lines = rendering.success(built);
+    lines.extend(ending.success(built, rendering.unused_args()));
+    lines
+}
+
+/// When a step's container is said to be removed.
+fn removal(query: &BuildQuery) -> Removal {
+    match (query.force_remove, query.remove) {
+        (true, _) => Removal::Always,
+        (false, true) => Removal::AfterSuccess,
+        (false, false) => Removal::Never,
+    }
 }
 
 /// Nothing but the image's id; or, after a failure, everything that would have been said, and the error.

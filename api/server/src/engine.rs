@@ -10,18 +10,18 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use lapstrake_api_types::{
-    AuthConfig, BuildOutput, BuildQuery, CachePruneReport, CacheRecord, HostGateway, ProgressForm, PruneQuery, Timestamp,
-    bool_value,
+    AuthConfig, BuildOutput, BuildQuery, BuilderVersion, CachePruneReport, CacheRecord, HostGateway,
+    ProgressForm, PruneQuery, Timestamp, bool_value,
 };
 use lapstrake_builder_cache::{CacheError, PruneBound, PruneFilter, PruneRequest};
-use lapstrake_builder_dockerfile::DockerfileOptions;
+use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind, Input,
     Output, Resources, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
-    classic::{ClassicKind, ClassicStep},
+    classic::{ClassicKind, ClassicScript, ClassicStep},
 };
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_layerstore_registry::{Credentials, Secret, StaticCredentials};
@@ -102,11 +102,11 @@ impl Builds for EngineBuilds {
             let (request, steps) = request(order, &self.gateway)?;
             // The engine's steps, in the transcript's words, on their way.
             let planned = steps.map(|steps| {
-                let (sender, receiver) = oneshot::channel::<Vec<Step>>();
+                let (sender, receiver) = oneshot::channel::<Script>();
                 tokio::spawn(async move {
                     if let Ok(planned) = receiver.await {
                         // The client may be gone.
-                        let _ = steps.send(planned.into_iter().map(classic).collect());
+                        let _ = steps.send(classic_script(planned));
                     }
                 });
                 sender
@@ -132,7 +132,7 @@ where
     futures::stream::select(ended, stop.map(Some).boxed()).scan((), |(), item| std::future::ready(item))
 }
 
-type Steps = Option<oneshot::Sender<Vec<ClassicStep>>>;
+type Steps = Option<oneshot::Sender<ClassicScript>>;
 
 /// An order as the engine takes it.
 fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, Steps), ApiError> {
@@ -143,8 +143,12 @@ fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, St
     };
     let attrs = frontend_attrs(&query, url, gateway);
     let session_id = session.as_ref().map(|session| session.as_str().to_owned());
-    let options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), session_id, &[])
+    let mut options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), session_id, &[])
         .map_err(|error| ApiError::invalid(chain(&error)))?;
+    options.dialect = match query.version {
+        BuilderVersion::Classic => Dialect::Classic,
+        BuilderVersion::BuildKit => Dialect::BuildKit,
+    };
     let context = match context {
         BuildContext::Session => ContextInput::Session,
         BuildContext::Url(_) => ContextInput::Remote,
@@ -250,7 +254,13 @@ fn credentials(auth: Vec<(String, AuthConfig)>) -> StaticCredentials {
     })
 }
 
-fn classic(step: Step) -> ClassicStep {
+/// The engine's steps, in the transcript's words.
+fn classic_script(script: Script) -> ClassicScript {
+    let steps = script.steps.into_iter().zip(script.known).map(|(step, known)| classic(step, known));
+    ClassicScript { steps: steps.collect(), total: script.total, unused_args: script.unused_args }
+}
+
+fn classic(step: Step, known: bool) -> ClassicStep {
     ClassicStep {
         text: step.text,
         kind: match step.kind {
@@ -259,11 +269,14 @@ fn classic(step: Step) -> ClassicStep {
                 ClassicKind::From { image: image_id, scratch, triggers }
             }
             StepKind::Run { .. } => ClassicKind::Run,
-            StepKind::Copy | StepKind::Other => ClassicKind::Other,
+            StepKind::Copy => ClassicKind::Files,
+            StepKind::Other => ClassicKind::Other,
+            StepKind::Failed => ClassicKind::Failed,
         },
         vertex: step.vertex,
         state: step.state,
         trigger: step.trigger,
+        known,
     }
 }
 
@@ -273,6 +286,13 @@ fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
         if let Some((args, code)) = error.failed_process() {
             let message = format!("The command '{}' returned a non-zero code: {code}", args.join(" "));
             return ApiError { exit_code: code.into(), ..ApiError::new(ApiErrorKind::Internal, message) };
+        }
+        if let EngineError::Dockerfile(DockerfileError::Lower {
+            problem: LowerError::UnknownTarget { name, .. },
+            ..
+        }) = error
+        {
+            return ApiError::invalid(format!("failed to reach build target {name} in Dockerfile"));
         }
         if let EngineError::NoDockerfile { name } = error {
             return ApiError::invalid(format!("Cannot locate specified Dockerfile: {name}"));
@@ -412,10 +432,13 @@ mod tests {
         let from = |texts: &[&str]| {
             let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
             cache_from(&texts).map(|sources| {
-                sources.into_iter().map(|source| match source {
-                    CacheSource::Registry { reference, .. } => reference.familiar(),
-                    CacheSource::Local { .. } => unreachable!("they are refused"),
-                }).collect::<Vec<_>>()
+                sources
+                    .into_iter()
+                    .map(|source| match source {
+                        CacheSource::Registry { reference, .. } => reference.familiar(),
+                        CacheSource::Local { .. } => unreachable!("they are refused"),
+                    })
+                    .collect::<Vec<_>>()
             })
         };
         assert_eq!(from(&["a", "", "type=registry,ref=r:5000/b:1"]).unwrap(), ["a:latest", "r:5000/b:1"]);

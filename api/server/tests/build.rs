@@ -15,7 +15,7 @@ use lapstrake_api_server::{
 };
 use lapstrake_builder_progress::{
     Event, Progress, Stream, VertexHandle, VertexState,
-    classic::{ClassicKind, ClassicStep},
+    classic::{ClassicKind, ClassicScript, ClassicStep},
 };
 use lapstrake_layerstore_oci::{Digest, ImageId};
 use tokio::sync::oneshot;
@@ -33,10 +33,15 @@ fn step(text: &str, kind: ClassicKind, vertex: Option<&str>) -> ClassicStep {
         vertex: vertex.map(Digest::sha256_of),
         state: Digest::sha256_of(text),
         trigger: false,
+        known: false,
     }
 }
 
-fn steps() -> Vec<ClassicStep> {
+fn steps() -> ClassicScript {
+    ClassicScript { steps: step_list(), ..ClassicScript::default() }
+}
+
+fn step_list() -> Vec<ClassicStep> {
     let base = ImageId(Digest::sha256_of("busybox"));
     vec![
         step(
@@ -46,7 +51,7 @@ fn steps() -> Vec<ClassicStep> {
         ),
         step("ENV A=1", ClassicKind::Other, None),
         step("RUN echo hi", ClassicKind::Run, Some("run")),
-        step("COPY a b", ClassicKind::Other, Some("copy")),
+        step("COPY a b", ClassicKind::Files, Some("copy")),
     ]
 }
 

@@ -43,9 +43,11 @@ pub struct BuildQuery {
     pub no_cache: bool,
     /// `pull`: look for newer base images.
     pub pull: bool,
-    /// `rm` and `forcerm`: leave no intermediate containers. There are none here that outlive a step, so this has no effect beyond
-    /// the transcript's wording.
+    /// `rm`: leave no intermediate containers of steps that go well. There are none here that outlive a step, so this has no effect
+    /// beyond the transcript's wording.
     pub remove: bool,
+    /// `forcerm`: the same, of steps that fail too.
+    pub force_remove: bool,
     /// `target`: the stage to build.
     pub target: Option<String>,
     /// `platform`.
@@ -124,6 +126,7 @@ impl BuildQuery {
             quiet: form.flag("q"),
             no_cache: form.flag("nocache"),
             pull: form.flag("pull"),
+            force_remove: form.flag("forcerm"),
             remove: form.flag("forcerm") || form.get("rm").is_empty() || form.flag("rm"),
             target: text("target"),
             platforms: if api.at_least(32) { platforms(form.get("platform"))? } else { Vec::new() },

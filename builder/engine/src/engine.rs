@@ -8,6 +8,7 @@ use std::{
 
 use base64::Engine as _;
 use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD};
+use lapstrake_builder_dockerfile::Dialect;
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
@@ -24,7 +25,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BuildId, BuildRequest, CacheTarget, EngineError, Input, Step, StepError,
+    BuildId, BuildRequest, CacheTarget, EngineError, Input, Script, StepError,
+    classic::ClassicBuild,
     caches::{Solved, snapshots},
     history::{self, Knowledge},
     ops::{self, Workshop},
@@ -106,7 +108,7 @@ impl Engine {
         &self,
         request: BuildRequest,
         progress: Progress,
-        steps: Option<oneshot::Sender<Vec<Step>>>,
+        steps: Option<oneshot::Sender<Script>>,
         cancel: CancellationToken,
     ) -> Result<Exported, EngineError> {
         let running = self.register(&request.id, &cancel)?;
@@ -164,7 +166,7 @@ impl Engine {
         &self,
         request: BuildRequest,
         progress: &Progress,
-        steps: Option<oneshot::Sender<Vec<Step>>>,
+        steps: Option<oneshot::Sender<Script>>,
         cancel: &CancellationToken,
         known: Option<Arc<Knowledge>>,
     ) -> Result<Exported, EngineError> {
@@ -176,6 +178,7 @@ impl Engine {
             resources: request.resources.clone(),
             known,
         };
+        let mut classic = None;
         let (scope, imports, targets): (_, _, Vec<Target>) = match request.input {
             Input::Definition(definition) => {
                 let platform = Platform::host();
@@ -190,11 +193,19 @@ impl Engine {
                 let scope = Arc::new(scope);
                 // They are on their way while the build is planned, and while nothing needs them.
                 let imports = self.imports(&request.cache_from, &scope, progress, cancel);
-                let plan = self.plan(&options, &scope, progress, cancel).await?;
+                let (mut plan, facts) = self.plan(&options, &scope, progress, cancel).await?;
+                let mut script = Script::of(&plan);
+                if options.dialect == Dialect::Classic {
+                    let planned = (*options, facts, plan);
+                    let from = &request.cache_from;
+                    let build = ClassicBuild::prepare(self, &scope, progress, cancel, planned, from).await?;
+                    plan = build.plan().clone();
+                    script = build.script().await;
+                    classic = Some(build);
+                }
                 if let Some(sender) = steps {
                     // When nobody listens any more, nobody misses them.
-                    let _ = sender
-                        .send(plan.targets.first().map(|target| target.steps.clone()).unwrap_or_default());
+                    let _ = sender.send(script);
                 }
                 let targets = plan.targets.into_iter().map(|target| Target {
                     platform: target.platform,
@@ -210,9 +221,18 @@ impl Engine {
         let mut solved = Solved::default();
         let mut results = Vec::with_capacity(targets.len());
         for target in targets {
-            let (tree, keys) =
-                self.resolve(&target.definition, &scope, &imports.stores(), progress, leaves_cache).await?;
             let mut target = target;
+            let (tree, keys) = match &mut classic {
+                None => {
+                    let stores = imports.stores();
+                    self.resolve(&target.definition, &scope, &stores, progress, leaves_cache).await?
+                }
+                Some(classic) => {
+                    let resolved = classic.resolve(&imports.stores(), leaves_cache).await?;
+                    target.config = classic.config().await?;
+                    resolved
+                }
+            };
             if inline {
                 self.carry_cache(&mut target.config, &tree, &keys).await?;
             }
@@ -260,7 +280,7 @@ impl Engine {
         Ok(self.resolve(definition, scope, &[], progress, false).await?.0)
     }
 
-    async fn resolve(
+    pub(crate) async fn resolve(
         &self,
         definition: &Definition,
         scope: &Arc<BuildScope>,
@@ -315,7 +335,7 @@ struct Target {
 
 /// What a graph's results are known by.
 #[derive(Default)]
-pub(crate) struct BuildKeys {
+pub(crate) pub(crate) struct BuildKeys {
     target: Arc<Vec<KeyId>>,
     /// Holds what was made until it is exported.
     build: Option<Build<EngineTypes>>,

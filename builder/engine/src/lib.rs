@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod caches;
+mod classic;
 mod context;
 mod engine;
 mod error;
@@ -25,11 +26,12 @@ mod scope;
 pub use caches::{
     CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest,
 };
+pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use error::{EngineError, StepError};
 pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
 
 pub use lapstrake_builder_dockerfile::{Step, StepKind};
-pub use lapstrake_builder_source::ErrorKind;
 pub use lapstrake_builder_exporter::{Destination, Exported, Output};
+pub use lapstrake_builder_source::ErrorKind;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 
 use lapstrake_builder_dockerfile::{
-    Answer, DockerfileOptions, Facts, ImageFact, Need, Plan, dockerfile_definition, dockerfile_name,
+    Answer, Dialect, DockerfileOptions, Facts, ImageFact, Need, Plan, dockerfile_definition, dockerfile_name,
     dockerignore_definition,
     facts::IgnoreFile,
     lint::Warning,
@@ -19,7 +19,9 @@ use lapstrake_layerstore_store::{SnapshotKey, StoreError, Tree};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ContextInput, Engine, EngineError, StepError, engine::internal_vertex, scope::BuildScope};
+use crate::{
+    ContextInput, Engine, EngineError, StepError, classic::words, engine::internal_vertex, scope::BuildScope,
+};
 
 /// A Dockerfile or ignore file larger than this is a mistake or an attack: 16 MiB.
 const FILE_LIMIT: u64 = 16 << 20;
@@ -71,7 +73,7 @@ impl Engine {
         scope: &Arc<BuildScope>,
         progress: &Progress,
         cancel: &CancellationToken,
-    ) -> Result<Plan, EngineError> {
+    ) -> Result<(Plan, Facts), EngineError> {
         let mut facts = Facts::default();
         if let ContextSource::Http { url } = &options.context {
             facts.http_context_is_archive = Some(self.is_archive(url, scope, progress, cancel).await?);
@@ -84,11 +86,13 @@ impl Engine {
             match plan(options, &facts)? {
                 Answer::Plan(plan) => {
                     warn(&plan.warnings, options, &dockerfile, &facts, progress)?;
-                    return Ok(*plan);
+                    return Ok((*plan, facts));
                 }
                 Answer::Need(needs) => {
                     // Several images at once: each is a round trip to a registry.
-                    let answers = needs.into_iter().map(|need| self.find_out(need, scope, progress, cancel));
+                    let answers = needs
+                        .into_iter()
+                        .map(|need| self.find_out(need, options.dialect, scope, progress, cancel));
                     for learn in futures::future::try_join_all(answers).await? {
                         learn(&mut facts);
                     }
@@ -103,6 +107,7 @@ impl Engine {
     async fn find_out(
         &self,
         need: Need,
+        dialect: Dialect,
         scope: &Arc<BuildScope>,
         progress: &Progress,
         cancel: &CancellationToken,
@@ -111,8 +116,17 @@ impl Engine {
             Need::ImageConfig { query, progress_name, .. } => {
                 let vertex = internal_vertex(progress, progress_name);
                 let cx = self.source_context(scope, vertex.clone(), cancel);
-                let fact: ImageFact =
-                    vertex.track(self.workshop().sources.resolve_image(&cx, &query)).await?;
+                let found = vertex.track(self.workshop().sources.resolve_image(&cx, &query)).await;
+                let fact: ImageFact = match found {
+                    // Steps before it run all the same.
+                    Err(error) if dialect == Dialect::Classic && !cancel.is_cancelled() => {
+                        let why = words(&error);
+                        return Ok(Box::new(move |facts| {
+                            facts.missing.insert(query, why);
+                        }));
+                    }
+                    found => found?,
+                };
                 if let Some(known) = &scope.known {
                     let id = fact.image_id.as_ref().map(ToString::to_string);
                     let digest = id.or_else(|| fact.digest.as_ref().map(ToString::to_string));

@@ -21,7 +21,8 @@ use std::{
 
 use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported, Input, Step,
+    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported, Input,
+    Script, Step,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
@@ -234,14 +235,14 @@ async fn build(
     let failed = || ProgramError::system("keep the build's progress");
     let progress = Progress::anonymous(Limits::default()).map_err(failed())?;
     let events = progress.subscribe().map_err(failed())?;
-    let (send_steps, mut steps) = oneshot::channel::<Vec<Step>>();
+    let (send_steps, mut steps) = oneshot::channel::<Script>();
     let work = engine.build(request, progress, Some(send_steps), stop);
     let (built, tails) = tokio::join!(work, show::show(events, mode));
     let error = match built {
         Ok(exported) => return Ok(Some(exported)),
         Err(error) => error,
     };
-    let steps = steps.try_recv().unwrap_or_default();
+    let steps = steps.try_recv().unwrap_or_default().steps;
     if let Some(vertex) = error.failed_vertex() {
         eprint!("{}", tails.of(vertex));
     }

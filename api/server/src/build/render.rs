@@ -4,7 +4,7 @@ use base64::Engine as _;
 use lapstrake_api_types::{ApiVersion, BuildQuery, ProgressForm, StreamMessage};
 use lapstrake_builder_progress::{
     ProgressError, Subscription,
-    classic::{ClassicLine, ClassicStep, Transcript},
+    classic::{ClassicLine, ClassicScript, Removal, Transcript},
 };
 use prost::Message;
 use serde_json::json;
@@ -15,14 +15,18 @@ use crate::{ApiError, Built};
 /// Reads a build's progress and says it.
 pub(super) enum Rendering {
     /// Until the steps are planned there is nothing to say; a build that fails before says nothing.
-    Planning(Option<Subscription>, oneshot::Receiver<Vec<ClassicStep>>),
+    Planning(Option<Subscription>, oneshot::Receiver<ClassicScript>, Removal),
     Classic(Box<Transcript>),
     Trace(Subscription),
 }
 
 impl Rendering {
-    pub(super) fn classic(events: Subscription, steps: oneshot::Receiver<Vec<ClassicStep>>) -> Self {
-        Self::Planning(Some(events), steps)
+    pub(super) fn classic(
+        events: Subscription,
+        script: oneshot::Receiver<ClassicScript>,
+        removal: Removal,
+    ) -> Self {
+        Self::Planning(Some(events), script, removal)
     }
 
     pub(super) fn trace(events: Subscription) -> Self {
@@ -33,10 +37,10 @@ impl Rendering {
     pub(super) async fn next(&mut self) -> Result<Option<Vec<StreamMessage>>, ApiError> {
         loop {
             match self {
-                Self::Planning(events, steps) => {
-                    let Ok(steps) = (&mut *steps).await else { return Ok(None) };
+                Self::Planning(events, script, removal) => {
+                    let Ok(script) = (&mut *script).await else { return Ok(None) };
                     let Some(events) = events.take() else { return Ok(None) };
-                    *self = Self::Classic(Box::new(Transcript::new(steps, events)));
+                    *self = Self::Classic(Box::new(Transcript::new(script, *removal, events)));
                 }
                 Self::Classic(transcript) => {
                     let lines = transcript.next().await.map_err(|error| unreadable(&error))?;
@@ -54,6 +58,19 @@ impl Rendering {
                     }));
                 }
             }
+        }
+    }
+
+    /// What the progress leaves to say of a build that failed.
+    pub(super) fn failure(&mut self) -> Vec<StreamMessage> {
+        self.success(&Built::default())
+    }
+
+    /// Build arguments that nobody declared.
+    pub(super) fn unused_args(&self) -> &[String] {
+        match self {
+            Self::Classic(transcript) => transcript.unused_args(),
+            _ => &[],
         }
     }
 
@@ -94,7 +111,7 @@ impl Ending {
         Self { form: query.progress_form(), api }
     }
 
-    pub(super) fn success(&self, built: &Built) -> Vec<StreamMessage> {
+    pub(super) fn success(&self, built: &Built, unused_args: &[String]) -> Vec<StreamMessage> {
         let Some(id) = &built.image else { return Vec::new() };
         match self.form {
             ProgressForm::Trace => vec![StreamMessage::image_id(Some("moby.image.id"), id.as_str())],
@@ -102,6 +119,11 @@ impl Ending {
                 let mut ending = Vec::new();
                 if self.api.at_least(30) {
                     ending.push(StreamMessage::image_id(None, id.as_str()));
+                }
+                if !unused_args.is_empty() {
+                    let names = unused_args.join(" ");
+                    let warning = format!("[Warning] One or more build-args [{names}] were not consumed\n");
+                    ending.push(StreamMessage::stream(warning));
                 }
                 ending.push(StreamMessage::stream(format!("Successfully built {}\n", id.short())));
                 for name in &built.names {

@@ -1,0 +1,391 @@
+//! Builds in the classic dialect: what Moby's classic builder does between planning and exporting.
+//!
+//! ```text
+//!   plan ─► hashes of what the context gives ─► images that --cache-from names ─► plan again ─► Script (for the transcript)
+//!   solve all stages ─► hashes of what stages gave ─► plan again: the history is complete
+//! ```
+
+use std::{error::Error, sync::Arc};
+
+use futures::future::{try_join, try_join_all};
+use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_dockerfile::{
+    Answer, CopyQuery, CopySource, DockerfileOptions, Facts, ImageOrigin, ImageQuery, Plan, PlatformPlan,
+    Restored, StageHistory, Step, StepKind, options::NoCache, plan,
+};
+use lapstrake_builder_files::{CopiedFrom, FilesError, copied, copied_together, downloaded};
+use lapstrake_builder_llb::{Definition, Graph, Limits, ResolveMode, pb};
+use lapstrake_builder_progress::Progress;
+use lapstrake_builder_solver::{CacheStore, KeyId, SolveError};
+use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
+use lapstrake_layerstore_store::Tree;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    CacheSource, Engine, EngineError, StepError,
+    engine::{BuildKeys, internal_vertex},
+    scope::BuildScope,
+};
+
+/// What a display is told of a Dockerfile's steps, before the first is solved.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Script {
+    /// The steps, in the Dockerfile's order.
+    pub steps: Vec<Step>,
+    /// For each step: whether it is nothing but a change of the config that a build made before.
+    pub known: Vec<bool>,
+    /// How many steps the Dockerfile has, where that is not how many there are.
+    pub total: Option<usize>,
+    /// Build arguments that nothing declared.
+    pub unused_args: Vec<String>,
+}
+
+impl Script {
+    /// The steps of a plan, and nothing else.
+    pub(crate) fn of(plan: &Plan) -> Self {
+        let steps = plan.targets.first().map(|target| target.steps.clone()).unwrap_or_default();
+        Self { known: vec![false; steps.len()], steps, ..Self::default() }
+    }
+}
+
+/// A build in the classic dialect, planned as far as it can be before anything has run.
+pub(crate) struct ClassicBuild<'a> {
+    engine: &'a Engine,
+    scope: Arc<BuildScope>,
+    progress: &'a Progress,
+    options: DockerfileOptions,
+    facts: Facts,
+    plan: Plan,
+}
+
+impl<'a> ClassicBuild<'a> {
+    pub(crate) async fn prepare(
+        engine: &'a Engine,
+        scope: &Arc<BuildScope>,
+        progress: &'a Progress,
+        cancel: &CancellationToken,
+        (options, facts, plan): (DockerfileOptions, Facts, Plan),
+        cache_from: &[CacheSource],
+    ) -> Result<Self, EngineError> {
+        let mut build = Self { engine, scope: Arc::clone(scope), progress, options, facts, plan };
+        build.learn(|query| query.sources.iter().all(is_at_hand)).await?;
+        if !cache_from.is_empty() && build.options.no_cache == NoCache::None {
+            let names = cache_from.iter().filter_map(|source| match source {
+                CacheSource::Registry { reference, .. } => Some(reference.clone()),
+                CacheSource::Local { .. } => None,
+            });
+            let images = build.images(&names.collect::<Vec<_>>(), cancel).await;
+            build.restore(&images).await?;
+        }
+        Ok(build)
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The classic builder builds for one platform.
+    fn target(&self) -> &PlatformPlan {
+        self.plan.targets.first().expect("a plan has a target for each platform, and at least one")
+    }
+
+    /// What the transcript is told.
+    pub(crate) async fn script(&self) -> Script {
+        let mut script = Script::of(&self.plan);
+        let target = self.target();
+        if let Some(classic) = &target.classic {
+            script.total = Some(classic.total);
+            script.unused_args.clone_from(&classic.unused_args);
+        }
+        if self.options.no_cache == NoCache::None {
+            for (step, known) in target.steps.iter().zip(&mut script.known) {
+                *known = step.restored || (is_config(step) && self.is_known(step).await);
+            }
+        }
+        script
+    }
+
+    /// Solves every stage; the result is the last one's.
+    pub(crate) async fn resolve(
+        &self,
+        imports: &[Arc<dyn CacheStore<Tree>>],
+        asks_keys: bool,
+    ) -> Result<(Tree, BuildKeys), EngineError> {
+        let target = self.target();
+        let solve =
+            |definition| self.engine.resolve(definition, &self.scope, imports, self.progress, asks_keys);
+        let classic = target.classic.clone().unwrap_or_default();
+        let others = try_join_all(classic.others.iter().map(solve));
+        let result = try_join(solve(&target.definition), others).await;
+        self.remember(&target.steps, result.as_ref().err()).await;
+        let (resolved, _) = result?;
+        match classic.failure {
+            Some(failure) => Err(EngineError::Dockerfile(failure)),
+            None => Ok(resolved),
+        }
+    }
+
+    /// The image's config, now that all is known.
+    pub(crate) async fn config(&mut self) -> Result<ImageConfig, EngineError> {
+        self.learn(|_| true).await?;
+        let target = self.target();
+        match target.classic.as_ref().and_then(|classic| classic.failure.clone()) {
+            Some(failure) => Err(EngineError::Dockerfile(failure)),
+            None => Ok(target.config.clone()),
+        }
+    }
+
+    /// Hashes what is copied where that is not known yet, and plans again.
+    async fn learn(&mut self, wanted: impl Fn(&CopyQuery) -> bool) -> Result<(), EngineError> {
+        let classic = self.plan.targets.first().and_then(|target| target.classic.as_ref());
+        let queries: Vec<CopyQuery> =
+            classic.into_iter().flat_map(|classic| &classic.copies).filter(|query| wanted(query)).cloned().collect();
+        if queries.is_empty() {
+            return Ok(());
+        }
+        let mut trees: Vec<(Definition, Tree)> = Vec::new();
+        for query in queries {
+            let hash = self.hash(&query, &mut trees).await?;
+            self.facts.copied.insert(query.place, hash);
+        }
+        self.plan_again()
+    }
+
+    fn plan_again(&mut self) -> Result<(), EngineError> {
+        match plan(&self.options, &self.facts)? {
+            Answer::Plan(plan) => {
+                self.plan = *plan;
+                Ok(())
+            }
+            // A Dockerfile that was planned needs no more than it did.
+            Answer::Need(needs) => Err(EngineError::Unsupported { what: format!("{needs:?}") }),
+        }
+    }
+
+    /// The hash of what an instruction copies, or why it cannot, in Moby's words (`builder/dockerfile/copy.go`).
+    async fn hash(
+        &self,
+        query: &CopyQuery,
+        trees: &mut Vec<(Definition, Tree)>,
+    ) -> Result<Result<String, String>, EngineError> {
+        let keyword = query.keyword;
+        let mut hashes = Vec::new();
+        for source in &query.sources {
+            let (definition, path, from) = match source {
+                CopySource::Said(text) => {
+                    hashes.push(text.clone());
+                    continue;
+                }
+                CopySource::Context { definition, path } => (definition, path, CopiedFrom::Context),
+                CopySource::Tree { definition, path } | CopySource::Download { definition, path } => {
+                    (definition, path, CopiedFrom::Tree)
+                }
+            };
+            if from == CopiedFrom::Context && leaves(path) {
+                return Ok(Err(format!("{keyword} failed: forbidden path outside the build context: {path} ()")));
+            }
+            let tree = match trees.iter().find(|(known, _)| known == definition) {
+                Some((_, tree)) => tree.clone(),
+                None => {
+                    let tree = self.engine.solve(definition, &self.scope, self.progress).await?;
+                    trees.push((definition.clone(), tree.clone()));
+                    tree
+                }
+            };
+            let (stores, source_path) = (self.engine.stores().clone(), path.clone());
+            let hashed =
+                StepError::blocking(move || Ok::<_, StepError>(copied(&stores, &tree, &source_path, from)))
+                    .await?;
+            match (hashed, source) {
+                (Ok(mut files), CopySource::Download { .. }) => {
+                    hashes.extend(files.drain(..).map(|file| downloaded(&file).to_owned()));
+                }
+                (Ok(files), _) => hashes.extend(files),
+                (Err(FilesError::NotFound { path, .. }), CopySource::Context { .. }) => {
+                    return Ok(Err(format!(
+                        "{keyword} failed: file not found in build context or excluded by .dockerignore: stat {path}: file does not exist"
+                    )));
+                }
+                (Err(FilesError::NotFound { path, .. }), _) => {
+                    return Ok(Err(format!("{keyword} failed: stat {path}: file does not exist")));
+                }
+                (Err(error), _) => return Err(StepError::from(error).into()),
+            }
+        }
+        Ok(match hashes.len() {
+            0 => Err(format!("{keyword} failed: no source files were specified")),
+            2.. if !query.to_directory => Err(format!(
+                "When using {keyword} with more than one source file, the destination must be a directory and end with a /"
+            )),
+            _ => Ok(copied_together(&hashes)),
+        })
+    }
+
+    /// The configs of the images that may serve as cache. One that cannot be had does not, as in Moby.
+    async fn images(&self, references: &[Reference], cancel: &CancellationToken) -> Vec<(Reference, ImageConfig)> {
+        let mut images = Vec::new();
+        for reference in references {
+            let name = format!("load cache image {}", reference.familiar());
+            let cx = self.engine.source_context(&self.scope, internal_vertex(self.progress, name), cancel);
+            let query = ImageQuery {
+                origin: ImageOrigin::registry(ResolveMode::PreferLocal),
+                reference: reference.clone().with_default_tag(),
+                platform: Platform::host(),
+            };
+            let Ok(fact) = cx.vertex.track(self.engine.workshop().sources.resolve_image(&cx, &query)).await else {
+                continue;
+            };
+            let Ok(config) = ImageConfig::from_json(&fact.config) else { continue };
+            let pinned = match &fact.digest {
+                Some(digest) => fact.reference.clone().with_digest(digest.clone()),
+                None => fact.reference.clone(),
+            };
+            images.push((pinned, config));
+        }
+        images
+    }
+
+    /// Takes from the images what they have of the stages.
+    ///
+    /// What a stage copies of others is known when those are images as a whole; each such stage may make the next one known.
+    async fn restore(&mut self, images: &[(Reference, ImageConfig)]) -> Result<(), EngineError> {
+        loop {
+            let Some(classic) = self.plan.targets.first().and_then(|target| target.classic.as_ref()) else {
+                return Ok(());
+            };
+            let copied = &self.facts.copied;
+            let best = |stage: &StageHistory| {
+                let found = images.iter().filter_map(|(reference, config)| {
+                    restored(stage, config, |place| copied.contains_key(place))
+                        .map(|found| Restored { image: reference.clone(), ..found })
+                });
+                // The first of those that have most.
+                found.reduce(|best, other| if other.count > best.count { other } else { best })
+            };
+            let found = classic.stages.iter().filter_map(|stage| Some((stage.stage, best(stage)?)));
+            let found = found.collect();
+            if self.facts.restored == found {
+                return Ok(());
+            }
+            self.facts.restored = found;
+            self.plan_again()?;
+            self.learn(|query| query.sources.iter().all(|source| is_at_hand(source) || is_image(source))).await?;
+        }
+    }
+
+    async fn is_known(&self, step: &Step) -> bool {
+        let cache: &BuildCache = self.engine.cache();
+        matches!(cache.load(&key(step)).await, Ok(Some(_)))
+    }
+
+    /// Keeps in mind which configs were made, up to the step that failed: for the transcript alone, so that failing to is no failure.
+    async fn remember(&self, steps: &[Step], error: Option<&EngineError>) {
+        let failed = match error {
+            Some(EngineError::Step(SolveError::Op { vertex, .. })) => {
+                steps.iter().position(|step| step.vertex.as_ref() == Some(vertex))
+            }
+            None => Some(steps.len()),
+            Some(_) => None,
+        };
+        let cache: &BuildCache = self.engine.cache();
+        for step in steps.iter().take(failed.unwrap_or(0)).filter(|step| is_config(step)) {
+            if !self.is_known(step).await
+                && let Err(error) = cache.save(&key(step), Vec::new(), Some(&Tree::empty())).await
+            {
+                tracing::warn!(%error, "a step is not kept in mind");
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a step changes the config and nothing else.
+fn is_config(step: &Step) -> bool {
+    step.vertex.is_none() && step.kind == StepKind::Other
+}
+
+/// By which the cache knows that a step was made: as the empty tree, because there is nothing to keep.
+fn key(step: &Step) -> KeyId {
+    KeyId::new(format!("classic:{}", step.state))
+}
+
+fn is_at_hand(source: &CopySource) -> bool {
+    matches!(source, CopySource::Context { .. } | CopySource::Said(_))
+}
+
+/// Whether a source is (part of) an image, so that nothing has to run for it.
+fn is_image(source: &CopySource) -> bool {
+    let CopySource::Tree { definition, .. } = source else { return false };
+    Graph::parse(definition, Limits::default()).is_ok_and(|graph| {
+        graph.vertices().iter().all(|vertex| matches!(vertex.op.op, Some(pb::op::Op::Source(_))))
+    })
+}
+
+/// Whether a path leads out of the context.
+fn leaves(path: &str) -> bool {
+    let mut depth = 0i64;
+    path.trim_start_matches('/').split('/').any(|part| {
+        depth += match part {
+            "" | "." => 0,
+            ".." => -1,
+            _ => 1,
+        };
+        depth < 0
+    })
+}
+
+/// What an image has of a stage (`image/cache` in moby/moby): its history and layers must begin with those of the stage's base, and
+/// go on with what the stage's instructions would say of themselves. An image for another platform has nothing.
+///
+/// Only what the history says is compared, as the user asked for; the result's config is made from the Dockerfile, and not from the image.
+fn restored(
+    stage: &StageHistory,
+    image: &ImageConfig,
+    is_known: impl Fn(&lapstrake_builder_dockerfile::Place) -> bool,
+) -> Option<Restored> {
+    let platform = image.platform().normalized();
+    let wanted = stage.platform.normalized();
+    if (platform.os, platform.architecture, platform.variant)
+        != (wanted.os, wanted.architecture, wanted.variant)
+    {
+        return None;
+    }
+    let nothing = ImageConfig::default();
+    let base = stage.base.as_deref().unwrap_or(&nothing);
+    let layers = |config: &ImageConfig| config.history.iter().filter(|entry| !entry.empty_layer).count();
+    // Else nobody can tell which layer is whose.
+    let sound = |config: &ImageConfig| layers(config) == config.rootfs.diff_ids.len();
+    let begins = image.history.starts_with(&base.history) && image.rootfs.diff_ids.starts_with(&base.rootfs.diff_ids);
+    if !begins || !sound(base) || !sound(image) {
+        return None;
+    }
+    let own = &image.history[base.history.len()..];
+    let same = stage.entries.iter().zip(own).take_while(|(entry, theirs)| {
+        entry.complete && entry.copy.as_ref().is_none_or(&is_known) && entry.created_by == theirs.created_by
+    });
+    let count = same.count().checked_sub(stage.inherited).filter(|count| *count > 0)?;
+    let history = own[stage.inherited..stage.inherited + count].to_vec();
+    let below = own[..stage.inherited].iter().filter(|entry| !entry.empty_layer).count();
+    let added = history.iter().filter(|entry| !entry.empty_layer).count();
+    let total = u32::try_from(base.rootfs.diff_ids.len() + below + added).ok()?;
+    Some(Restored {
+        count,
+        image: Reference::parse("scratch").ok()?,
+        layers: (added > 0).then_some(total),
+        history,
+    })
+}
+
+/// An error in one line: itself and its causes.
+pub(crate) fn words(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
