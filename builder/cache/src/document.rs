@@ -478,3 +478,141 @@ fn identities(records: &[Record]) -> Vec<Digest> {
     }
     ids
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn digest(text: &str) -> Digest {
+        Digest::sha256_of(text.as_bytes())
+    }
+
+    fn record(text: &str, inputs: Vec<Vec<RecordInput>>) -> Record {
+        Record { digest: Some(digest(text)), inputs, ..Record::default() }
+    }
+
+    fn link(link: usize) -> RecordInput {
+        RecordInput { selector: String::new(), link }
+    }
+
+    #[test]
+    fn a_document_reads_as_buildkit_writes_it() {
+        let (base, step, blob) = (digest("base"), digest("step"), digest("blob"));
+        let json = format!(
+            r#"{{"layers":[{{"blob":"{blob}","parent":-1}},{{"blob":"{step}"}}],"records":[{{"digest":"{base}"}},{{"layers":[{{"layer":1,"createdAt":"2026-01-01T00:00:00.5Z"}}],"digest":"{step}","inputs":[[{{"selector":"{blob}","link":0}}]]}}]}}"#
+        );
+        let document = CacheDocument::parse(json.as_bytes()).unwrap();
+        assert_eq!(document.on_parents(1), [0, 1], "a parent that is left out is the first layer");
+        assert_eq!(String::from_utf8(document.to_json()).unwrap(), json);
+        assert_eq!(document.len(), 2);
+        assert!(!document.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let d = digest("x");
+        for (bad, why) in [
+            ("{".to_owned(), "EOF"),
+            (format!(r#"{{"records":[{{"digest":"{d}","inputs":[[{{"link":7}}]]}}]}}"#), "record 7"),
+            (format!(r#"{{"records":[{{"digest":"{d}","inputs":[[{{"link":0}}]]}}]}}"#), "made of itself"),
+            (format!(r#"{{"records":[{{"digest":"{d}","inputs":[[]]}}]}}"#), "without alternatives"),
+            (format!(r#"{{"records":[{{"digest":"{d}","inputs":[[{{"link":-1}}]]}}]}}"#), "-1"),
+            (format!(r#"{{"records":[{{"digest":"{d}","layers":[{{"layer":0}}]}}]}}"#), "layer 0"),
+            (format!(r#"{{"records":[{{"digest":"{d}","chains":[{{"layers":[-1]}}]}}]}}"#), "layer -1"),
+            (r#"{"records":[{"digest":"sha256:beef"}]}"#.to_owned(), "digest"),
+            (format!(r#"{{"layers":[{{"blob":"{d}"}}]}}"#), "layer 0"),
+            (format!(r#"{{"layers":[{{"blob":"{d}","parent":1}},{{"blob":"{d}"}}]}}"#), "layer 0"),
+            (format!(r#"{{"layers":[{{"blob":"{d}","parent":-2}}]}}"#), "layer -2"),
+            (
+                format!(
+                    r#"{{"records":[{{"digest":"{d}","inputs":[[{{"link":1}}]]}},{{"digest":"{d}","inputs":[[{{"link":0,"selector":"no"}}]]}}]}}"#
+                ),
+                "selector",
+            ),
+            (
+                format!(
+                    r#"{{"layers":[{{"blob":"{d}","parent":-1}}],"records":[{{"digest":"{d}","layers":[{{"layer":0,"createdAt":"now"}}]}}]}}"#
+                ),
+                "now",
+            ),
+        ] {
+            let error = CacheDocument::parse(bad.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn long_chains_cost_no_stack() {
+        let mut builder = DocumentBuilder::default();
+        let mut last = builder.record(record("0", Vec::new()));
+        for index in 1..50_000 {
+            last = builder.record(record(&index.to_string(), vec![vec![link(last)]]));
+        }
+        let json = builder.finish().to_json();
+        assert_eq!(CacheDocument::parse(&json).unwrap().len(), 50_000);
+    }
+
+    /// Records that link to earlier ones, and the layers of their results.
+    fn graphs() -> impl Strategy<Value = Vec<(u8, Vec<Vec<usize>>, Vec<u8>)>> {
+        let inputs = proptest::collection::vec(proptest::collection::vec(any::<usize>(), 1..3), 0..3);
+        let chain = proptest::collection::vec(0_u8..5, 0..4);
+        proptest::collection::vec((0_u8..6, inputs, chain), 1..12)
+    }
+
+    fn build(graph: &[(u8, Vec<Vec<usize>>, Vec<u8>)], turned: bool) -> CacheDocument {
+        let mut builder = DocumentBuilder::default();
+        for (index, (name, inputs, chain)) in graph.iter().enumerate() {
+            let inputs = if index == 0 { &Vec::new() } else { inputs };
+            let alternatives = |list: &Vec<usize>| {
+                let mut list: Vec<RecordInput> = list.iter().map(|number| link(number % index)).collect();
+                list.sort();
+                list.dedup();
+                if turned {
+                    list.reverse();
+                }
+                list
+            };
+            let inputs = inputs.iter().map(alternatives).collect();
+            let layer = chain.iter().fold(-1, |below, blob| builder.layer(&digest(&blob.to_string()), below));
+            let mut record = record(&name.to_string(), inputs);
+            if layer >= 0 {
+                record.results.push(RecordResult { layer, created_at: Timestamp::zero() });
+            }
+            builder.record(record);
+        }
+        builder.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_what_is_read(graph in graphs()) {
+            let document = build(&graph, false);
+            let json = document.to_json();
+            let read = CacheDocument::parse(&json).unwrap();
+            prop_assert_eq!(&read, &document);
+            prop_assert_eq!(read.to_json(), json);
+            // Layers of a result are those that were put there.
+            let mut before: Vec<Vec<Digest>> =
+                graph.iter().map(|(_, _, chain)| chain.iter().map(|blob| digest(&blob.to_string())).collect()).collect();
+            let mut after: Vec<Vec<Digest>> = document.records().iter().map(|record| {
+                let layers = record.results.first().map(|result| document.on_parents(result.layer));
+                layers.unwrap_or_default().into_iter().map(|layer| document.blob(layer).clone()).collect()
+            }).collect();
+            before.sort();
+            after.sort();
+            prop_assert_eq!(before, after);
+        }
+
+        #[test]
+        fn the_order_in_which_links_are_found_does_not_show(graph in graphs()) {
+            prop_assert_eq!(build(&graph, false).to_json(), build(&graph, true).to_json());
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(text in r#"[\[\]{}",:a-z0-9-]{0,60}"#) {
+            let _ = CacheDocument::parse(text.as_bytes());
+        }
+    }
+}
