@@ -554,14 +554,16 @@ mod tests {
         assert_eq!(CacheDocument::parse(&json).unwrap().len(), 50_000);
     }
 
-    /// Records that link to earlier ones, and the layers of their results.
-    fn graphs() -> impl Strategy<Value = Vec<(u8, Vec<Vec<usize>>, Vec<u8>)>> {
+    /// A record's name, what it links to of those before, and the layers of its result.
+    type Drawn = (u8, Vec<Vec<usize>>, Vec<u8>);
+
+    fn graphs() -> impl Strategy<Value = Vec<Drawn>> {
         let inputs = proptest::collection::vec(proptest::collection::vec(any::<usize>(), 1..3), 0..3);
         let chain = proptest::collection::vec(0_u8..5, 0..4);
         proptest::collection::vec((0_u8..6, inputs, chain), 1..12)
     }
 
-    fn build(graph: &[(u8, Vec<Vec<usize>>, Vec<u8>)], turned: bool) -> CacheDocument {
+    fn build(graph: &[Drawn], turned: bool) -> CacheDocument {
         let mut builder = DocumentBuilder::default();
         for (index, (name, inputs, chain)) in graph.iter().enumerate() {
             let inputs = if index == 0 { &Vec::new() } else { inputs };
