@@ -34,7 +34,12 @@ impl Daemon {
 
     /// A daemon whose store has the base image `busybox:latest`.
     pub fn with_base() -> Self {
-        let daemon = Self::start();
+        Self::with_base_and(&[])
+    }
+
+    /// The same with further arguments.
+    pub fn with_base_and(arguments: &[&str]) -> Self {
+        let daemon = Self::start_with(arguments);
         base::import(&daemon.docker());
         daemon
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_engine::{Engine, Parts};
 use lapstrake_builder_executor::{Executor, Helper, HelperOptions, NativeExecutor, OciRuntime};
 use lapstrake_builder_exporter::Exporter;
@@ -12,7 +12,7 @@ use lapstrake_layerstore_registry::{ClientOptions, RegistryClient};
 use lapstrake_layerstore_store::{Collector, Holder, LocalStore, Metadata, Stores};
 use lapstrake_session::Sessions;
 
-use crate::{error::ProgramError, settings::StoreSettings};
+use crate::{error::ProgramError, settings::StoreSettings, sweeper::Tidier};
 
 /// The store, opened: what `df` and `prune` need.
 pub(crate) struct OpenStore {
@@ -26,6 +26,8 @@ pub(crate) struct OpenStore {
     pub(crate) collector: Arc<Collector>,
     /// Which graph driver is used.
     pub(crate) driver: DriverKind,
+    // How the cache is pruned without being asked.
+    rules: Arc<[PruneRequest]>,
 }
 
 impl OpenStore {
@@ -47,7 +49,18 @@ impl OpenStore {
         let cache = BuildCache::open(store.metadata.clone(), stores.clone())?;
         let holders: Vec<Arc<dyn Holder>> = vec![Arc::<BuildCache>::clone(&cache)];
         let collector = Arc::new(Collector::new(stores.clone(), holders));
-        Ok(Self { stores, metadata: store.metadata, cache, collector, driver })
+        let disk = cache.disk()?.total;
+        let rules = settings.gc.rules(disk)?.iter().map(|rule| rule.request(disk)).collect();
+        Ok(Self { stores, metadata: store.metadata, cache, collector, driver, rules })
+    }
+
+    /// What keeps the cache within its bounds.
+    pub(crate) fn tidier(&self) -> Tidier {
+        Tidier {
+            collector: Arc::clone(&self.collector),
+            cache: Arc::clone(&self.cache),
+            rules: Arc::clone(&self.rules),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use lapstrake_builder_cache::PruneBound;
 use lapstrake_graphdriver_adapter::DriverKind;
 
 use crate::{
@@ -145,13 +146,23 @@ pub(crate) struct DfArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Filters: id=, parents=, type=, description=, inuse=, shared=, private=; an entry must pass all.
+    after_help = "Filters (an entry must pass all of them):
+  until=24h                    not used since then: a duration, or a time such as 2006-01-02T15:04:05
+  id=REGEX                     its id, as df -v lists it
+  type=TYPE                    regular, internal, frontend, source.local, source.git.checkout or exec.cachemount
+  description=TEXT             what it is of
+  parents=ID                   what it was made from
+  inuse=, shared=, private=    true or false
+A name that ends in ! must differ (type!=regular); one that ends in ~ is a regular expression (description~=apt-get).
+
+What is in use, by a build or by anything made from it, always stays. The least recently used go first.
 
 Examples:
   lapstrake prune
   lapstrake prune --all --images
   lapstrake prune --keep-storage 10g
-  lapstrake prune --filter type=exec.cachemount"
+  lapstrake prune --min-free-space 20g
+  lapstrake prune --filter type=exec.cachemount --filter until=48h"
 )]
 pub(crate) struct PruneArgs {
     #[command(flatten)]
@@ -169,9 +180,17 @@ pub(crate) struct PruneArgs {
     #[arg(long)]
     pub(crate) images: bool,
 
-    /// Leave this much, such as 10g
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    /// Leave this much whatever else is said, such as 10g; alone: prune down to it
+    #[arg(long, visible_alias = "reserved-space", value_name = "BYTES", value_parser = bytes)]
     pub(crate) keep_storage: Option<i64>,
+
+    /// Prune until the cache takes at most this much
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) max_used_space: Option<i64>,
+
+    /// Prune until this much of the disk is free
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) min_free_space: Option<i64>,
 
     /// Only entries like this; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
@@ -179,9 +198,14 @@ pub(crate) struct PruneArgs {
 }
 
 impl PruneArgs {
-    /// Bytes to leave; 0 leaves nothing.
-    pub(crate) fn keep_bytes(&self) -> u64 {
-        self.keep_storage.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)
+    /// When to stop; 0 is no bound.
+    pub(crate) fn bound(&self) -> PruneBound {
+        let bytes = |given: Option<i64>| given.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+        PruneBound {
+            reserved: bytes(self.keep_storage),
+            max_used: bytes(self.max_used_space),
+            min_free: bytes(self.min_free_space),
+        }
     }
 }
 

@@ -3,10 +3,14 @@
 //! Three kinds of keys: those that are honoured; those that BuildKit knows and this daemon does not (yet), which are named in a
 //! warning; and those that nobody knows, which are most likely misspelt and named too. A value of the wrong type is an error.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use lapstrake_builder_cache::{CacheError, DiskSpace, EntryFilter, GcCaps, GcRule, default_rules};
 use lapstrake_layerstore_registry::RegistryConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{error::ProgramError, logging::LogFormat};
 
@@ -71,6 +75,24 @@ pub(crate) struct Tls {
 pub(crate) struct Workers {
     /// `[worker.oci]`, the one that this daemon is.
     pub(crate) oci: Worker,
+    /// `[worker.containerd]`: only how its cache is pruned.
+    containerd: OtherWorker,
+}
+
+impl Workers {
+    /// How the cache is pruned: as the one worker says; as the other says, where the file is of a daemon that used containerd.
+    pub(crate) fn take_gc(&mut self) -> Gc {
+        let (own, other) = (std::mem::take(&mut self.oci.gc), std::mem::take(&mut self.containerd.gc));
+        if own == Gc::default() { other } else { own }
+    }
+}
+
+/// `[worker.containerd]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct OtherWorker {
+    #[serde(flatten)]
+    gc: Gc,
 }
 
 /// `[worker.oci]`
@@ -84,6 +106,123 @@ pub(crate) struct Worker {
     /// Steps that may use the machine at once.
     #[serde(rename = "max-parallelism")]
     pub(crate) max_parallelism: Option<usize>,
+    /// How the cache is pruned.
+    #[serde(flatten)]
+    pub(crate) gc: Gc,
+}
+
+/// What of `[worker.oci]` is about pruning the cache.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Gc {
+    /// Whether it is pruned at all without being asked; yes when not said.
+    pub(crate) gc: Option<bool>,
+    /// The former name of `reservedSpace`, which counts more.
+    #[serde(rename = "gckeepstorage")]
+    keep_storage: Option<Space>,
+    reserved_space: Option<Space>,
+    max_used_space: Option<Space>,
+    min_free_space: Option<Space>,
+    /// The rules; BuildKit's when not said.
+    #[serde(rename = "gcpolicy")]
+    rules: Vec<Rule>,
+}
+
+/// `[[worker.oci.gcpolicy]]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+struct Rule {
+    all: bool,
+    filters: Vec<String>,
+    keep_duration: Age,
+    /// The former name of `reservedSpace`, which counts more.
+    keep_bytes: Option<Space>,
+    reserved_space: Option<Space>,
+    max_used_space: Option<Space>,
+    min_free_space: Option<Space>,
+}
+
+impl Gc {
+    /// The rules on a disk of this size; none where pruning is off.
+    pub(crate) fn rules(&self, disk: u64) -> Result<Vec<GcRule>, CacheError> {
+        if self.gc == Some(false) {
+            return Ok(Vec::new());
+        }
+        if self.rules.is_empty() {
+            return default_rules(self.caps(), disk);
+        }
+        self.rules.iter().map(Rule::read).collect()
+    }
+
+    fn caps(&self) -> GcCaps {
+        let caps = caps(self.reserved_space, self.max_used_space, self.min_free_space);
+        // As BuildKit: the old name counts only where none of the new ones is used.
+        if caps == GcCaps::default() { GcCaps { reserved: space(self.keep_storage), ..caps } } else { caps }
+    }
+}
+
+impl Rule {
+    fn read(&self) -> Result<GcRule, CacheError> {
+        let reserved = self.reserved_space.filter(|space| space.0 != DiskSpace::default());
+        Ok(GcRule {
+            all: self.all,
+            filter: EntryFilter::parse(&self.filters)?,
+            keep_duration: self.keep_duration.0,
+            caps: caps(reserved.or(self.keep_bytes), self.max_used_space, self.min_free_space),
+        })
+    }
+}
+
+fn caps(reserved: Option<Space>, max_used: Option<Space>, min_free: Option<Space>) -> GcCaps {
+    GcCaps { reserved: space(reserved), max_used: space(max_used), min_free: space(min_free) }
+}
+
+fn space(space: Option<Space>) -> DiskSpace {
+    space.map(|space| space.0).unwrap_or_default()
+}
+
+/// A number of bytes, or text with a unit or a percent sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Space(DiskSpace);
+
+impl<'de> Deserialize<'de> for Space {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match NumberOrText::deserialize(deserializer)? {
+            NumberOrText::Number(bytes) => Ok(Self(DiskSpace::Bytes(bytes))),
+            NumberOrText::Text(text) => DiskSpace::parse(&text).map(Self).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// A number of seconds, or a duration as Go writes them (`48h`, `1h30m`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Age(Duration);
+
+impl<'de> Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = |text: &str| {
+            D::Error::custom(format!("invalid duration {text:?}: neither seconds nor such as \"48h\""))
+        };
+        let text = match NumberOrText::deserialize(deserializer)? {
+            NumberOrText::Number(seconds) => return Ok(Self(Duration::from_secs(seconds))),
+            NumberOrText::Text(text) => text,
+        };
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        if let Ok(seconds) = text.parse() {
+            return Ok(Self(Duration::from_secs(seconds)));
+        }
+        let duration = lapstrake_api_types::parse_duration(&text).ok_or_else(|| wrong(&text))?;
+        Duration::try_from(duration).map(Self).map_err(|_| wrong(&text))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a number that is not negative, or text")]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
 }
 
 /// BuildKit's names for what graph drivers do.
@@ -112,6 +251,18 @@ const HONOURED: &[&str] = &[
     "worker.oci.binary",
     "worker.oci.snapshotter",
     "worker.oci.max-parallelism",
+    "worker.oci.gc",
+    "worker.oci.gckeepstorage",
+    "worker.oci.reservedSpace",
+    "worker.oci.maxUsedSpace",
+    "worker.oci.minFreeSpace",
+    "worker.oci.gcpolicy",
+    "worker.containerd.gc",
+    "worker.containerd.gckeepstorage",
+    "worker.containerd.reservedSpace",
+    "worker.containerd.maxUsedSpace",
+    "worker.containerd.minFreeSpace",
+    "worker.containerd.gcpolicy",
     "registry.*",
 ];
 
@@ -142,12 +293,6 @@ const NOT_HONOURED: &[(&str, &str)] = &[
     ("worker.oci.cniPoolSize", "there is no CNI"),
     ("worker.oci.bridgeName", "there is no bridge"),
     ("worker.oci.bridgeSubnet", "there is no bridge"),
-    ("worker.oci.gc", "the cache is pruned when it is asked for"),
-    ("worker.oci.gckeepstorage", "the cache is pruned when it is asked for"),
-    ("worker.oci.reservedSpace", "the cache is pruned when it is asked for"),
-    ("worker.oci.maxUsedSpace", "the cache is pruned when it is asked for"),
-    ("worker.oci.minFreeSpace", "the cache is pruned when it is asked for"),
-    ("worker.oci.gcpolicy", "the cache is pruned when it is asked for"),
     ("worker.containerd.*", "containerd is not used"),
     ("dns.*", "steps have the machine's name servers"),
     ("history.*", "builds' records end with the build"),
@@ -254,10 +399,71 @@ mod tests {
                 "frontend.dockerfile.v0.enabled is not honoured: Dockerfiles are read by the built-in frontend",
                 "insecure-entitlements is not honoured: no build gets an entitlement",
                 "rooot is no key that BuildKit or Lapstrake knows",
-                "worker.oci.gc is not honoured: the cache is pruned when it is asked for",
-                "worker.oci.gcpolicy is not honoured: the cache is pruned when it is asked for",
             ]
         );
+    }
+
+    #[test]
+    fn rules_of_pruning_are_buildkits() {
+        let rules = |text: &str| ConfigFile::parse(text).unwrap().worker.take_gc().rules(1 << 40).unwrap();
+        let documented = r#"
+            [worker.oci]
+              gc = true
+              reservedSpace = "30%"
+              maxUsedSpace = "60%"
+              minFreeSpace = "20GB"
+            [[worker.oci.gcpolicy]]
+              reservedSpace = "512MB"
+              maxUsedSpace = "1GB"
+              minFreeSpace = "10GB"
+              keepDuration = "48h"
+              filters = [ "type==source.local", "type==exec.cachemount", "type==source.git.checkout"]
+            [[worker.oci.gcpolicy]]
+              all = true
+              reservedSpace = 1024000000
+        "#;
+        let [first, second] = rules(documented).try_into().unwrap();
+        let caps = |reserved, max_used, min_free| GcCaps { reserved, max_used, min_free };
+        let (mb, gb) = (|n: u64| DiskSpace::Bytes(n << 20), |n: u64| DiskSpace::Bytes(n << 30));
+        assert_eq!(first.caps, caps(mb(512), gb(1), gb(10)));
+        assert_eq!((first.all, first.keep_duration), (false, Duration::from_secs(48 * 3600)));
+        let types = ["type==source.local", "type==exec.cachemount", "type==source.git.checkout"];
+        assert_eq!(first.filter, EntryFilter::parse(&types).unwrap());
+        let none = DiskSpace::default();
+        assert_eq!((second.all, second.caps), (true, caps(DiskSpace::Bytes(1_024_000_000), none, none)));
+
+        // As older files have it, and of a daemon on containerd.
+        let old = "[worker.containerd]\ngckeepstorage = 9000\n[[worker.containerd.gcpolicy]]\nkeepBytes = 512\nkeepDuration = 172800\n";
+        let [rule] = rules(old).try_into().unwrap();
+        assert_eq!(rule.caps.reserved, DiskSpace::Bytes(512));
+        assert_eq!(rule.keep_duration, Duration::from_secs(172_800));
+        let capped = rules("[worker.oci]\ngckeepstorage = \"9GB\"\n");
+        assert_eq!(capped[3].caps, caps(gb(9), none, none));
+        assert_eq!(
+            rules("[worker.oci]\ngckeepstorage = 1\nminFreeSpace = \"5%\"\n")[3].caps,
+            caps(none, none, DiskSpace::Percent(5))
+        );
+
+        assert_eq!(rules("[worker.oci]\ngc = false\n[[worker.oci.gcpolicy]]\nall = true\n"), []);
+        assert_eq!(rules(""), default_rules(GcCaps::default(), 1 << 40).unwrap());
+    }
+
+    #[test]
+    fn rules_that_mean_nothing_are_errors_that_say_what() {
+        for (rule, part) in [
+            ("keepDuration = \"soon\"", "invalid duration \"soon\""),
+            ("keepDuration = \"-1h\"", "invalid duration \"-1h\""),
+            ("keepDuration = -1", "not negative"),
+            ("maxUsedSpace = \"many\"", "invalid disk space \"many\""),
+            ("maxUsedSpace = -5", "not negative"),
+            ("maxUsdSpace = 5", "maxUsdSpace"),
+        ] {
+            let error =
+                ConfigFile::parse(&format!("[[worker.oci.gcpolicy]]\n{rule}\n")).unwrap_err().to_string();
+            assert!(error.contains(part), "{rule}: {error}");
+        }
+        let mut file = ConfigFile::parse("[[worker.oci.gcpolicy]]\nfilters = [\"tpye==x\"]\n").unwrap();
+        assert!(file.worker.take_gc().rules(1).unwrap_err().to_string().contains("tpye==x"));
     }
 
     #[test]

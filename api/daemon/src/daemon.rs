@@ -42,7 +42,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
         let sweep = Sweep::default();
         let state = Arc::new(AppState::new(parts(&settings, &assembly, &sweep, &stop)));
         let sweeping = tokio::spawn(sweeper::run(
-            Arc::clone(&assembly.store.collector),
+            assembly.store.tidier(),
             assembly.store.metadata.clone(),
             sweep,
             stop.clone(),
@@ -64,9 +64,10 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
 
 fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep, stop: &CancellationToken) -> Parts {
     let store = &assembly.store;
-    let builds =
-        EngineBuilds::new(assembly.engine.clone(), Arc::clone(&store.collector), settings.store.root.clone());
-    let builds = Arc::new(builds.with_host_gateway(settings.store.host_gateway.clone()));
+    let builds = Arc::new(
+        EngineBuilds::new(assembly.engine.clone(), Arc::clone(&store.collector))
+            .with_host_gateway(settings.store.host_gateway.clone()),
+    );
     Parts {
         stores: store.stores.clone(),
         collector: Arc::clone(&store.collector),

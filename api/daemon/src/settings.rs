@@ -8,7 +8,7 @@ use lapstrake_layerstore_registry::RegistryConfig;
 
 use crate::{
     cli::{DaemonArgs, StoreArgs},
-    config::{ConfigFile, Snapshotter},
+    config::{ConfigFile, Gc, Snapshotter},
     error::ProgramError,
     host::Host,
     logging::{LogFormat, LogLevel},
@@ -32,6 +32,8 @@ pub(crate) struct StoreSettings {
     pub(crate) registry: RegistryConfig,
     /// What `host-gateway` means in builds.
     pub(crate) host_gateway: HostGateway,
+    /// How the cache is pruned without being asked.
+    pub(crate) gc: Gc,
     /// How lines of the log are written.
     pub(crate) log_format: LogFormat,
     /// How much is logged.
@@ -104,6 +106,9 @@ impl StoreSettings {
             _ => LogLevel::Info,
         };
         let root = args.root.clone().or(file.root.take()).unwrap_or_else(default_root);
+        let gc = file.worker.take_gc();
+        // Whatever the disk's size: a rule that means nothing is told before anything is opened.
+        gc.rules(0)?;
         let root = std::path::absolute(&root).map_err(ProgramError::file("find", root))?;
         let settings = Self {
             root,
@@ -118,6 +123,7 @@ impl StoreSettings {
             registry: std::mem::take(&mut file.registry),
             host_gateway: HostGateway::new(args.host_gateway_ip.clone())
                 .map_err(|why| ProgramError::setting("--host-gateway-ip", why))?,
+            gc,
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             log_level,
             doubts: std::mem::take(&mut file.doubts),

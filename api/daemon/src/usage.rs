@@ -1,7 +1,13 @@
 //! `lapstrake df` and `lapstrake prune`: of a store that nobody has open, or through the daemon that has it.
 
-use lapstrake_builder_cache::{BuildCache, PruneBound, PruneFilter, PruneRequest};
-use lapstrake_layerstore_store::{StoreError, disk_usage};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use lapstrake_api_types::{Timestamp, parse_time};
+use lapstrake_builder_cache::{BuildCache, EntryFilter, PruneBound, PruneRequest};
+use lapstrake_layerstore_store::{StoreError, disk_usage_of_images};
 use serde::Deserialize;
 
 use crate::{
@@ -18,7 +24,7 @@ use crate::{
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Usage {
     images: usize,
-    /// In images' layers, each counted once.
+    /// In images' layers, each counted once, and blobs.
     image_bytes: u64,
     entries: Vec<Entry>,
 }
@@ -38,8 +44,8 @@ pub(crate) fn df(args: &DfArgs) -> Result<(), ProgramError> {
     let settings = begin(&args.store)?;
     let usage = match open_store(&settings)? {
         Some(store) => {
-            let disk = disk_usage(&store.stores)?;
-            Usage { images: disk.images.len(), image_bytes: disk.layers, entries: entries(&store.cache)? }
+            let disk = disk_usage_of_images(&store.stores)?;
+            Usage { images: disk.images.len(), image_bytes: disk.of_images(), entries: entries(&store.cache)? }
         }
         None => daemon(args.host.as_ref())?.usage()?,
     };
@@ -58,7 +64,7 @@ pub(crate) fn prune(args: &PruneArgs) -> Result<(), ProgramError> {
     Ok(())
 }
 
-fn begin(args: &crate::cli::StoreArgs) -> Result<StoreSettings, ProgramError> {
+pub(crate) fn begin(args: &crate::cli::StoreArgs) -> Result<StoreSettings, ProgramError> {
     let (mut settings, _) = StoreSettings::new(args)?;
     if settings.log_level == logging::LogLevel::Info {
         settings.log_level = logging::LogLevel::Error;
@@ -68,7 +74,7 @@ fn begin(args: &crate::cli::StoreArgs) -> Result<StoreSettings, ProgramError> {
 }
 
 /// `None` while a daemon has it open.
-fn open_store(settings: &StoreSettings) -> Result<Option<OpenStore>, ProgramError> {
+pub(crate) fn open_store(settings: &StoreSettings) -> Result<Option<OpenStore>, ProgramError> {
     if !settings.root.join("metadata.db").exists() {
         // Looking at a store does not make one.
         return Err(ProgramError::setting(settings.root.display().to_string(), "there is no store"));
@@ -80,7 +86,7 @@ fn open_store(settings: &StoreSettings) -> Result<Option<OpenStore>, ProgramErro
     }
 }
 
-fn daemon(host: Option<&Host>) -> Result<DaemonClient, ProgramError> {
+pub(crate) fn daemon(host: Option<&Host>) -> Result<DaemonClient, ProgramError> {
     DaemonClient::new(host.cloned().unwrap_or_else(Host::default_socket))
 }
 
@@ -97,13 +103,6 @@ fn entries(cache: &BuildCache) -> Result<Vec<Entry>, ProgramError> {
 }
 
 fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<(String, u64), ProgramError> {
-    let mut filters = Vec::new();
-    for text in &args.filter {
-        let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        filters.push(PruneFilter::parse(key, value)?);
-    }
-    let bound = PruneBound { reserved: args.keep_bytes(), max_used: None };
-    let pruned = store.cache.prune(&PruneRequest { all: args.all, filters, unused_for: None, bound })?;
     let mut images = 0;
     if args.images {
         for image in store.stores.images.list()?.iter().filter(|image| image.is_dangling()) {
@@ -111,9 +110,38 @@ fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<(String, u64), Pro
             images += 1;
         }
     }
+    let (ages, fields): (Vec<_>, Vec<_>) =
+        args.filter.iter().map(|text| field(text)).partition(|(name, _)| AGES.contains(name));
+    let request = PruneRequest {
+        all: args.all,
+        filter: EntryFilter::of_fields(fields)?,
+        unused_for: unused_for(&ages)?,
+        bound: args.bound(),
+    };
+    let pruned = store.cache.prune(&request)?;
     // Nobody has the store open but us: what earlier runs left goes as well.
     let collected = store.collector.collect_at_start(&store.metadata)?;
     Ok((counted(pruned.entries.len(), images, args), collected.bytes))
+}
+
+/// The filters that are about time rather than about what an entry is.
+const AGES: [&str; 2] = ["until", "unused-for"];
+
+/// `name=value`, or a name.
+fn field(text: &str) -> (&str, Option<&str>) {
+    text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)))
+}
+
+fn unused_for(ages: &[(&str, Option<&str>)]) -> Result<Option<Duration>, ProgramError> {
+    let (name, value) = match ages {
+        [] => return Ok(None),
+        [(name, value)] => (name, value.unwrap_or_default()),
+        [..] => return Err(ProgramError::setting("--filter until", "more than one")),
+    };
+    let now = Timestamp::now();
+    let since = parse_time(value, now)
+        .map_err(|why| ProgramError::setting(format!("--filter {name}={value}"), why.to_string()))?;
+    Ok(Some(SystemTime::from(now.0).duration_since(SystemTime::from(since.0)).unwrap_or(Duration::ZERO)))
 }
 
 fn counted(entries: usize, images: usize, args: &PruneArgs) -> String {
@@ -180,29 +208,33 @@ impl DaemonClient {
     }
 
     fn prune(&self, args: &PruneArgs) -> Result<(String, u64), ProgramError> {
-        let mut filters: std::collections::BTreeMap<&str, Vec<&str>> = std::collections::BTreeMap::new();
-        for text in &args.filter {
-            let (key, value) = text.split_once('=').unwrap_or((text, ""));
-            filters.entry(key).or_default().push(value);
-        }
-        let filters = serde_json::to_string(&filters).expect("strings are JSON");
-        let all = u8::from(args.all);
-        let keep = args.keep_bytes();
-        let path = format!("/v1.47/build/prune?all={all}&keep-storage={keep}&filters={}", escape(&filters));
-        let cache: PruneAnswer = self.post(&path)?;
-        let (mut freed, mut images) = (cache.space_reclaimed, 0);
+        let (mut freed, mut images) = (0, 0);
         if args.images {
-            let answer: PruneAnswer = self.post("/v1.47/images/prune")?;
+            let answer: PruneAnswer = self.post("/v1.48/images/prune")?;
             freed += answer.space_reclaimed;
             let deleted = answer.images_deleted.unwrap_or_default();
             images = deleted.iter().filter(|image| !image.deleted.is_empty()).count();
         }
+        let mut filters: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, value) in args.filter.iter().map(|text| field(text)) {
+            filters.entry(name).or_default().extend(value);
+        }
+        let filters = serde_json::to_string(&filters).expect("strings are JSON");
+        let PruneBound { reserved, max_used, min_free } = args.bound();
+        let all = u8::from(args.all);
+        let path = format!(
+            "/v1.48/build/prune?all={all}&reserved-space={reserved}&max-used-space={max_used}&min-free-space={min_free}\
+             &filters={}",
+            escape(&filters)
+        );
+        let cache: PruneAnswer = self.post(&path)?;
+        freed += cache.space_reclaimed;
         Ok((counted(cache.caches_deleted.unwrap_or_default().len(), images, args), freed))
     }
 }
 
 /// Percent-encodes everything but letters and digits.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),

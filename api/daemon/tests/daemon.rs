@@ -212,7 +212,7 @@ fn what_the_configuration_says_in_vain_is_in_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let (socket, config) = (dir.path().join("l.sock"), dir.path().join("buildkitd.toml"));
     let text = format!(
-        "root = {:?}\n[grpc]\naddress = [{:?}]\n[worker.oci]\ngc = true\n[nonsense]\nx = 1\n",
+        "root = {:?}\n[grpc]\naddress = [{:?}]\n[worker.oci]\ngc = true\nlabels = {{ a = \"b\" }}\n[nonsense]\nx = 1\n",
         dir.path().join("data"),
         host(&socket)
     );
@@ -223,5 +223,5 @@ fn what_the_configuration_says_in_vain_is_in_the_log() {
     assert!(dir.path().join("data/metadata.db").exists());
     assert!(process.stop().success());
     let log = fs::read_to_string(dir.path().join("log")).unwrap();
-    assert!(log.contains("worker.oci.gc is not honoured") && log.contains("nonsense.x is no key"), "{log}");
+    assert!(log.contains("worker.oci.labels.a is not honoured") && log.contains("nonsense.x is no key"), "{log}");
 }

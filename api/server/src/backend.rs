@@ -246,8 +246,3 @@ pub trait ImageTransfer: Send + Sync {
     /// Tries credentials on their registry; an identity token when the registry gives one.
     fn authenticate(&self, auth: AuthConfig) -> BoxFuture<'_, Result<Option<String>, ApiError>>;
 }
-
-/// Bytes that records take together.
-pub(crate) fn bytes_of(records: &[CacheRecord]) -> u64 {
-    records.iter().map(|record| u64::try_from(record.size).unwrap_or(0)).sum()
-}

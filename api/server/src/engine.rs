@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -13,7 +12,7 @@ use lapstrake_api_types::{
     AuthConfig, BuildOutput, BuildQuery, BuilderVersion, CachePruneReport, CacheRecord, HostGateway,
     ProgressForm, PruneQuery, Timestamp, bool_value,
 };
-use lapstrake_builder_cache::{CacheError, PruneBound, PruneFilter, PruneRequest};
+use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind, Input,
@@ -42,15 +41,13 @@ use crate::{
 pub struct EngineBuilds {
     engine: Engine,
     collector: Arc<Collector>,
-    /// Where the store is: its file system's free space bounds the cache.
-    root: PathBuf,
     gateway: HostGateway,
 }
 
 impl EngineBuilds {
-    /// The engine, what frees its leftovers, and the root directory of its store.
-    pub fn new(engine: Engine, collector: Arc<Collector>, root: PathBuf) -> Self {
-        Self { engine, collector, root, gateway: HostGateway::default() }
+    /// The engine, and what frees its leftovers.
+    pub fn new(engine: Engine, collector: Arc<Collector>) -> Self {
+        Self { engine, collector, gateway: HostGateway::default() }
     }
 
     /// The same, with what `host-gateway` means in its builds.
@@ -336,50 +333,26 @@ impl BuildCache for EngineBuilds {
     }
 
     fn prune(&self, query: &PruneQuery) -> Result<CachePruneReport, ApiError> {
-        let mut filters = Vec::new();
-        for name in ["id", "parent", "type", "description", "inuse", "shared", "private"] {
-            if query.filters.contains(name) {
-                let value = query.filters.get(name).next().unwrap_or_default();
-                filters.push(PruneFilter::parse(name, value).map_err(|error| cache_error(&error))?);
-            }
-        }
-        let now = SystemTime::now();
-        let unused_for = query
-            .unused_since
-            .map(|since| now.duration_since(SystemTime::from(since.0)).unwrap_or(Duration::ZERO));
-        let bound = PruneBound { reserved: self.keep(query)?, max_used: None };
+        let request = PruneRequest {
+            all: query.all,
+            filter: EntryFilter::of_fields(query.fields()).map_err(|error| cache_error(&error))?,
+            unused_for: query.unused_since.map(|since| {
+                SystemTime::now().duration_since(SystemTime::from(since.0)).unwrap_or(Duration::ZERO)
+            }),
+            bound: PruneBound {
+                reserved: query.reserved_space,
+                max_used: query.max_used_space,
+                min_free: query.min_free_space,
+            },
+        };
         let cache = self.engine.cache();
-        let pruned = cache
-            .prune(&PruneRequest { all: query.all, filters, unused_for, bound })
-            .map_err(|error| cache_error(&error))?;
-        let freed = self.collector.collect()?;
+        let (pruned, freed) =
+            self.collector.collect_after(|| cache.prune(&request)).map_err(|error| cache_error(&error))?;
         let ids: Vec<String> = pruned.entries.into_iter().map(|entry| entry.id).collect();
         Ok(CachePruneReport {
             caches_deleted: (!ids.is_empty()).then_some(ids),
             space_reclaimed: freed.bytes,
         })
-    }
-}
-
-impl EngineBuilds {
-    /// Bytes of cache that may stay (BuildKit's `calculateKeepBytes`): as many as `max-used-space` lets, fewer where the disk
-    /// must have `min-free-space`, but never fewer than `reserved-space`.
-    fn keep(&self, query: &PruneQuery) -> Result<u64, ApiError> {
-        let mut keep = query.max_used_space;
-        if query.min_free_space > 0 {
-            let disk = rustix::fs::statvfs(&self.root).map_err(|error| {
-                ApiError::new(
-                    ApiErrorKind::Internal,
-                    format!("free space of {}: {error}", self.root.display()),
-                )
-            })?;
-            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-            let missing = query.min_free_space.saturating_sub(free);
-            let total = crate::backend::bytes_of(&self.records()?);
-            let rest = total.saturating_sub(missing);
-            keep = if keep == 0 { rest } else { keep.min(rest) };
-        }
-        Ok(keep.max(query.reserved_space))
     }
 }
 

@@ -119,8 +119,8 @@ pub(crate) async fn disk_usage(state: Arc<AppState>, request: DoorRequest) -> Re
         };
         if query.wants(DiskUsageObject::Image) {
             let images = images::summaries(&state.stores, &Filters::default(), false, true)?;
-            let on_disk = lapstrake_layerstore_store::disk_usage(&state.stores)?;
-            let total = i64::try_from(on_disk.layers).unwrap_or(i64::MAX);
+            let on_disk = lapstrake_layerstore_store::disk_usage_of_images(&state.stores)?;
+            let total = i64::try_from(on_disk.of_images()).unwrap_or(i64::MAX);
             usage.images = Some(ImageUsage { total, images });
         }
         if query.wants(DiskUsageObject::BuildCache) {

@@ -119,7 +119,7 @@ impl Daemon {
             runtime_dir: run,
             parallelism: 2,
         });
-        let builds = Arc::new(EngineBuilds::new(engine, collector.clone(), root.clone()));
+        let builds = Arc::new(EngineBuilds::new(engine, collector.clone()));
         let state = Arc::new(AppState::new(Parts {
             stores,
             collector,

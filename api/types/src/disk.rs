@@ -68,6 +68,14 @@ pub struct BuildCacheUsage {
     pub records: Vec<CacheRecord>,
 }
 
+impl BuildCacheUsage {
+    /// Bytes of what no image shares: those are counted with the images. (Moby counts them twice; the docker CLI leaves them out where it adds
+    /// up the records itself.)
+    fn own(&self) -> i64 {
+        self.records.iter().filter(|record| !record.shared).map(|record| record.size).sum()
+    }
+}
+
 /// The answer, to be laid out by version; objects that were not asked about are `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskUsage {
@@ -129,8 +137,7 @@ impl DiskUsage {
             None => {}
         }
         if !api.at_least(42) {
-            let size = self.build_cache.iter().flat_map(|usage| &usage.records).map(|record| record.size);
-            put("BuilderSize", json!(size.sum::<i64>()));
+            put("BuilderSize", json!(self.build_cache.iter().map(BuildCacheUsage::own).sum::<i64>()));
         }
     }
 
@@ -179,7 +186,7 @@ impl DiskUsage {
                 "BuildCacheUsage",
                 count(records.len()),
                 records.iter().filter(|record| record.in_use).count(),
-                records.iter().map(|record| record.size).sum(),
+                usage.own(),
                 free.map(|record| record.size).sum(),
                 records.iter().map(|record| record.to_json(api)).collect(),
             );

@@ -50,6 +50,11 @@ impl Filters {
         self.fields.is_empty()
     }
 
+    /// The names of all filters that were given.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
     /// Whether the filter was given, be it without values.
     pub fn contains(&self, name: &str) -> bool {
         self.fields.contains_key(name)

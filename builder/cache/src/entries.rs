@@ -1,11 +1,12 @@
 //! Entries: what the cache keeps, as `docker system df -v` lists it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use lapstrake_layerstore_store::{
-    Metadata, Resource, SnapshotInfo, SnapshotKey, SnapshotName, StoreError, Tree,
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use rusqlite::{OptionalExtension, Row};
+
+use lapstrake_layerstore_store::{Metadata, Resource, SnapshotKey, SnapshotName, StoreError, Tree};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::{BuildCache, CacheError};
 
@@ -58,13 +59,13 @@ impl RecordKind {
 pub struct CacheEntry {
     /// The snapshot's name or key.
     pub id: String,
-    /// The entries it was made from: the snapshot's parent.
+    /// The entries it was made from: the nearest below it that has one.
     pub parents: Vec<String>,
     /// What it is of.
     pub kind: RecordKind,
     /// What it is, for people.
     pub description: String,
-    /// Whether running work holds it.
+    /// Whether running work holds it, or something that was made from it.
     pub in_use: bool,
     /// Whether an image has it too.
     pub shared: bool,
@@ -96,45 +97,52 @@ impl BuildCache {
             .map_err(StoreError::metadata("record a cache entry"))?;
             Ok(())
         })?;
+        self.grown.notify_one();
         Ok(())
     }
 
-    /// All entries, oldest first. Blocks; walks the directories of cache mounts to measure them.
+    /// All entries, oldest first. Blocks.
+    ///
+    /// A built tree is measured once and that is remembered with it; a cache mount's directory is measured again after each use, and each time
+    /// while it is in use.
     pub fn usage(&self) -> Result<Vec<CacheEntry>, CacheError> {
-        let rows = self.metadata.read(|db| {
-            let failed = "list cache entries";
-            let mut statement = db
-                .prepare_cached(
-                    "SELECT e.snapshot, e.key, e.kind, e.description, e.created, e.used, e.uses, s.parent
-                       FROM cache_entry e
-                       JOIN snapshot s ON s.name = e.snapshot OR s.key = e.key
-                      ORDER BY e.seq",
-                )
-                .map_err(StoreError::metadata(failed))?;
-            let rows = statement.query_map([], stored).map_err(StoreError::metadata(failed))?;
-            rows.collect::<Result<Vec<_>, _>>().map_err(StoreError::metadata(failed))
-        })?;
-        let imaged = self.image_snapshots()?;
+        let Listing { rows, parents, imaged } = self.metadata.read(Listing::read)?;
+        // After the rows: see `measure_mount`.
         let held = self.stores.leases.all_held();
-        let mut entries = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (resource, usage) = match &row.place {
-                Place::Built(name) => (Resource::Snapshot(name.clone()), self.stores.snapshots.usage(name)),
-                Place::Mount(key) => (Resource::Key(key.clone()), self.stores.snapshots.usage_key(key)),
+        let listed: HashSet<&str> = rows.iter().map(|row| row.place.id()).collect();
+        // Whatever is below something that is held is in use as well.
+        let mut in_use: HashSet<&str> = HashSet::new();
+        for resource in &held {
+            let id = match resource {
+                Resource::Snapshot(name) => name.as_str(),
+                Resource::Key(key) => key.as_str(),
+                Resource::Blob(_) | Resource::Image(_) => continue,
             };
-            let size = match usage {
-                Ok(usage) => usage.bytes,
+            mark(id, &parents, &mut in_use);
+        }
+        let mut shared: HashSet<&str> = HashSet::new();
+        for top in &imaged {
+            mark(top, &parents, &mut shared);
+        }
+        let mut entries = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let id = row.place.id();
+            let size = match self.measure(row, in_use.contains(id)) {
+                Ok(size) => size,
                 // Gone since the list was made.
                 Err(StoreError::NotFound { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
+            // The nearest below that has an entry: what is between lost its own and stays for what is above it.
+            let mut below = std::iter::successors(parents.get(id), |parent| parents.get(parent.as_str()));
+            let parent = below.find(|parent| listed.contains(parent.as_str()));
             entries.push(CacheEntry {
-                id: row.place.id().to_owned(),
-                parents: row.parent.into_iter().collect(),
+                id: id.to_owned(),
+                parents: parent.cloned().into_iter().collect(),
                 kind: row.kind,
-                description: row.description,
-                in_use: held.contains(&resource),
-                shared: matches!(&row.place, Place::Built(name) if imaged.contains(name)),
+                description: row.description.clone(),
+                in_use: in_use.contains(id),
+                shared: shared.contains(id),
                 mutable: matches!(row.place, Place::Mount(_)),
                 size,
                 created: row.created,
@@ -142,29 +150,83 @@ impl BuildCache {
                 uses: row.uses,
             });
         }
+        self.measured.lock().retain(|key, _| listed.contains(key.as_str()));
         Ok(entries)
     }
 
-    /// The snapshots of all images' layers.
-    fn image_snapshots(&self) -> Result<std::collections::HashSet<SnapshotName>, StoreError> {
-        let mut parents = std::collections::HashMap::new();
-        self.stores.snapshots.walk(&mut |SnapshotInfo { kind, parent, .. }| {
-            if let lapstrake_layerstore_store::SnapshotKind::Committed(name) = kind {
-                parents.insert(name, parent);
-            }
-            true
-        })?;
-        let mut found = std::collections::HashSet::new();
-        for image in self.stores.images.list()? {
-            let mut next = image.top;
-            while let Some(name) = next {
-                next = parents.get(&name).cloned().flatten();
-                if !found.insert(name) {
-                    break;
-                }
-            }
+    fn measure(&self, row: &Stored, in_use: bool) -> Result<u64, StoreError> {
+        match &row.place {
+            Place::Built(name) => match row.bytes {
+                Some(bytes) => Ok(bytes),
+                None => Ok(self.stores.snapshots.usage(name)?.bytes),
+            },
+            Place::Mount(key) => self.measure_mount(key, row.uses, in_use),
         }
-        Ok(found)
+    }
+
+    /// What was measured is right as long as the directory is not used again, and every use is counted in its row before it begins to write. So a row
+    /// that was read before it was seen to be unused tells which state was measured, or the next look finds another count.
+    fn measure_mount(&self, key: &SnapshotKey, uses: u64, in_use: bool) -> Result<u64, StoreError> {
+        let known = self.measured.lock().get(key).copied();
+        if let Some(Measured { bytes, .. }) = known.filter(|known| known.uses == uses && !in_use) {
+            return Ok(bytes);
+        }
+        let bytes = self.stores.snapshots.usage_key(key)?.bytes;
+        if !in_use {
+            self.measured.lock().insert(key.clone(), Measured { uses, bytes });
+        }
+        Ok(bytes)
+    }
+}
+
+/// Adds a snapshot and all below it.
+fn mark<'a>(id: &'a str, parents: &'a HashMap<String, String>, marked: &mut HashSet<&'a str>) {
+    let mut next = Some(id);
+    while let Some(id) = next.filter(|id| marked.insert(id)) {
+        next = parents.get(id).map(String::as_str);
+    }
+}
+
+/// What a cache mount's directory took when it had been used this often.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured {
+    uses: u64,
+    bytes: u64,
+}
+
+/// All that the database knows about entries, as of one instant.
+struct Listing {
+    rows: Vec<Stored>,
+    // Of every snapshot that has one, by name or key.
+    parents: HashMap<String, String>,
+    // The top snapshots of images.
+    imaged: Vec<String>,
+}
+
+impl Listing {
+    fn read(db: &Connection) -> Result<Self, StoreError> {
+        let read = || -> rusqlite::Result<Self> {
+            let mut rows = db.prepare_cached(
+                "SELECT e.snapshot, e.key, e.kind, e.description, e.created, e.used, e.uses, s.bytes, e.seq
+                   FROM cache_entry e JOIN snapshot s ON s.name = e.snapshot
+                 UNION ALL
+                 SELECT e.snapshot, e.key, e.kind, e.description, e.created, e.used, e.uses, NULL, e.seq
+                   FROM cache_entry e WHERE e.key IS NOT NULL
+                  ORDER BY 9",
+            )?;
+            let mut parents = db.prepare_cached(
+                "SELECT coalesce(name, key), parent FROM snapshot WHERE parent IS NOT NULL",
+            )?;
+            let mut imaged = db.prepare_cached("SELECT DISTINCT top FROM image WHERE top IS NOT NULL")?;
+            Ok(Self {
+                rows: rows.query_map([], stored)?.collect::<Result<_, _>>()?,
+                parents: parents
+                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect::<Result<_, _>>()?,
+                imaged: imaged.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?,
+            })
+        };
+        read().map_err(StoreError::metadata("list cache entries"))
     }
 }
 
@@ -189,7 +251,8 @@ struct Stored {
     created: SystemTime,
     used: SystemTime,
     uses: u64,
-    parent: Option<String>,
+    // Of a built tree that was measured.
+    bytes: Option<u64>,
 }
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
@@ -204,7 +267,7 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
         created: time(row.get(4)?),
         used: time(row.get(5)?),
         uses: row.get::<_, i64>(6)?.unsigned_abs(),
-        parent: row.get(7)?,
+        bytes: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
     })
 }
 
@@ -258,6 +321,7 @@ pub(crate) fn record_mount(
     metadata: &Metadata,
     id: &str,
     key: &SnapshotKey,
+    kind: RecordKind,
     description: &str,
 ) -> Result<(), StoreError> {
     let now = nanos(SystemTime::now());
@@ -274,7 +338,7 @@ pub(crate) fn record_mount(
             None => txn.execute(
                 "INSERT INTO cache_entry (key, kind, description, created, used, uses, mount)
                  VALUES (?1, ?2, ?3, ?4, ?4, 0, ?5)",
-                (key.as_str(), RecordKind::CacheMount.as_str(), description, now, id),
+                (key.as_str(), kind.as_str(), description, now, id),
             ),
         }
         .map_err(StoreError::metadata(failed))?;

@@ -17,6 +17,14 @@ pub enum CacheError {
         /// What is wrong with it.
         why: String,
     },
+    /// A size that means nothing.
+    #[error("invalid disk space {text:?}: {why}")]
+    Space {
+        /// The size as given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A cache mount's id is one that no directory may have.
     #[error("cache mount id {id:?}: {why}")]
     MountId {

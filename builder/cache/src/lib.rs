@@ -4,7 +4,8 @@
 //!   solver ── CacheStore ──► links, results ┐
 //!   ops ───── record ──────► entries        ├─ tables in metadata.db; trees in the snapshotter
 //!   RUN ───── mount ───────► cache mounts   ┘
-//!   system df ◄── usage      builder prune ──► prune ──► (the collector frees what nobody holds)
+//!   system df ◄── usage      builder prune ──► prune ┬─► (the collector frees what nobody holds)
+//!                            buildkitd.toml ──► gc ──┘
 //!   links ── export ──► CacheDocument (BuildKit's) ── import ──► ImportedCache: a CacheStore that a build brings with it
 //! ```
 //!
@@ -19,6 +20,8 @@ mod document;
 mod entries;
 mod error;
 mod export;
+mod filter;
+mod gc;
 mod import;
 mod keys;
 mod mounts;
@@ -30,14 +33,17 @@ pub use document::{CacheDocument, MAX_DOCUMENT};
 pub use entries::{CacheEntry, RecordKind};
 pub use error::CacheError;
 pub use export::{ExportedRecords, ExportedResult, ExportedResults};
+pub use filter::EntryFilter;
+pub use gc::{DiskSpace, GcCaps, GcRule, default_rules};
 pub use import::{INLINE_FIELD, ImportedCache, ImportedLayer, ImportedResult, LayerSource};
 pub use mounts::{CacheMount, Sharing};
-pub use prune::{PruneBound, PruneFilter, PruneRequest, Pruned};
+pub use prune::{Disk, PruneBound, PruneRequest, Pruned};
 
 use std::{collections::HashMap, sync::Arc};
 
-use lapstrake_layerstore_store::{Metadata, Resource, StoreError, Stores, collect::Holder};
+use lapstrake_layerstore_store::{Metadata, Resource, SnapshotKey, StoreError, Stores, collect::Holder};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// The build cache of one store.
 pub struct BuildCache {
@@ -45,13 +51,28 @@ pub struct BuildCache {
     stores: Stores,
     // Cache mounts that are in use, by id; see `mounts`.
     busy: Mutex<HashMap<String, mounts::Busy>>,
+    // What cache mounts' directories took when they were last measured.
+    measured: Mutex<HashMap<SnapshotKey, entries::Measured>>,
+    // Something was added.
+    grown: Notify,
 }
 
 impl BuildCache {
     /// Opens the cache's tables in `metadata`, the database of `stores`.
     pub fn open(metadata: Metadata, stores: Stores) -> Result<Arc<Self>, CacheError> {
         metadata.migrate("build-cache", schema::STEPS)?;
-        Ok(Arc::new(Self { metadata, stores, busy: Mutex::default() }))
+        Ok(Arc::new(Self {
+            metadata,
+            stores,
+            busy: Mutex::default(),
+            measured: Mutex::default(),
+            grown: Notify::new(),
+        }))
+    }
+
+    /// Waits until something was added to the cache since the last call. For one caller: who keeps the cache within its bounds.
+    pub async fn grown(&self) {
+        self.grown.notified().await;
     }
 }
 

@@ -7,14 +7,27 @@
 //! * **private**: alone, in another directory if this one is in use; it is kept too.
 //!
 //! A shared user that comes while somebody is alone gets a directory as a private one does, as with BuildKit.
+//!
+//! # After a cancel
+//!
+//! A step that is cancelled, fails or is killed leaves the directory as its processes left it, as with BuildKit: only they know what of it is worth
+//! keeping, and a build of the same step goes on from there. What is certain:
+//!
+//! * Nobody else has a locked or private directory before all processes of the step are gone: the value is dropped after them, and when the
+//!   daemon is killed they die with it.
+//! * A directory that begins as a tree is that tree, whole, before anybody has it. It is an overlay over the tree, or (vfs) a copy that gets its
+//!   record when it is complete; one without a record goes at the next start.
 
-use std::sync::{Arc, Weak};
+use std::{
+    path::Path,
+    sync::{Arc, Weak},
+};
 
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{Lease, Resource, SnapshotKey, SnapshotMount, StoreError, Tree};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{BuildCache, CacheError, entries};
+use crate::{BuildCache, CacheError, RecordKind, entries};
 
 /// How steps share a cache mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +83,20 @@ impl CacheMount {
     pub fn mount(&self) -> &SnapshotMount {
         &self.mount
     }
+
+    /// The directory itself; `None` where it began as a tree.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.mount {
+            SnapshotMount::Bind { source, .. } => Some(source),
+            SnapshotMount::Overlay { .. } => None,
+        }
+    }
+}
+
+/// What a directory is listed as.
+struct Listed {
+    kind: RecordKind,
+    description: String,
 }
 
 impl BuildCache {
@@ -86,6 +113,25 @@ impl BuildCache {
         if id.contains('\0') {
             return Err(CacheError::MountId { id: id.to_owned(), why: "contains a NUL" });
         }
+        let description = format!("cached mount {target} from exec with id {id:?}");
+        self.lend(id, sharing, initial, Listed { kind: RecordKind::CacheMount, description }).await
+    }
+
+    /// Takes a directory of the daemon's own, alone, which begins empty when it is new. It is listed, pruned and measured as a cache mount is, and no
+    /// step can name it.
+    pub async fn directory(self: Arc<Self>, id: &str, description: String) -> Result<CacheMount, CacheError> {
+        // What a Dockerfile says has no NUL in it.
+        let listed = Listed { kind: RecordKind::Regular, description };
+        self.lend(&format!("\0{id}"), Sharing::Locked, &Tree::empty(), listed).await
+    }
+
+    async fn lend(
+        self: Arc<Self>,
+        id: &str,
+        sharing: Sharing,
+        initial: &Tree,
+        listed: Listed,
+    ) -> Result<CacheMount, CacheError> {
         // What a cache begins as is part of what it is. The id never becomes a path.
         let id = match initial.snapshot() {
             None => id.to_owned(),
@@ -102,8 +148,8 @@ impl BuildCache {
             // Without one, somebody is alone: `take` gives another directory.
             Sharing::Shared | Sharing::Private => lock.try_acquire_owned().ok(),
         };
-        let (cache, initial, target) = (self, initial.clone(), target.to_owned());
-        tokio::task::spawn_blocking(move || cache.take(&id, sharing, &initial, &target, permit))
+        let (cache, initial) = (self, initial.clone());
+        tokio::task::spawn_blocking(move || cache.take(&id, sharing, &initial, &listed, permit))
             .await
             .map_err(|_| CacheError::Lost)?
     }
@@ -113,7 +159,7 @@ impl BuildCache {
         id: &str,
         sharing: Sharing,
         initial: &Tree,
-        target: &str,
+        listed: &Listed,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Result<CacheMount, CacheError> {
         // Held until the choice is made: two private users must not choose the same, two shared ones must not make two.
@@ -140,13 +186,13 @@ impl BuildCache {
                     Err(error) => return Err(error.into()),
                 }
             };
-            return self.taken(in_use, id, key, mount, target, lease, permit, sharing);
+            return self.taken(in_use, id, key, mount, listed, lease, permit, sharing);
         }
         let key = SnapshotKey::random();
         lease.hold(Resource::Key(key.clone()));
         // Prepared first and recorded then: a crash in between leaves an active snapshot without an owner, which the next start removes.
         let mount = self.stores.snapshots.prepare(&key, initial.snapshot())?;
-        self.taken(in_use, id, key, mount, target, lease, permit, sharing)
+        self.taken(in_use, id, key, mount, listed, lease, permit, sharing)
     }
 
     #[allow(clippy::too_many_arguments)] // one place for what both ways of having a directory end with
@@ -156,13 +202,12 @@ impl BuildCache {
         id: &str,
         key: SnapshotKey,
         mount: SnapshotMount,
-        target: &str,
+        listed: &Listed,
         lease: Lease,
         permit: Option<OwnedSemaphorePermit>,
         sharing: Sharing,
     ) -> Result<CacheMount, CacheError> {
-        let description = format!("cached mount {target} from exec with id {id:?}");
-        entries::record_mount(&self.metadata, id, &key, &description)?;
+        entries::record_mount(&self.metadata, id, &key, listed.kind, &listed.description)?;
         let user = Arc::new(());
         let shared = sharing == Sharing::Shared;
         busy.users.push(User { key, shared, alive: Arc::downgrade(&user) });

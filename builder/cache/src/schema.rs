@@ -7,7 +7,7 @@
 //!   ├ kind, description
 //!   ├ created, used             nanoseconds since 1970
 //!   ├ uses                      how often it was used after it was made
-//!   └ mount                     id of the cache mount, for those
+//!   └ mount                     id of the cache mount, for those; one that begins with a NUL is the daemon's own
 //!
 //!  cache_result                                results of keys
 //!   ├ seq                       newest last

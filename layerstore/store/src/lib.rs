@@ -54,7 +54,7 @@ pub use snapshot::{
 };
 
 pub use tree::{Draft, Tree};
-pub use usage::{DiskUsage, ImageUsage, disk_usage};
+pub use usage::{DiskUsage, ImageUsage, disk_usage, disk_usage_of_images};
 
 /// The database's library, so that components with tables in the same file use the same version.
 pub use rusqlite;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lapstrake_layerstore_oci::ImageId;
 
-use crate::{SnapshotKind, SnapshotName, StoreError, Stores, error::found};
+use crate::{SnapshotKey, SnapshotKind, SnapshotName, StoreError, Stores, error::found};
 
 /// What one image takes, as Moby computes it: in bytes of its layers' file content ([`crate::Layer::size`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,22 @@ impl DiskUsage {
 
 /// Measures a store. What comes or goes meanwhile may be counted or not. Active snapshots are walked, which takes time.
 pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
+    let (mut usage, active) = measure(stores)?;
+    for key in active {
+        usage.active += found(stores.snapshots.usage_key(&key))?.map_or(0, |usage| usage.bytes);
+    }
+    Ok(usage)
+}
+
+/// As [`disk_usage`] of all but active snapshots, which it does not look at: nothing is walked that was measured before.
+pub fn disk_usage_of_images(stores: &Stores) -> Result<DiskUsage, StoreError> {
+    measure(stores).map(|(usage, _)| usage)
+}
+
+/// All but active snapshots, and which those are.
+fn measure(stores: &Stores) -> Result<(DiskUsage, Vec<SnapshotKey>), StoreError> {
     let mut usage = DiskUsage::default();
+    let mut active = Vec::new();
     let images = stores.images.list()?;
     let mut snapshots = Vec::new();
     stores.snapshots.walk(&mut |snapshot| {
@@ -68,9 +83,7 @@ pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
                 let size = stores.layers.by_snapshot(&name)?.map_or(bytes, |layer| layer.size);
                 layers.insert(name, Layer { parent: snapshot.parent, size, bytes, images: 0 });
             }
-            SnapshotKind::Active(key) => {
-                usage.active += found(stores.snapshots.usage_key(&key))?.map_or(0, |usage| usage.bytes);
-            }
+            SnapshotKind::Active(key) => active.push(key),
             // A view writes nothing.
             SnapshotKind::View(_) => {}
         }
@@ -95,7 +108,7 @@ pub fn disk_usage(stores: &Stores) -> Result<DiskUsage, StoreError> {
         });
         usage.images.push(ImageUsage { id: image.id, size, shared, unique: size - shared });
     }
-    Ok(usage)
+    Ok((usage, active))
 }
 
 struct Layer {

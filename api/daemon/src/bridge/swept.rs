@@ -53,7 +53,7 @@ impl Builds for Swept {
         progress: Progress,
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
-        let after = After(self.sweep.clone());
+        let running = self.sweep.building();
         Box::pin(async move {
             let mut build = self.builds.build(order, progress, cancel.clone());
             let built = tokio::select! {
@@ -64,7 +64,7 @@ impl Builds for Swept {
                     build.await
                 }
             };
-            drop(after);
+            drop(running);
             built
         })
     }

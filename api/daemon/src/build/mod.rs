@@ -104,6 +104,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
         };
         drop(placed.directory);
         collecting.await;
+        tidy(&assembly).await;
         Ok(code)
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
@@ -133,6 +134,16 @@ fn collect(assembly: &Assembly) -> impl Future<Output = ()> {
             }
             Err(error) => tracing::error!(%error, "collection ended in a panic"),
         }
+    }
+}
+
+/// Keeps the cache within its bounds: no daemon does it.
+async fn tidy(assembly: &Assembly) {
+    let tidier = assembly.store.tidier();
+    match tokio::task::spawn_blocking(move || tidier.tidy()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(error = chain(&error), "the cache could not be tidied"),
+        Err(error) => tracing::error!(%error, "tidying ended in a panic"),
     }
 }
 

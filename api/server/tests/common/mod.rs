@@ -97,7 +97,7 @@ impl Builds for FakeBuilds {
     }
 }
 
-/// One record, which pruning removes unless filters keep it.
+/// Records, which pruning removes unless a filter of their type keeps them.
 #[derive(Default)]
 pub struct FakeCache {
     pub records: Mutex<Vec<CacheRecord>>,
@@ -110,7 +110,9 @@ impl BuildCache for FakeCache {
 
     fn prune(&self, query: &PruneQuery) -> Result<CachePruneReport, ApiError> {
         let mut records = self.records.lock().unwrap();
-        let (gone, kept): (Vec<_>, Vec<_>) = records.drain(..).partition(|record| query.matches(record));
+        let matches =
+            |record: &CacheRecord| query.fields().all(|field| field == ("type", Some(record.kind.as_str())));
+        let (gone, kept): (Vec<_>, Vec<_>) = records.drain(..).partition(matches);
         *records = kept;
         let space_reclaimed = gone.iter().map(|record| u64::try_from(record.size).unwrap()).sum();
         let ids: Vec<String> = gone.into_iter().map(|record| record.id).collect();
