@@ -109,6 +109,11 @@ impl Docker {
     }
 }
 
+/// Runs the program under test with these arguments, to its end.
+pub fn lapstrake<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
+    collect(Command::new(crate::daemon::program()).args(arguments), &[])
+}
+
 /// Runs a command with `stdin`, to its end.
 ///
 /// # Panics

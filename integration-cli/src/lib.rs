@@ -15,7 +15,7 @@ mod registry;
 mod tree;
 
 pub use base::{BASE_IMAGE, busybox_rootfs};
-pub use client::{Docker, Output};
+pub use client::{Docker, Output, lapstrake};
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use process::{Process, wait_for_socket};

@@ -6,6 +6,7 @@ use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_engine::{Engine, Parts};
 use lapstrake_builder_executor::{Executor, Helper, HelperOptions, NativeExecutor, OciRuntime};
 use lapstrake_builder_exporter::Exporter;
+use lapstrake_builder_history::History;
 use lapstrake_builder_source::{SourceLimits, Sources, SourcesOptions};
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_registry::{ClientOptions, RegistryClient};
@@ -22,6 +23,8 @@ pub(crate) struct OpenStore {
     pub(crate) metadata: Metadata,
     /// The build cache.
     pub(crate) cache: Arc<BuildCache>,
+    /// What was built.
+    pub(crate) history: History,
     /// Frees what nobody needs.
     pub(crate) collector: Arc<Collector>,
     /// Which graph driver is used.
@@ -47,11 +50,12 @@ impl OpenStore {
         }
         let stores = store.stores(Arc::new(adapter));
         let cache = BuildCache::open(store.metadata.clone(), stores.clone())?;
+        let history = History::open(store.metadata.clone(), settings.root.join("history"), settings.history)?;
         let holders: Vec<Arc<dyn Holder>> = vec![Arc::<BuildCache>::clone(&cache)];
         let collector = Arc::new(Collector::new(stores.clone(), holders));
         let disk = cache.disk()?.total;
         let rules = settings.gc.rules(disk)?.iter().map(|rule| rule.request(disk)).collect();
-        Ok(Self { stores, metadata: store.metadata, cache, collector, driver, rules })
+        Ok(Self { stores, metadata: store.metadata, cache, history, collector, driver, rules })
     }
 
     /// What keeps the cache within its bounds.
@@ -126,6 +130,7 @@ impl Assembly {
             runtime_dir: runtime_directory(settings)?,
             parallelism: settings.parallelism,
         });
+        engine.record_in(store.history.clone());
         Ok(Self { store, engine, sessions, registry })
     }
 }

@@ -9,6 +9,7 @@ use lapstrake_graphdriver_adapter::DriverKind;
 
 use crate::{
     build::args::{BuildArgs, bytes},
+    history::HistoryArgs,
     host::Host,
     logging::LogFormat,
 };
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Df(DfArgs),
     /// Remove what the build cache can make again
     Prune(PruneArgs),
+    /// Show what was built, complete logs, and why steps ran
+    History(HistoryArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  lapstrake completion bash > /etc/bash_completion.d/lapstrake")]
     Completion {
@@ -145,8 +148,7 @@ pub(crate) struct DfArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Filters (an entry must pass all of them):
+#[command(after_help = "Filters (an entry must pass all of them):
   until=24h                    not used since then: a duration, or a time such as 2006-01-02T15:04:05
   id=REGEX                     its id, as df -v lists it
   type=TYPE                    regular, internal, frontend, source.local, source.git.checkout or exec.cachemount
@@ -162,8 +164,7 @@ Examples:
   lapstrake prune --all --images
   lapstrake prune --keep-storage 10g
   lapstrake prune --min-free-space 20g
-  lapstrake prune --filter type=exec.cachemount --filter until=48h"
-)]
+  lapstrake prune --filter type=exec.cachemount --filter until=48h")]
 pub(crate) struct PruneArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,

@@ -30,11 +30,37 @@ pub(crate) struct ConfigFile {
     pub(crate) grpc: Grpc,
     /// How processes run and where layers are.
     pub(crate) worker: Workers,
+    /// How much of the build history is kept.
+    pub(crate) history: HistoryFile,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
     /// What the file says that is not honoured; filled in by [`ConfigFile::parse`].
     #[serde(skip)]
     pub(crate) doubts: Vec<String>,
+}
+
+/// `[history]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct HistoryFile {
+    max_age: Option<Age>,
+    max_entries: Option<u32>,
+}
+
+impl HistoryFile {
+    /// How much is kept.
+    pub(crate) fn limits(&self) -> lapstrake_builder_history::Limits {
+        let mut limits = lapstrake_builder_history::Limits::default();
+        if let Some(Age(age)) = self.max_age {
+            limits.age = age;
+        }
+        if let Some(entries) = self.max_entries {
+            limits.entries = entries as usize;
+            // BuildKit has no bound on builds that are younger than the age; here it grows with what is wanted.
+            limits.most = limits.most.max(limits.entries.saturating_mul(2));
+        }
+        limits
+    }
 }
 
 /// `[log]`
@@ -243,6 +269,8 @@ const HONOURED: &[&str] = &[
     "trace",
     "root",
     "log.format",
+    "history.maxAge",
+    "history.maxEntries",
     "grpc.address",
     "grpc.gid",
     "grpc.tls.cert",
@@ -295,7 +323,6 @@ const NOT_HONOURED: &[(&str, &str)] = &[
     ("worker.oci.bridgeSubnet", "there is no bridge"),
     ("worker.containerd.*", "containerd is not used"),
     ("dns.*", "steps have the machine's name servers"),
-    ("history.*", "builds' records end with the build"),
     ("frontend.*", "Dockerfiles are read by the built-in frontend"),
     ("system.*", "the platform is that of this machine"),
     ("provenanceEnvDir", "no provenance is written"),

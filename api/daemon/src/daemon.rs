@@ -16,6 +16,9 @@ use crate::{
     sweeper::{self, Sweep},
 };
 
+/// How long the end waits for the last builds to be written down.
+const WRITE_DOWN: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Runs until a signal.
 pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
     // Taken before anything is opened: their numbers are known by heart.
@@ -41,6 +44,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
         let listeners = listen::bind(&settings, sockets).await?;
         let sweep = Sweep::default();
         let state = Arc::new(AppState::new(parts(&settings, &assembly, &sweep, &stop)));
+        state.show_history(assembly.store.history.clone());
         let sweeping = tokio::spawn(sweeper::run(
             assembly.store.tidier(),
             assembly.store.metadata.clone(),
@@ -52,6 +56,9 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
         notify::stopping();
         if let Err(error) = sweeping.await {
             tracing::error!(%error, "collection ended in a panic");
+        }
+        if tokio::time::timeout(WRITE_DOWN, assembly.store.history.settle()).await.is_err() {
+            tracing::warn!("the last builds are not written down");
         }
         drop(pid_file);
         Ok(())

@@ -4,6 +4,7 @@ use std::{error::Error, fmt::Write as _, io, path::PathBuf};
 
 use lapstrake_builder_cache::CacheError;
 use lapstrake_builder_executor::ExecError;
+use lapstrake_builder_history::HistoryError;
 use lapstrake_layerstore_store::StoreError;
 
 /// Why the program could not do what it was started for.
@@ -70,6 +71,9 @@ pub(crate) enum ProgramError {
     /// The build cache's tables could not be opened.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The build history failed.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// A build's context could not be taken in.
     #[error(transparent)]
     Engine(#[from] lapstrake_builder_engine::EngineError),

@@ -4,7 +4,7 @@
 //!   main ─► executor's helper? (a re-exec of this program: never returns)
 //!        └► command line ─► daemon      settings ─► assembly ─► listeners ─► api/server, until a signal
 //!                          build       the same assembly, one build in this process, no sockets
-//!                          df, prune   a daemon's API, or the store itself when no daemon has it open
+//!                          df, prune, history   a daemon's API, or the store itself when no daemon has it open
 //!                          completion  for a shell
 //! ```
 //!
@@ -20,6 +20,7 @@ mod client;
 mod config;
 mod daemon;
 mod error;
+mod history;
 mod host;
 mod inherited;
 mod listen;
@@ -56,6 +57,7 @@ fn run(cli: cli::Cli) -> Result<ExitCode, ProgramError> {
         Command::Build(args) => build::run(&args),
         Command::Df(args) => usage::df(&args).map(|()| ExitCode::SUCCESS),
         Command::Prune(args) => usage::prune(&args).map(|()| ExitCode::SUCCESS),
+        Command::History(args) => history::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             say(&cli::completion(shell));
             Ok(ExitCode::SUCCESS)

@@ -38,6 +38,8 @@ pub(crate) struct StoreSettings {
     pub(crate) log_format: LogFormat,
     /// How much is logged.
     pub(crate) log_level: LogLevel,
+    /// How much of the build history is kept.
+    pub(crate) history: lapstrake_builder_history::Limits,
     /// What the configuration says that has no effect.
     pub(crate) doubts: Vec<String>,
 }
@@ -126,6 +128,7 @@ impl StoreSettings {
             gc,
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             log_level,
+            history: file.history.limits(),
             doubts: std::mem::take(&mut file.doubts),
         };
         Ok((settings, file))

@@ -45,7 +45,11 @@ pub(crate) fn df(args: &DfArgs) -> Result<(), ProgramError> {
     let usage = match open_store(&settings)? {
         Some(store) => {
             let disk = disk_usage_of_images(&store.stores)?;
-            Usage { images: disk.images.len(), image_bytes: disk.of_images(), entries: entries(&store.cache)? }
+            Usage {
+                images: disk.images.len(),
+                image_bytes: disk.of_images(),
+                entries: entries(&store.cache)?,
+            }
         }
         None => daemon(args.host.as_ref())?.usage()?,
     };

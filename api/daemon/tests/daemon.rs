@@ -223,5 +223,8 @@ fn what_the_configuration_says_in_vain_is_in_the_log() {
     assert!(dir.path().join("data/metadata.db").exists());
     assert!(process.stop().success());
     let log = fs::read_to_string(dir.path().join("log")).unwrap();
-    assert!(log.contains("worker.oci.labels.a is not honoured") && log.contains("nonsense.x is no key"), "{log}");
+    assert!(
+        log.contains("worker.oci.labels.a is not honoured") && log.contains("nonsense.x is no key"),
+        "{log}"
+    );
 }

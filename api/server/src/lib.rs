@@ -51,7 +51,7 @@ pub use backend::{
 pub use engine::EngineBuilds;
 pub use error::{ApiError, ApiErrorKind};
 pub use events::EventBus;
+pub use history::{build_detail, build_item};
 pub use images::check_platform;
 pub use serve::{Accept, ServeLimits, serve};
-pub use history::{build_detail, build_item};
 pub use state::{AppState, Parts, RequestLimits, SystemFacts};

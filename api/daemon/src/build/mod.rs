@@ -104,6 +104,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
         };
         drop(placed.directory);
         collecting.await;
+        assembly.store.history.settle().await;
         tidy(&assembly).await;
         Ok(code)
     });
