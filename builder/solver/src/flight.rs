@@ -39,31 +39,53 @@ where
         F: FnOnce(CancellationToken) -> Work,
         Work: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let (mut answer, _waiter) = {
-            let mut state = self.0.lock();
-            match &mut *state {
-                State::Done(value) => return Some(Ok(value.clone())),
-                State::Running { generation, waiting, answer, .. } => {
-                    *waiting += 1;
-                    (answer.clone(), Waiter { flight: Arc::clone(self), generation: *generation })
+        self.enter(start).answer().await
+    }
+
+    /// Begins to wait, beginning the work with `start` if it is not running.
+    pub(crate) fn enter<F, Work>(self: &Arc<Self>, start: F) -> Seat<T, E>
+    where
+        F: FnOnce(CancellationToken) -> Work,
+        Work: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let mut state = self.0.lock();
+        if let Some(seat) = self.seat(&mut state) {
+            return seat;
+        }
+        let generation = next_generation();
+        let cancel = CancellationToken::new();
+        let (tell, answer) = watch::channel(None);
+        let work = start(cancel.clone());
+        let flight = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = work.await;
+            flight.finish(generation, &result);
+            tell.send_replace(Some(result));
+        });
+        *state = State::Running { generation, waiting: 1, cancel, answer: answer.clone() };
+        Seat::Waiting(answer, Waiter { flight: Arc::clone(self), generation })
+    }
+
+    /// Begins to wait for work that runs, or ran well; `None` if there is none.
+    pub(crate) fn join(self: &Arc<Self>) -> Option<Seat<T, E>> {
+        self.seat(&mut self.0.lock())
+    }
+
+    fn seat(self: &Arc<Self>, state: &mut State<T, E>) -> Option<Seat<T, E>> {
+        match state {
+            State::Idle => None,
+            State::Done(value) => Some(Seat::Done(value.clone())),
+            State::Running { generation, waiting, answer, .. } => {
+                // A task that panicked leaves the state behind; it is as idle as a cancelled one.
+                if answer.has_changed().is_err() && answer.borrow().is_none() {
+                    *state = State::Idle;
+                    return None;
                 }
-                State::Idle => {
-                    let generation = next_generation();
-                    let cancel = CancellationToken::new();
-                    let (tell, answer) = watch::channel(None);
-                    let work = start(cancel.clone());
-                    let flight = Arc::clone(self);
-                    tokio::spawn(async move {
-                        let result = work.await;
-                        flight.finish(generation, &result);
-                        tell.send_replace(Some(result));
-                    });
-                    *state = State::Running { generation, waiting: 1, cancel, answer: answer.clone() };
-                    (answer, Waiter { flight: Arc::clone(self), generation })
-                }
+                *waiting += 1;
+                let waiter = Waiter { flight: Arc::clone(self), generation: *generation };
+                Some(Seat::Waiting(answer.clone(), waiter))
             }
-        };
-        answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone())
+        }
     }
 
     /// The answer, if there is one.
@@ -91,7 +113,38 @@ fn next_generation() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-struct Waiter<T, E> {
+/// A place among those who wait for a flight.
+pub(crate) enum Seat<T, E> {
+    Done(T),
+    Waiting(Answer<T, E>, Waiter<T, E>),
+}
+
+impl<T: Clone, E: Clone> Seat<T, E> {
+    /// The answer; `None` when the work panicked.
+    pub(crate) async fn answer(self) -> Option<Result<T, E>> {
+        match self {
+            Self::Done(value) => Some(Ok(value)),
+            Self::Waiting(mut answer, _waiter) => {
+                answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone())
+            }
+        }
+    }
+
+    /// One more who waits, without listening: the work goes on until it is dropped. `None` when the work is over.
+    pub(crate) fn stake(&self) -> Option<Waiter<T, E>> {
+        let Self::Waiting(_, waiter) = self else { return None };
+        match &mut *waiter.flight.0.lock() {
+            State::Running { generation, waiting, .. } if *generation == waiter.generation => {
+                *waiting += 1;
+                Some(Waiter { flight: Arc::clone(&waiter.flight), generation: waiter.generation })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Somebody who waits for a flight, until dropped.
+pub(crate) struct Waiter<T, E> {
     flight: Arc<Flight<T, E>>,
     generation: u64,
 }
@@ -99,12 +152,11 @@ struct Waiter<T, E> {
 impl<T, E> Drop for Waiter<T, E> {
     fn drop(&mut self) {
         let mut state = self.flight.0.lock();
-        if let State::Running { generation, waiting, cancel, answer } = &mut *state
+        if let State::Running { generation, waiting, cancel, .. } = &mut *state
             && *generation == self.generation
         {
             *waiting -= 1;
-            // A task that panicked leaves the state behind; it is as idle as a cancelled one.
-            if *waiting == 0 || answer.has_changed().is_err() {
+            if *waiting == 0 {
                 cancel.cancel();
                 *state = State::Idle;
             }

@@ -31,11 +31,14 @@
 mod cache;
 mod error;
 mod flight;
+mod keys;
 mod node;
 mod op;
+mod run;
+mod scopes;
 mod solver;
 
 pub use cache::{CacheStore, CacheStoreError, KeyId, Link, MemoryCache};
 pub use error::SolveError;
-pub use op::{CacheMap, Dep, InputKeys, Miss, MissCause, Op, OpContext, Types};
+pub use op::{Alias, CacheMap, Dep, InputKeys, Miss, MissCause, Op, OpContext, Types};
 pub use solver::{Build, Resolved, Solver};

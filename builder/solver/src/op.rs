@@ -1,14 +1,11 @@
 //! What the solver asks of ops.
 
-use std::sync::Arc;
-
 use futures::future::BoxFuture;
 use lapstrake_builder_progress::VertexHandle;
 use lapstrake_layerstore_oci::Digest;
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::KeyId;
+use crate::{KeyId, scopes::Witness};
 
 /// The types that a solver works with.
 pub trait Types: Send + Sync + 'static {
@@ -18,6 +15,13 @@ pub trait Types: Send + Sync + 'static {
     type Scope: Clone + Send + Sync + 'static;
     /// How ops fail.
     type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Whether a build's client is still there, where that can be told. An op's failure while a client went away is not held against
+    /// other builds: they run it again.
+    fn alive(scope: &Self::Scope) -> bool {
+        let _ = scope;
+        true
+    }
 }
 
 /// One op, ready to run. Made once for a vertex, however many builds have it.
@@ -27,6 +31,12 @@ pub trait Op<X: Types>: Send + Sync {
     /// An op whose input is outside of the graph (an image, a repository) finds out here which one it is. If that takes time, it
     /// says so with [`VertexHandle::start`]. Dropping the future cancels it.
     fn cache_map<'a>(&'a self, cx: &'a OpContext<X>) -> BoxFuture<'a, Result<CacheMap, X::Error>>;
+
+    /// What else caches may know the op as. Asked after [`Op::cache_map`] has answered, for caches that a build brings with it: others made
+    /// them.
+    fn aliases(&self) -> Vec<Alias> {
+        Vec::new()
+    }
 
     /// The digest of what counts of input `input`; asked only where the cache map says that content counts.
     /// Dropping the future cancels it.
@@ -63,6 +73,15 @@ pub struct CacheMap {
     /// Whether the digest means nothing to another build, because the op depends on what only this one has (a client's directory). Then
     /// no key is made of it: the result is found by its content only, and not saved.
     pub ephemeral: bool,
+}
+
+/// What else an op may be known as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alias {
+    /// As [`CacheMap::digest`].
+    pub digest: Digest,
+    /// As [`Dep::selector`], for each input.
+    pub selectors: Vec<Option<Digest>>,
 }
 
 /// How one input counts.
@@ -113,42 +132,21 @@ pub struct OpContext<X: Types> {
     pub vertex: VertexHandle,
     /// Cancelled when no build waits for it any more.
     pub cancel: CancellationToken,
-    pub(crate) scopes: Arc<Scopes<X::Scope>>,
+    pub(crate) witness: Witness<X>,
 }
 
 impl<X: Types> OpContext<X> {
     /// The builds that wait for this op now, longest waiting first. An op that needs something of a client (a secret, a
     /// credential) asks one after the other, so that it survives any one of them.
+    ///
+    /// If the op then fails, builds that were not among these run it again for themselves.
     pub fn scopes(&self) -> Vec<X::Scope> {
-        self.scopes.all()
+        self.witness.scopes()
     }
 }
 
 impl<X: Types> std::fmt::Debug for OpContext<X> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OpContext").field("vertex", &self.vertex).finish_non_exhaustive()
-    }
-}
-
-/// The builds that have a vertex.
-pub(crate) struct Scopes<S>(Mutex<Vec<(u64, S)>>);
-
-impl<S> Default for Scopes<S> {
-    fn default() -> Self {
-        Self(Mutex::new(Vec::new()))
-    }
-}
-
-impl<S: Clone> Scopes<S> {
-    pub(crate) fn join(&self, build: u64, scope: S) {
-        self.0.lock().push((build, scope));
-    }
-
-    pub(crate) fn leave(&self, build: u64) {
-        self.0.lock().retain(|(id, _)| *id != build);
-    }
-
-    fn all(&self) -> Vec<S> {
-        self.0.lock().iter().map(|(_, scope)| scope.clone()).collect()
     }
 }

@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak, atomic::AtomicU32},
 };
 
 use lapstrake_builder_llb::{Graph, Vertex};
@@ -15,8 +12,10 @@ use parking_lot::Mutex;
 
 use crate::{
     CacheStore, KeyId, Op, SolveError, Types,
-    node::{Caches, Node, Stages},
-    op::Scopes,
+    keys::Caches,
+    node::{Node, Stages},
+    run::Runs,
+    scopes::Scopes,
 };
 
 /// A result and the keys it is known by.
@@ -33,8 +32,22 @@ pub struct Solver<X: Types>(Arc<Inner<X>>);
 
 struct Inner<X: Types> {
     cache: Arc<dyn CacheStore<X::Value>>,
-    nodes: Mutex<HashMap<Digest, Weak<Node<X>>>>,
-    builds: AtomicU64,
+    nodes: Arc<Nodes<X>>,
+    runs: Arc<Runs<X>>,
+}
+
+/// The nodes that any build has, by their identity.
+pub(crate) struct Nodes<X: Types>(Mutex<HashMap<Digest, Weak<Node<X>>>>);
+
+impl<X: Types> Nodes<X> {
+    /// Called by a node that is gone.
+    pub(crate) fn forget(&self, identity: &Digest) {
+        let mut nodes = self.0.lock();
+        // A new one may have taken its place.
+        if nodes.get(identity).is_some_and(|node| node.strong_count() == 0) {
+            nodes.remove(identity);
+        }
+    }
 }
 
 impl<X: Types> Clone for Solver<X> {
@@ -46,7 +59,7 @@ impl<X: Types> Clone for Solver<X> {
 impl<X: Types> Solver<X> {
     /// A solver that finds results in `cache`, and saves them there.
     pub fn new(cache: Arc<dyn CacheStore<X::Value>>) -> Self {
-        Self(Arc::new(Inner { cache, nodes: Mutex::default(), builds: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { cache, nodes: Arc::new(Nodes(Mutex::default())), runs: Arc::default() }))
     }
 
     /// Takes up a graph. Nothing is executed until [`Build::resolve`]; dropping the build cancels what nobody else needs.
@@ -61,15 +74,14 @@ impl<X: Types> Solver<X> {
         brought: &[Arc<dyn CacheStore<X::Value>>],
         progress: &Progress,
     ) -> Result<Build<X>, SolveError<X::Error>> {
-        let number = self.0.builds.fetch_add(1, Ordering::Relaxed);
+        let number = self.0.runs.number();
         let mut build = Build { nodes: Vec::new(), target: graph.target().output, number };
         // Identities first: they need no lock.
         let mut identities: Vec<(Digest, bool)> = Vec::with_capacity(graph.vertices().len());
         for vertex in graph.vertices() {
             identities.push(identity(vertex, &identities));
         }
-        let mut shared = self.0.nodes.lock();
-        shared.retain(|_, node| node.strong_count() > 0);
+        let mut shared = self.0.nodes.0.lock();
         for (vertex, (identity, _)) in graph.vertices().iter().zip(identities) {
             let node = match shared.get(&identity).and_then(Weak::upgrade) {
                 Some(node) => node,
@@ -79,23 +91,26 @@ impl<X: Types> Solver<X> {
                         name: vertex.name.clone(),
                         source: Arc::new(error),
                     })?;
-                    let node = Arc::new(self.node(vertex, op, &build.nodes));
+                    let node = Arc::new(self.node(vertex, identity.clone(), op, &build.nodes));
                     shared.insert(identity, Arc::downgrade(&node));
                     node
                 }
             };
             node.scopes.join(number, scope.clone());
             node.caches.brought.lock().extend(brought.iter().map(|cache| (number, Arc::clone(cache))));
-            node.fan.join(number, progress);
             build.nodes.push(node);
         }
         drop(shared);
+        // Telling takes longer, so it is done without the lock.
+        for node in &build.nodes {
+            node.fan.join(number, progress);
+        }
         // Vertices come inputs first and the target last: `Graph` leaves out what the target does not need.
         debug_assert_eq!(graph.target().vertex.0 as usize + 1, build.nodes.len());
         Ok(build)
     }
 
-    fn node(&self, vertex: &Vertex, op: Arc<dyn Op<X>>, nodes: &[Arc<Node<X>>]) -> Node<X> {
+    fn node(&self, vertex: &Vertex, identity: Digest, op: Arc<dyn Op<X>>, nodes: &[Arc<Node<X>>]) -> Node<X> {
         let inputs: Vec<_> = vertex
             .inputs
             .iter()
@@ -123,13 +138,18 @@ impl<X: Types> Solver<X> {
             fan,
             scopes: Arc::new(Scopes::default()),
             stages: Stages::default(),
+            aliases: std::sync::OnceLock::new(),
+            runs: Arc::clone(&self.0.runs),
+            let_down: AtomicU32::new(0),
+            place: (Arc::clone(&self.0.nodes), identity),
         }
     }
 }
 
 impl<X: Types> std::fmt::Debug for Solver<X> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Solver").field("nodes", &self.0.nodes.lock().len()).finish_non_exhaustive()
+        let nodes = self.0.nodes.0.lock().len();
+        f.debug_struct("Solver").field("nodes", &nodes).field("runs", &self.0.runs.len()).finish()
     }
 }
 
@@ -157,10 +177,18 @@ pub struct Build<X: Types> {
 }
 
 impl<X: Types> Build<X> {
-    /// The graph's result. Cancel-safe: it may be asked again.
+    /// The graph's result. Cancel-safe: it may be asked again. Ops that run go on until the build is dropped.
+    ///
+    /// An op that failed for want of what another build has, or because another went away, is run again for this one.
     pub async fn resolve(&self) -> Result<Resolved<X::Value>, SolveError<X::Error>> {
         let target = self.nodes.last().expect("a graph has a target");
-        let resolved = target.resolve(self.target).await?;
+        let resolved = loop {
+            match target.resolve(self.target).await {
+                Ok(resolved) => break resolved,
+                Err(failure) if failure.blame.as_ref().is_some_and(|blame| blame.spares(self.number)) => {}
+                Err(failure) => return Err(failure.error),
+            }
+        };
         // What was not looked at was not needed, because something after it was cached: so is it, to whoever watches.
         for node in &self.nodes {
             node.vertex.cached_if_untouched();

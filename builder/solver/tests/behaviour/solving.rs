@@ -1,12 +1,10 @@
 //! What the solver promises: right results, each op at most once, cached work not done again, nobody harmed by others.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::{Behaviour, Bench, Brought, Coming, Node, expected, node};
 use lapstrake_builder_solver::{KeyId, MissCause, SolveError};
 use proptest::prelude::*;
-use support::{Behaviour, Bench, Brought, Coming, Node, expected, node};
 use tokio::sync::Semaphore;
 
 #[tokio::test]

@@ -2,12 +2,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::{Definition, Graph, Limits, Metadata, Vertex, pb};
-use lapstrake_builder_progress::Progress;
+use lapstrake_builder_progress::{Progress, Stream};
 use lapstrake_builder_solver::{
     Build, CacheMap, CacheStore, CacheStoreError, Dep, KeyId, Link, MemoryCache, Miss, MissCause, Op,
     OpContext, SolveError, Solver, Types,
@@ -24,10 +27,32 @@ pub(crate) struct Toy;
 #[error("{0} failed")]
 pub(crate) struct ToyError(pub String);
 
+/// What a build offers to ops.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Client {
+    pub(crate) number: u32,
+    gone: Arc<AtomicBool>,
+}
+
+impl Client {
+    pub(crate) fn new(number: u32) -> Self {
+        Self { number, gone: Arc::default() }
+    }
+
+    /// The client vanishes; its build does not know yet.
+    pub(crate) fn vanish(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Types for Toy {
     type Value = String;
-    type Scope = u32;
+    type Scope = Client;
     type Error = ToyError;
+
+    fn alive(client: &Client) -> bool {
+        !client.gone.load(Ordering::SeqCst)
+    }
 }
 
 /// What an op does, by its name.
@@ -41,8 +66,14 @@ pub(crate) struct Behaviour {
     pub(crate) fails: bool,
     /// Waits for a permit before it ends.
     pub(crate) gate: Option<Arc<Semaphore>>,
-    /// Told when cancelled.
+    /// Means nothing to other builds.
     pub(crate) ephemeral: bool,
+    /// What it is for the cache, and in values, where that is not its name.
+    pub(crate) key: Option<String>,
+    /// Looks at the clients before it works, and fails if this one is not among them.
+    pub(crate) needs: Option<u32>,
+    /// Looks once more when its gate is open.
+    pub(crate) looks_again: bool,
 }
 
 /// Everything that ops share.
@@ -51,6 +82,8 @@ pub(crate) struct World {
     pub(crate) behaviours: Mutex<HashMap<String, Behaviour>>,
     pub(crate) executed: Mutex<BTreeMap<String, usize>>,
     pub(crate) cancelled: Mutex<Vec<String>>,
+    /// How many ops work right now.
+    pub(crate) working: AtomicUsize,
     /// Why each op was run, in order.
     pub(crate) misses: Mutex<Vec<(String, MissCause)>>,
     contents: Mutex<HashMap<String, String>>,
@@ -75,6 +108,21 @@ impl World {
     }
 }
 
+struct Working(Arc<World>);
+
+impl Working {
+    fn begin(world: &Arc<World>) -> Self {
+        world.working.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(world))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.working.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 struct ToyOp {
     world: Arc<World>,
     name: String,
@@ -92,7 +140,7 @@ impl Op<Toy> for ToyOp {
         let behaviour = self.behaviour();
         let deps = (0..self.inputs).map(|i| Dep { selector: None, content: behaviour.content.contains(&i) });
         let map = CacheMap {
-            digest: Digest::sha256_of(self.name.as_bytes()),
+            digest: Digest::sha256_of(behaviour.key.as_ref().unwrap_or(&self.name).as_bytes()),
             deps: deps.collect(),
             ephemeral: behaviour.ephemeral,
         };
@@ -125,21 +173,27 @@ impl Op<Toy> for ToyOp {
     ) -> BoxFuture<'a, Result<Vec<String>, ToyError>> {
         Box::pin(async move {
             *self.world.executed.lock().entry(self.name.clone()).or_insert(0) += 1;
+            let _working = Working::begin(&self.world);
             let behaviour = self.behaviour();
+            cx.vertex.log(Stream::Stdout, self.name.clone().into_bytes());
+            let failed = || ToyError(self.name.clone());
+            let has = |number: u32| cx.scopes().iter().any(|client| client.number == number);
+            let mut met = behaviour.needs.is_none_or(has);
             if let Some(gate) = &behaviour.gate {
                 tokio::select! {
                     permit = gate.acquire() => permit.expect("open").forget(),
                     () = cx.cancel.cancelled() => {
                         self.world.cancelled.lock().push(self.name.clone());
-                        return Err(ToyError(self.name.clone()));
+                        return Err(failed());
                     }
                 }
             }
             tokio::task::yield_now().await;
-            if behaviour.fails {
-                return Err(ToyError(self.name.clone()));
+            met |= behaviour.needs.is_some_and(|number| behaviour.looks_again && has(number));
+            if behaviour.fails || !met {
+                return Err(failed());
             }
-            let value = format!("{}({})", self.name, inputs.join(","));
+            let value = format!("{}({})", behaviour.key.as_ref().unwrap_or(&self.name), inputs.join(","));
             if let Some(content) = behaviour.yields {
                 self.world.contents.lock().insert(value.clone(), content);
             }
@@ -212,6 +266,10 @@ impl Bench {
 
     pub(crate) fn load(&self, nodes: &[Node]) -> Build<Toy> {
         let progress = Progress::anonymous(Default::default()).expect("a temporary file");
+        self.load_for(nodes, Client::default(), &progress)
+    }
+
+    pub(crate) fn load_for(&self, nodes: &[Node], client: Client, progress: &Progress) -> Build<Toy> {
         let make = |vertex: &Vertex| {
             let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { unreachable!("only exec ops") };
             let name = exec.meta.as_ref().expect("has meta").args[0].clone();
@@ -219,7 +277,7 @@ impl Bench {
                 Arc::new(ToyOp { world: Arc::clone(&self.world), name, inputs: vertex.inputs.len() });
             Ok(op)
         };
-        self.solver.load(&graph(nodes), make, 0, &self.brought, &progress).expect("ops are made")
+        self.solver.load(&graph(nodes), make, client, &self.brought, progress).expect("ops are made")
     }
 
     pub(crate) async fn solve(&self, nodes: &[Node]) -> Result<String, SolveError<ToyError>> {
