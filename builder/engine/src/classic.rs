@@ -10,8 +10,8 @@ use std::{error::Error, sync::Arc};
 use futures::future::{try_join, try_join_all};
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{
-    Answer, CopyQuery, CopySource, DockerfileOptions, Facts, ImageOrigin, ImageQuery, Plan, PlatformPlan,
-    Restored, StageHistory, Step, StepKind, options::NoCache, plan,
+    Answer, CopyQuery, CopySource, DockerfileOptions, Facts, ImageOrigin, ImageQuery, LowerError, Plan,
+    PlatformPlan, Restored, StageHistory, Step, StepKind, options::NoCache, plan,
 };
 use lapstrake_builder_files::{CopiedFrom, FilesError, copied, copied_together, downloaded};
 use lapstrake_builder_llb::{Definition, Graph, Limits, ResolveMode, pb};
@@ -118,7 +118,7 @@ impl<'a> ClassicBuild<'a> {
         let others = try_join_all(classic.others.iter().map(solve));
         let result = try_join(solve(&target.definition), others).await;
         self.remember(&target.steps, result.as_ref().err()).await;
-        let (resolved, _) = result?;
+        let (resolved, _) = result.map_err(|error| in_moby_words(error, &target.steps))?;
         match classic.failure {
             Some(failure) => Err(EngineError::Dockerfile(failure)),
             None => Ok(resolved),
@@ -138,8 +138,12 @@ impl<'a> ClassicBuild<'a> {
     /// Hashes what is copied where that is not known yet, and plans again.
     async fn learn(&mut self, wanted: impl Fn(&CopyQuery) -> bool) -> Result<(), EngineError> {
         let classic = self.plan.targets.first().and_then(|target| target.classic.as_ref());
-        let queries: Vec<CopyQuery> =
-            classic.into_iter().flat_map(|classic| &classic.copies).filter(|query| wanted(query)).cloned().collect();
+        let queries: Vec<CopyQuery> = classic
+            .into_iter()
+            .flat_map(|classic| &classic.copies)
+            .filter(|query| wanted(query))
+            .cloned()
+            .collect();
         if queries.is_empty() {
             return Ok(());
         }
@@ -182,7 +186,9 @@ impl<'a> ClassicBuild<'a> {
                 }
             };
             if from == CopiedFrom::Context && leaves(path) {
-                return Ok(Err(format!("{keyword} failed: forbidden path outside the build context: {path} ()")));
+                return Ok(Err(format!(
+                    "{keyword} failed: forbidden path outside the build context: {path} ()"
+                )));
             }
             let tree = match trees.iter().find(|(known, _)| known == definition) {
                 Some((_, tree)) => tree.clone(),
@@ -222,7 +228,11 @@ impl<'a> ClassicBuild<'a> {
     }
 
     /// The configs of the images that may serve as cache. One that cannot be had does not, as in Moby.
-    async fn images(&self, references: &[Reference], cancel: &CancellationToken) -> Vec<(Reference, ImageConfig)> {
+    async fn images(
+        &self,
+        references: &[Reference],
+        cancel: &CancellationToken,
+    ) -> Vec<(Reference, ImageConfig)> {
         let mut images = Vec::new();
         for reference in references {
             let name = format!("load cache image {}", reference.familiar());
@@ -232,7 +242,8 @@ impl<'a> ClassicBuild<'a> {
                 reference: reference.clone().with_default_tag(),
                 platform: Platform::host(),
             };
-            let Ok(fact) = cx.vertex.track(self.engine.workshop().sources.resolve_image(&cx, &query)).await else {
+            let Ok(fact) = cx.vertex.track(self.engine.workshop().sources.resolve_image(&cx, &query)).await
+            else {
                 continue;
             };
             let Ok(config) = ImageConfig::from_json(&fact.config) else { continue };
@@ -256,8 +267,7 @@ impl<'a> ClassicBuild<'a> {
             let copied = &self.facts.copied;
             let best = |stage: &StageHistory| {
                 let found = images.iter().filter_map(|(reference, config)| {
-                    restored(stage, config, |place| copied.contains_key(place))
-                        .map(|found| Restored { image: reference.clone(), ..found })
+                    restored(stage, reference, config, |place| copied.contains_key(place))
                 });
                 // The first of those that have most.
                 found.reduce(|best, other| if other.count > best.count { other } else { best })
@@ -269,7 +279,8 @@ impl<'a> ClassicBuild<'a> {
             }
             self.facts.restored = found;
             self.plan_again()?;
-            self.learn(|query| query.sources.iter().all(|source| is_at_hand(source) || is_image(source))).await?;
+            self.learn(|query| query.sources.iter().all(|source| is_at_hand(source) || is_image(source)))
+                .await?;
         }
     }
 
@@ -340,6 +351,7 @@ fn leaves(path: &str) -> bool {
 /// Only what the history says is compared, as the user asked for; the result's config is made from the Dockerfile, and not from the image.
 fn restored(
     stage: &StageHistory,
+    reference: &Reference,
     image: &ImageConfig,
     is_known: impl Fn(&lapstrake_builder_dockerfile::Place) -> bool,
 ) -> Option<Restored> {
@@ -355,7 +367,8 @@ fn restored(
     let layers = |config: &ImageConfig| config.history.iter().filter(|entry| !entry.empty_layer).count();
     // Else nobody can tell which layer is whose.
     let sound = |config: &ImageConfig| layers(config) == config.rootfs.diff_ids.len();
-    let begins = image.history.starts_with(&base.history) && image.rootfs.diff_ids.starts_with(&base.rootfs.diff_ids);
+    let begins =
+        image.history.starts_with(&base.history) && image.rootfs.diff_ids.starts_with(&base.rootfs.diff_ids);
     if !begins || !sound(base) || !sound(image) {
         return None;
     }
@@ -368,12 +381,34 @@ fn restored(
     let below = own[..stage.inherited].iter().filter(|entry| !entry.empty_layer).count();
     let added = history.iter().filter(|entry| !entry.empty_layer).count();
     let total = u32::try_from(base.rootfs.diff_ids.len() + below + added).ok()?;
-    Some(Restored {
-        count,
-        image: Reference::parse("scratch").ok()?,
-        layers: (added > 0).then_some(total),
-        history,
-    })
+    Some(Restored { count, image: reference.clone(), layers: (added > 0).then_some(total), history })
+}
+
+/// What a step that copies from a stage fails with, where that has no such file.
+fn in_moby_words(error: EngineError, steps: &[Step]) -> EngineError {
+    let EngineError::Step(SolveError::Op { vertex, source, .. }) = &error else { return error };
+    let StepError::Files(files) = &**source else { return error };
+    let step = steps.iter().find(|step| step.kind == StepKind::Copy && step.vertex.as_ref() == Some(vertex));
+    match (step, missing_path(files)) {
+        (Some(step), Some(path)) => {
+            let keyword = step.text.split_whitespace().next().unwrap_or_default().to_uppercase();
+            let path = path.trim_start_matches('/');
+            let words = format!("{keyword} failed: stat {path}: file does not exist");
+            EngineError::Dockerfile(lapstrake_builder_dockerfile::Error::Lower {
+                problem: LowerError::Classic(words),
+                lines: vec![step.lines],
+            })
+        }
+        _ => error,
+    }
+}
+
+fn missing_path(error: &FilesError) -> Option<&str> {
+    match error {
+        FilesError::NotFound { path, .. } | FilesError::NoMatch { path } => Some(path),
+        FilesError::Digest { source, .. } | FilesError::Action { source, .. } => missing_path(source),
+        _ => None,
+    }
 }
 
 /// An error in one line: itself and its causes.

@@ -185,6 +185,7 @@ impl Lowering<'_> {
     /// What the classic dialect adds to a plan, and the graphs of the stages beside the target's.
     pub(super) fn classic_plan(
         &self,
+        last: usize,
         target: &BuiltDefinition,
         marshal: &dyn Fn(&State) -> Lowered<BuiltDefinition>,
     ) -> Lowered<(Option<ClassicPlan>, Vec<BuiltDefinition>)> {
@@ -200,12 +201,20 @@ impl Lowering<'_> {
         let plan = ClassicPlan {
             others: others.iter().map(|built| built.definition.clone()).collect(),
             total: self.steps_in_all(),
-            failure: self.failure.as_ref().map(|(_, error)| error.clone()),
+            failure: self.failure.as_ref().map(|(_, error)| error.clone()).or_else(|| self.no_image(last)),
             unused_args: self.unused_args(),
             copies: copies.collect::<Lowered<_>>()?,
             stages: self.stage_histories(),
         };
         Ok((Some(plan), others))
+    }
+
+    /// Nothing upon nothing makes no image.
+    fn no_image(&self, last: usize) -> Option<Error> {
+        let stage = &self.stages[last];
+        let is_nothing = stage.history.is_none() && stage.state.output().is_none() && stage.base_id.is_none();
+        let words = "No image was generated. Is your Dockerfile empty?".to_owned();
+        is_nothing.then(|| LowerError::Classic(words).at(stage.lines))
     }
 
     fn copy_query(

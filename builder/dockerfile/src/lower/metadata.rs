@@ -69,6 +69,9 @@ impl Lowering<'_> {
                 let created_by = format!("ENTRYPOINT {}", quoted_list(&args));
                 let stage = &mut self.stages[at.stage];
                 stage.image.config.entrypoint = Some(args);
+                if dialect == Dialect::Classic {
+                    stage.image.config.args_escaped = false;
+                }
                 // A command is arguments for the entrypoint: one that was inherited is for another.
                 if stage.cmd_seen.is_none() {
                     stage.image.config.cmd = None;

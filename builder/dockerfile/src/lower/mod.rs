@@ -259,7 +259,7 @@ impl<'a> Lowering<'a> {
         let mut config = stage.image.clone();
         config.history = self.history_of(target);
         let (classic, others) = match self.is_classic() {
-            true => self.classic_plan(&built, &marshal)?,
+            true => self.classic_plan(target, &built, &marshal)?,
             false => (None, Vec::new()),
         };
         let all: Vec<&lapstrake_builder_llb::BuiltDefinition> =

@@ -1,0 +1,405 @@
+//! The classic builder, word by word beside Moby's: the same docker CLI, with `DOCKER_BUILDKIT=0`, builds the same Dockerfiles with
+//! Debian's dockerd and with ours.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+use std::{collections::HashMap, fs, path::Path};
+
+use lapstrake_integration_cli::{BASE_IMAGE, Daemon, Docker, Dockerd, Output, saved_image};
+use serde_json::Value;
+
+/// A build, and how its command line goes on.
+struct Case {
+    name: &'static str,
+    dockerfile: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const fn case(name: &'static str, dockerfile: &'static str) -> Case {
+    Case { name, dockerfile, arguments: &[] }
+}
+
+const fn case_with(name: &'static str, dockerfile: &'static str, arguments: &'static [&'static str]) -> Case {
+    Case { name, dockerfile, arguments }
+}
+
+/// Builds that go well. One after the other in the same daemons: what an earlier one made, a later one finds.
+const GOOD: &[Case] = &[
+    case("one-instruction", "FROM busybox\nCMD [\"x\", \"y\\\"z\"]\n"),
+    case(
+        "every-metadata",
+        r#"FROM busybox
+MAINTAINER somebody
+LABEL a=b "c d"="e f"
+ENV P=1 Q="two words"
+ENV R $P:3
+EXPOSE 80 53/udp
+HEALTHCHECK --interval=5s --retries=2 CMD true
+SHELL ["/bin/sh","-ec"]
+ONBUILD RUN echo later
+VOLUME /data /more
+USER app
+STOPSIGNAL SIGINT
+CMD echo x
+ENTRYPOINT ["a","b"]
+"#,
+    ),
+    case("no-healthcheck", "FROM busybox\nHEALTHCHECK NONE\nENTRYPOINT in a shell\n"),
+    case(
+        "copies",
+        r#"FROM busybox
+WORKDIR /w
+COPY a.txt ./
+COPY src /dir
+COPY a.txt src/b /many/
+COPY src/* /wild/
+COPY --chown=1000:1000 a.txt /c
+ADD a.txt /added
+ADD special.tar /unpacked/
+COPY ./src/deep/ /deep
+COPY . /all
+"#,
+    ),
+    case(
+        "runs",
+        "FROM busybox\nRUN echo out && echo x > /x\nRUN echo err >&2; echo y > /err\nRUN [\"/bin/sh\", \"-c\", \"echo exec > /y\"]\nENV LATE=1\nRUN echo $LATE | tee /z\n",
+    ),
+    case_with(
+        "arguments",
+        "ARG TAG=latest\nFROM busybox:$TAG\nARG WHO=nobody\nARG NONE\nARG SET=default\nRUN echo $WHO $SET > /who\nENV SET=env\nRUN echo $SET > /set\n",
+        &["--build-arg", "WHO=me", "--build-arg", "UNUSED=1", "--build-arg", "no_proxy=here"],
+    ),
+    case_with("proxies", "FROM busybox\nRUN echo $no_proxy > /p\n", &["--build-arg", "no_proxy=here"]),
+    case(
+        "stages",
+        r#"FROM busybox AS make
+ARG X=1
+RUN echo made $X > /out
+FROM make AS more
+RUN echo more$X >> /out
+FROM busybox AS unused
+RUN echo nobody needs this > /nothing
+FROM busybox
+COPY --from=make /out /first
+COPY --from=more /out /second
+COPY --from=0 /out /third
+CMD ["/bin/true"]
+"#,
+    ),
+    case_with(
+        "target",
+        "FROM busybox AS one\nRUN echo 1 > /1\nFROM busybox\nRUN false\n",
+        &["--target", "one"],
+    ),
+    case("from-scratch", "FROM scratch\nCOPY a.txt /\nENV A=1\n"),
+    case_with(
+        "labels",
+        "FROM busybox\nENV A=$B\n",
+        &["--label", "z=y", "--label", "k=v w", "--label", "d=$HOME"],
+    ),
+    case_with(
+        "trigger-base",
+        "FROM busybox\nONBUILD RUN echo trig > /trig\nONBUILD COPY a.txt /t\n",
+        &["-t", "trig"],
+    ),
+    case("triggered", "FROM trig\nRUN echo own > /own\n"),
+    case_with("kept-containers", "FROM busybox\nRUN echo kept > /k\nENV K=1\n", &["--rm=false"]),
+    case_with("quiet", "FROM busybox\nENV QUIET=1\n", &["-q"]),
+    case("continued", "# a comment\nFROM busybox\nRUN echo a \\\n  # inside\n  b > /c\nlabel lower=1\n"),
+];
+
+/// Builds that fail, each after something that went well.
+const BAD: &[Case] = &[
+    case("no-file", "FROM busybox\nRUN echo hi\nCOPY nosuch /x\n"),
+    case("no-match", "FROM busybox\nENV A=1\nCOPY nosuch* /x\n"),
+    case("many-to-one", "FROM busybox\nCOPY a.txt src/b /x\n"),
+    case("wild-to-one", "FROM busybox\nCOPY src/* /x\n"),
+    case("outside", "FROM busybox\nCOPY ../x /x\n"),
+    case("failing-run", "FROM busybox\nENV A=1\nRUN echo out; exit 3\nCMD x\n"),
+    case_with("failing-run-removed", "FROM busybox\nRUN echo hi; false\n", &["--force-rm"]),
+    case("not-found", "FROM busybox\nRUN nosuchcommand\n"),
+    case("no-file-in-stage", "FROM busybox AS a\nRUN echo a > /a\nFROM busybox\nCOPY --from=a /nosuch /x\n"),
+    case("nothing", "FROM scratch\n"),
+    case_with("no-target", "FROM busybox\nCMD x\n", &["--target", "nosuch"]),
+    case("unused-stage-fails", "FROM busybox AS a\nRUN exit 7\nFROM busybox\nCMD x\n"),
+];
+
+fn context(scratch: &Path) -> std::path::PathBuf {
+    let dir = scratch.join("context");
+    fs::create_dir_all(dir.join("src/deep")).unwrap();
+    fs::write(dir.join("a.txt"), "hi\n").unwrap();
+    fs::write(dir.join("src/b"), "b\n").unwrap();
+    fs::write(dir.join("src/deep/c"), "c\n").unwrap();
+    fs::write(dir.join("ignored"), "never\n").unwrap();
+    std::os::unix::fs::symlink("../../a.txt", dir.join("src/deep/link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.join("src/deep/broken")).unwrap();
+    let mut archive = tar::Builder::new(fs::File::create(dir.join("special.tar")).unwrap());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(4);
+    header.set_mode(0o640);
+    archive.append_data(&mut header, "packed", &b"1234"[..]).unwrap();
+    archive.finish().unwrap();
+    fs::write(dir.join(".dockerignore"), "ignored\nDockerfile.*\n").unwrap();
+    dir
+}
+
+/// Each id by when it was first seen.
+#[derive(Default)]
+struct Names(HashMap<String, usize>);
+
+impl Names {
+    fn replace(&mut self, text: &str) -> String {
+        let mut replaced = String::new();
+        for line in text.split_inclusive('\n') {
+            // What the client says of its own upload.
+            if line.contains("Sending build context") {
+                continue;
+            }
+            for word in line.split_inclusive([' ', '\n']) {
+                let bare = word.trim_end();
+                let hex = bare.strip_prefix("sha256:").unwrap_or(bare);
+                if (hex.len() == 12 || hex.len() == 64) && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    let next = self.0.len();
+                    let number = *self.0.entry(hex[..12].to_owned()).or_insert(next);
+                    replaced.push_str(&word.replace(bare, &format!("<{number}>")));
+                } else {
+                    replaced.push_str(word);
+                }
+            }
+        }
+        replaced
+    }
+}
+
+fn build(docker: &Docker, case: &Case, tag: &str, dir: &Path) -> Output {
+    let file = dir.join(format!("Dockerfile.{}", case.name));
+    fs::write(&file, case.dockerfile).unwrap();
+    let fixed = ["build", "--network=host", "-t", tag, "-f", file.to_str().unwrap()];
+    docker.run(fixed.iter().chain(case.arguments).copied().chain([dir.to_str().unwrap()]))
+}
+
+/// What a build said and how it ended, ids replaced.
+fn said(output: &Output) -> String {
+    let mut names = Names::default();
+    // Red is what went to standard error; where it begins and ends depends on how a process writes.
+    let stdout = output.stdout.replace("\u{1b}[91m", "").replace("\u{1b}[0m", "");
+    let stdout = names.replace(&stdout);
+    format!("{stdout}stderr: {}exit code {}\n", names.replace(&output.stderr), output.code)
+}
+
+/// An image's history, and what of its configuration is the image's.
+fn made(docker: &Docker, tag: &str) -> (Vec<String>, Vec<String>) {
+    let config = saved_image(&docker.run(["save", tag]).success().bytes).config;
+    let history = config["history"].as_array().unwrap().iter().map(|entry| {
+        let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        format!(
+            "{}|{}|{}|{}",
+            text("created_by"),
+            text("author"),
+            text("comment"),
+            entry["empty_layer"] == true
+        )
+    });
+    let history = history.collect();
+    let mut own = config["config"].clone();
+    // `Image` names an intermediate image; the rest is there or not when it is empty.
+    own.as_object_mut().unwrap().retain(|name, value| {
+        name != "Image"
+            && !matches!(value, Value::Null | Value::Bool(false))
+            && value.as_str() != Some("")
+            && value.as_array().is_none_or(|items| !items.is_empty())
+            && value.as_object().is_none_or(|fields| !fields.is_empty())
+    });
+    let mut own: Vec<String> =
+        own.as_object().unwrap().iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    own.sort();
+    (history, own)
+}
+
+fn two_engines() -> (Daemon, Dockerd, Docker, Docker) {
+    let (ours, engine) = (Daemon::with_base(), Dockerd::start());
+    let (mine, theirs) = (ours.docker().classic(), engine.docker().classic());
+    let archive = mine.run(["save", BASE_IMAGE]).success().bytes;
+    theirs.run_with(["load"], &archive).success();
+    (ours, engine, mine, theirs)
+}
+
+/// What differs, case by case: all of it is told at the end.
+#[derive(Default)]
+struct Differences(String);
+
+impl Differences {
+    fn compare(&mut self, what: &str, ours: &str, theirs: &str) {
+        if ours != theirs {
+            self.0.push_str(&format!("=== {what}: ours\n{ours}\n=== {what}: dockerd's\n{theirs}\n"));
+        }
+    }
+
+    #[track_caller]
+    fn none(&self) {
+        assert!(self.0.is_empty(), "{}", self.0);
+    }
+}
+
+/// The ids of the states after the steps.
+fn states(output: &Output) -> Vec<&str> {
+    output.stdout.lines().filter(|line| line.starts_with(" ---> ") && line.len() == 18).collect()
+}
+
+#[test]
+fn transcripts_histories_and_configs_are_those_of_moby() {
+    let (ours, _engine, mine, theirs) = two_engines();
+    let dir = context(&ours.scratch());
+    let mut differences = Differences::default();
+    for case in GOOD {
+        let (first, their_first) = (build(&mine, case, "t", &dir), build(&theirs, case, "t", &dir));
+        differences.compare(case.name, &said(&first), &said(&their_first));
+        if first.code != 0 || their_first.code != 0 {
+            continue;
+        }
+        let (image, their_image) = (made(&mine, "t"), made(&theirs, "t"));
+        differences.compare(
+            &format!("{}, history", case.name),
+            &image.0.join("\n"),
+            &their_image.0.join("\n"),
+        );
+        differences.compare(
+            &format!("{}, config", case.name),
+            &image.1.join("\n"),
+            &their_image.1.join("\n"),
+        );
+        let (again, their_again) = (build(&mine, case, "t", &dir), build(&theirs, case, "t", &dir));
+        differences.compare(&format!("{}, again", case.name), &said(&again), &said(&their_again));
+        assert_eq!(made(&mine, "t"), image, "{}: again", case.name);
+        assert_eq!(states(&again), states(&first), "{}: ids stay", case.name);
+    }
+    differences.none();
+}
+
+#[test]
+fn failures_are_those_of_moby() {
+    let (ours, _engine, mine, theirs) = two_engines();
+    let dir = context(&ours.scratch());
+    let mut differences = Differences::default();
+    for case in BAD {
+        for time in ["first", "again"] {
+            let (mine, theirs) = (build(&mine, case, "t", &dir), build(&theirs, case, "t", &dir));
+            differences.compare(&format!("{}, {time}", case.name), &said(&mine), &said(&theirs));
+        }
+    }
+    differences.none();
+}
+
+const CACHED: &str = r#"FROM busybox AS make
+COPY a.txt /in
+RUN cat /in > /out && date +%s%N >> /out
+FROM busybox
+ENV A=1
+COPY src /src
+RUN echo final > /final && date +%s%N >> /final
+COPY --from=make /out /out
+CMD ["/bin/true"]
+"#;
+
+/// How often the transcript says so.
+fn hits(output: &Output) -> usize {
+    output.stdout.matches(" ---> Using cache").count()
+}
+
+/// A fresh engine with images of another one, and no cache.
+fn fresh(from: &Docker, images: &[&str]) -> (Daemon, Docker) {
+    let other = Daemon::start();
+    let docker = other.docker().classic();
+    let archive = from.run(["save", BASE_IMAGE].iter().chain(images)).success().bytes;
+    docker.run_with(["load"], &archive).success();
+    (other, docker)
+}
+
+#[test]
+fn an_ordinary_image_is_a_cache_up_to_the_first_change() {
+    let (ours, _engine, mine, theirs) = two_engines();
+    let dir = context(&ours.scratch());
+    // Images of Moby's own making serve as well as ours.
+    for (maker, docker) in [("ours", &mine), ("dockerd's", &theirs)] {
+        let make = Case { name: "make", dockerfile: CACHED, arguments: &["--target", "make"] };
+        build(docker, &make, "make", &dir).success();
+        build(docker, &case("whole", CACHED), "whole", &dir).success();
+        let (_other, clean) = fresh(docker, &["make", "whole"]);
+        let from = &["--cache-from", "make", "--cache-from", "whole"];
+        let all = build(&clean, &case_with("whole", CACHED, from), "again", &dir).success();
+        assert_eq!(hits(&all), 7, "{maker}: {}", all.stdout);
+        assert_eq!(
+            saved_image(&clean.run(["save", "again"]).success().bytes).config["rootfs"],
+            saved_image(&docker.run(["save", "whole"]).success().bytes).config["rootfs"],
+            "{maker}"
+        );
+        let changed = CACHED.replace("echo final", "echo other");
+        let changed: &'static str = Box::leak(changed.into_boxed_str());
+        let some = build(&clean, &case_with("changed", changed, from), "changed", &dir).success();
+        assert_eq!(hits(&some), 4, "{maker}: {}", some.stdout);
+        // Without having been named, no image counts: it may be anybody's.
+        let (_other, clean) = fresh(docker, &["make", "whole"]);
+        let none = build(&clean, &case("whole", CACHED), "own", &dir).success();
+        assert_eq!(hits(&none), 0, "{maker}: {}", none.stdout);
+    }
+}
+
+#[test]
+fn an_image_that_is_not_what_it_says_gives_no_more_than_its_layers() {
+    let (ours, _engine, mine, _theirs) = two_engines();
+    let dir = context(&ours.scratch());
+    let file = "FROM busybox\nENV A=good\nRUN echo run > /run\n";
+    build(&mine, &case("file", file), "good", &dir).success();
+    // The same history with another configuration: the result has the Dockerfile's.
+    let archive = mine.run(["save", "good"]).success().bytes;
+    let poisoned = |change: &dyn Fn(&mut Value)| {
+        let mut config = saved_image(&archive).config;
+        change(&mut config);
+        let (other, clean) = fresh(&mine, &[]);
+        let image = repacked(&archive, &config);
+        clean.run_with(["load"], &image).success();
+        let output =
+            build(&clean, &case_with("file", file, &["--cache-from", "good"]), "built", &dir).success();
+        let config = saved_image(&clean.run(["save", "built"]).success().bytes).config;
+        drop(other);
+        (hits(&output), config["config"]["Env"].to_string(), config["architecture"].to_string())
+    };
+    let (found, env, _) = poisoned(&|config| config["config"]["Env"] = serde_json::json!(["A=evil"]));
+    assert_eq!(found, 2);
+    assert!(env.contains("A=good") && !env.contains("evil"), "{env}");
+    // Another base, another platform, another number of layers than the history tells: nothing is taken.
+    let (found, ..) = poisoned(&|config| config["history"][0]["comment"] = "another base".into());
+    assert_eq!(found, 0);
+    let (found, _, architecture) = poisoned(&|config| config["architecture"] = "s390x".into());
+    assert_eq!((found, architecture.contains("s390x")), (0, false));
+    let (found, ..) = poisoned(&|config| config["history"][1]["empty_layer"] = false.into());
+    assert_eq!(found, 0);
+}
+
+/// A docker archive with another config.
+fn repacked(archive: &[u8], config: &Value) -> Vec<u8> {
+    use std::io::Read as _;
+    let mut out = tar::Builder::new(Vec::new());
+    let mut read = tar::Archive::new(archive);
+    let mut add = |name: &str, data: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        out.append_data(&mut header, name, data).unwrap();
+    };
+    for entry in read.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_string_lossy().into_owned();
+        let mut data = Vec::new();
+        entry.read_to_end(&mut data).unwrap();
+        if name == "manifest.json" {
+            let mut manifest: Value = serde_json::from_slice(&data).unwrap();
+            manifest[0]["Config"] = "config.json".into();
+            add("manifest.json", manifest.to_string().as_bytes());
+        } else if name.ends_with("layer.tar") || name.starts_with("blobs/") {
+            add(&name, &data);
+        }
+    }
+    add("config.json", config.to_string().as_bytes());
+    out.into_inner().unwrap()
+}
