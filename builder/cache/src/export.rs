@@ -20,7 +20,7 @@ use rusqlite::{Connection, OptionalExtension};
 use time::OffsetDateTime;
 
 use crate::{
-    BuildCache, CacheDocument, CacheError, ImportedResult,
+    BuildCache, CacheDocument, CacheError, ImportedResult, OlderNames,
     document::{DocumentBuilder, Record, RecordInput, RecordResult},
     import::ImportedCache,
 };
@@ -88,6 +88,13 @@ impl BuildCache {
 }
 
 impl ExportedRecords {
+    /// The same, and what older versions of BuildKit find the same results by.
+    #[must_use]
+    pub fn with_older(mut self, names: &OlderNames) -> Self {
+        self.records = names.extend(self.records);
+        self
+    }
+
     /// The results, in no particular order.
     pub fn results(&self) -> &[ExportedResult] {
         &self.results

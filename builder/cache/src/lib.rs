@@ -25,6 +25,7 @@ mod gc;
 mod import;
 mod keys;
 mod mounts;
+mod older;
 mod prune;
 mod schema;
 
@@ -37,6 +38,7 @@ pub use filter::EntryFilter;
 pub use gc::{DiskSpace, GcCaps, GcRule, default_rules};
 pub use import::{INLINE_FIELD, ImportedCache, ImportedLayer, ImportedResult, LayerSource};
 pub use mounts::{CacheMount, Sharing};
+pub use older::OlderNames;
 pub use prune::{Disk, PruneBound, PruneRequest, Pruned};
 
 use std::{collections::HashMap, sync::Arc};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::Engine as _;
-use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD};
+use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
 use lapstrake_builder_dockerfile::Dialect;
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     BuildId, BuildRequest, CacheTarget, EngineError, Input, Script, StepError,
-    classic::ClassicBuild,
     caches::{Solved, snapshots},
+    classic::ClassicBuild,
     history::{self, Knowledge},
     ops::{self, Workshop},
     plan::place_context,
@@ -113,9 +113,9 @@ impl Engine {
     ) -> Result<Exported, EngineError> {
         let running = self.register(&request.id, &cancel)?;
         let recording = self.record(&request, &progress);
-        let known = recording.as_ref().map(|recording| {
-            Arc::new(Knowledge::new(&request, Arc::clone(recording.notes())))
-        });
+        let known = recording
+            .as_ref()
+            .map(|recording| Arc::new(Knowledge::new(&request, Arc::clone(recording.notes()))));
         let result = tokio::select! {
             result = self.run(request, &progress, steps, &running.cancel, known) => result,
             () = running.cancel.cancelled() => Err(EngineError::Canceled),
@@ -295,7 +295,8 @@ impl Engine {
         let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
         let Resolved { value: tree, keys: target } = build.resolve().await?;
-        Ok((tree, BuildKeys { target, build: asks_keys.then_some(build) }))
+        let older = if asks_keys { OlderNames::of(&graph) } else { OlderNames::default() };
+        Ok((tree, BuildKeys { target, older: Arc::new(older), build: asks_keys.then_some(build) }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -306,10 +307,11 @@ impl Engine {
         keys: &BuildKeys,
     ) -> Result<(), EngineError> {
         let (stores, cache, tree) = (self.stores().clone(), Arc::clone(self.cache()), tree.clone());
-        let (target, all) = (Arc::clone(&keys.target), keys.all());
+        let (target, all, older) = (Arc::clone(&keys.target), keys.all(), Arc::clone(&keys.older));
         let records = StepError::blocking(move || -> Result<_, StepError> {
             let layers = snapshots(&stores, &tree)?;
-            Ok(cache.records_of(&all, &target, ExportedResults::Layers(&layers))?.inline(&layers))
+            let records = cache.records_of(&all, &target, ExportedResults::Layers(&layers))?;
+            Ok(records.with_older(&older).inline(&layers))
         })
         .await?;
         if let Some(records) = records {
@@ -335,8 +337,10 @@ struct Target {
 
 /// What a graph's results are known by.
 #[derive(Default)]
-pub(crate) pub(crate) struct BuildKeys {
+pub(crate) struct BuildKeys {
     target: Arc<Vec<KeyId>>,
+    /// What older versions of BuildKit call the graph's outputs.
+    pub(crate) older: Arc<OlderNames>,
     /// Holds what was made until it is exported.
     build: Option<Build<EngineTypes>>,
 }

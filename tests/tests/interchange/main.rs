@@ -4,12 +4,39 @@
 #![allow(clippy::unwrap_used)]
 
 mod golden;
+mod imports;
 mod records;
 
 use golden::{Case, golden_bench, remote_file};
 use records::Shape;
 
-/// Builds all cases with such names, and compares the records in the images with those in BuildKit's.
+/// What older versions have and is not exported here. A case that comes to agree fails, so that this stays true.
+const MISSED: &[(&str, &str)] = &[
+    // Before 0.26 the digest of content that wildcards choose was another.
+    ("v0.12.5", "copy_from_stage_wildcard"),
+    ("v0.12.5", "copy_wildcards"),
+    ("v0.8.3", "copy_from_stage_wildcard"),
+    ("v0.8.3", "copy_wildcards"),
+    // Before 0.13 the digest of a merge was no digest but its JSON.
+    ("v0.12.5", "add_archive_link"),
+    ("v0.12.5", "copy_link"),
+    ("v0.12.5", "copy_link_from"),
+    ("v0.12.5", "scratch_link"),
+    // These versions drop what is asked for: a mode by letters, a mode of ADD, limits, a hostname.
+    ("v0.12.5", "copy_chmod_symbolic"),
+    ("v0.8.3", "copy_chmod_symbolic"),
+    ("v0.8.3", "add_http_options"),
+    ("v0.8.3", "run_limits"),
+    // Only a link by the content of a stage, which before 0.11 has stubs of mounts; the one by definition is there.
+    ("v0.8.3", "copy_from_stage_root"),
+    ("v0.8.3", "copy_owned"),
+    ("v0.8.3", "run_bind_rw"),
+    ("v0.8.3", "run_cache_id"),
+    ("v0.8.3", "run_many_mounts"),
+];
+
+/// Builds all cases with such names, and compares the records in the images with those in BuildKit's: the same as 0.32 has, and all that older versions
+/// have.
 async fn compare(named: impl Fn(&str) -> bool) {
     let server = remote_file();
     let mut wrong = Vec::new();
@@ -21,9 +48,17 @@ async fn compare(named: impl Fn(&str) -> bool) {
         }
         let shape = |records: Option<Vec<_>>| Shape::of(&records.unwrap_or_default(), |layer| layer + 1);
         let ours = shape(records::inline(&bench.config("built")));
-        let theirs = shape(case.expected("v0.32.2").inline);
-        if ours != theirs {
-            wrong.push(format!("{}:\n{}", case.name, records::difference(&ours, &theirs)));
+        for version in ["v0.32.2", "v0.12.5", "v0.8.3"] {
+            let Some(theirs) = case.expected(version) else { continue };
+            let theirs = shape(theirs.inline);
+            let mut difference = ours.lacks(&theirs);
+            if version == "v0.32.2" {
+                difference += &ours.exceeds(&theirs);
+            }
+            let known = MISSED.contains(&(version, case.name.as_str()));
+            if difference.is_empty() == known {
+                wrong.push(format!("{} by {version}:\n{difference}", case.name));
+            }
         }
     }
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));

@@ -1,10 +1,13 @@
 //! Cache records, compared without what may differ: their order, when results were made, and the bytes of layers.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use base64::Engine as _;
 use lapstrake_builder_cache::INLINE_FIELD;
-use lapstrake_layerstore_oci::{Digest, ImageConfig};
+use lapstrake_layerstore_oci::ImageConfig;
 use serde::Deserialize;
 
 use crate::golden::manifest_keys;
@@ -38,71 +41,72 @@ pub(crate) fn inline(config: &ImageConfig) -> Option<Vec<Record>> {
     Some(serde_json::from_slice(&json).unwrap())
 }
 
-/// What records say: each by a name that is made of all that leads to it, with how many layers its results have.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shape(BTreeMap<String, (String, Vec<usize>)>);
+/// What records say, by the digests of their keys.
+#[derive(Debug, Default)]
+pub(crate) struct Shape {
+    /// Record, input, selector, and the record that is linked from.
+    links: BTreeSet<(String, usize, String, String)>,
+    /// Of how many layers the results of a record are. Bases count where something is made of them.
+    results: BTreeMap<String, BTreeSet<usize>>,
+}
 
 impl Shape {
     /// `depth` tells of how many layers a result is that ends with this one.
     pub(crate) fn of(records: &[Record], depth: impl Fn(usize) -> usize) -> Self {
-        let mut naming = Naming { records, same: manifest_keys(), names: vec![None; records.len()], depth };
-        let mut shape = BTreeMap::new();
-        for index in 0..records.len() {
-            let (name, said) = naming.name(index);
-            let mut depths: Vec<usize> =
-                records[index].results.iter().map(|result| (naming.depth)(result.layer)).collect();
-            depths.sort_unstable();
-            depths.dedup();
-            // Bases count where something is made of them.
-            if !records[index].inputs.is_empty() {
-                shape.insert(name, (said, depths));
+        let same = manifest_keys();
+        let name = |index: usize| {
+            let digest = &records[index].digest;
+            same.get(digest).unwrap_or(digest)[7..19].to_owned()
+        };
+        let mut shape = Self::default();
+        for (index, record) in records.iter().enumerate().filter(|(_, record)| !record.inputs.is_empty()) {
+            for (number, alternatives) in record.inputs.iter().enumerate() {
+                for RecordInput { selector, link } in alternatives {
+                    let selector = selector.get(7..19).unwrap_or_default().to_owned();
+                    shape.links.insert((name(index), number, selector, name(*link)));
+                }
+            }
+            let depths = record.results.iter().map(|result| depth(result.layer));
+            shape.results.entry(name(index)).or_default().extend(depths);
+        }
+        shape
+    }
+
+    /// What the other says and this one does not.
+    pub(crate) fn lacks(&self, theirs: &Self) -> String {
+        let mut text = String::new();
+        for (record, input, selector, link) in theirs.links.difference(&self.links) {
+            writeln!(text, "  {record} is not linked from {link} ({selector}), input {input}").unwrap();
+        }
+        for (record, depths) in &theirs.results {
+            let ours = self.results.get(record).cloned().unwrap_or_default();
+            if !depths.is_subset(&ours) {
+                writeln!(text, "  {record} has results of {ours:?} layers, not {depths:?}").unwrap();
             }
         }
-        Self(shape)
+        text
     }
-}
 
-struct Naming<'a, D> {
-    records: &'a [Record],
-    // Keys of the same thing.
-    same: BTreeMap<String, String>,
-    names: Vec<Option<(String, String)>>,
-    depth: D,
-}
-
-impl<D> Naming<'_, D> {
-    fn name(&mut self, index: usize) -> (String, String) {
-        if let Some(name) = &self.names[index] {
-            return name.clone();
+    /// What this one says of the records that both have, and the other does not; besides links for BuildKit before 0.13, which select nothing.
+    pub(crate) fn exceeds(&self, theirs: &Self) -> String {
+        let mut text = String::new();
+        let has = |record: &String| theirs.results.contains_key(record);
+        let is_named = |record: &String| theirs.links.iter().any(|(_, _, _, link)| link == record);
+        for (record, input, selector, link) in self.links.difference(&theirs.links) {
+            let older = selector.is_empty()
+                && theirs
+                    .links
+                    .iter()
+                    .any(|(r, i, s, l)| (r, i, l) == (record, input, link) && !s.is_empty());
+            if has(record) && (has(link) || is_named(link)) && !older {
+                writeln!(text, "  {record} is linked from {link} ({selector}), input {input}").unwrap();
+            }
         }
-        let records = self.records;
-        let digest = &records[index].digest;
-        let digest = self.same.get(digest).unwrap_or(digest).clone();
-        let mut text = digest[7..19].to_owned();
-        for (number, alternatives) in records[index].inputs.iter().enumerate() {
-            let mut links: Vec<String> = alternatives
-                .iter()
-                .map(|RecordInput { selector, link }| {
-                    format!("{}<{}", selector.get(7..15).unwrap_or("-"), self.name(*link).0)
-                })
-                .collect();
-            links.sort();
-            links.dedup();
-            write!(text, " {number}:{links:?}").unwrap();
+        for (record, ours) in self.results.iter().filter(|(record, _)| has(record)) {
+            if *ours != theirs.results[record] {
+                writeln!(text, "  {record} has results of {ours:?} layers").unwrap();
+            }
         }
-        let short = format!("{}/{}", &digest[7..15], &Digest::sha256_of(&text).to_string()[7..11]);
-        self.names[index] = Some((short.clone(), text.clone()));
-        (short, text)
+        text
     }
-}
-
-/// What only one of them says.
-pub(crate) fn difference(ours: &Shape, theirs: &Shape) -> String {
-    let mut text = String::new();
-    for (sign, one, other) in [("+ ours  ", ours, theirs), ("- theirs", theirs, ours)] {
-        for (name, said) in one.0.iter().filter(|(name, said)| other.0.get(*name) != Some(said)) {
-            writeln!(text, "  {sign} {name}  {} layers {:?}", said.0, said.1).unwrap();
-        }
-    }
-    text
 }

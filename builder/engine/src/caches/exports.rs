@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use lapstrake_builder_cache::{ExportedRecords, ExportedResults, ImportedResult};
+use lapstrake_builder_cache::{ExportedRecords, ExportedResults, ImportedResult, OlderNames};
 use lapstrake_builder_progress::{Event, Progress, StatusHandle, VertexHandle, Warning};
 use lapstrake_builder_solver::KeyId;
 use lapstrake_layerstore_oci::{
@@ -278,6 +278,7 @@ impl Export {
         // Asked now, when the brought caches that matter have come.
         let keys: Vec<Vec<KeyId>> = solved.keys.iter().flat_map(BuildKeys::all).collect();
         let targets = solved.targets.clone();
+        let older = solved.keys.iter().fold(OlderNames::default(), |all, keys| all.and(&keys.older));
         let brought: Vec<_> = self.brought.iter().map(|brought| Arc::clone(&brought.cache)).collect();
         CacheFault::blocking(move || {
             let mut names = Vec::new();
@@ -288,7 +289,7 @@ impl Export {
                 CacheMode::Min => ExportedResults::Layers(&names),
                 CacheMode::Max => ExportedResults::All(&brought),
             };
-            Ok(workshop.cache.records_of(&keys, &targets, wanted)?)
+            Ok(workshop.cache.records_of(&keys, &targets, wanted)?.with_older(&older))
         })
         .await
     }

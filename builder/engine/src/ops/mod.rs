@@ -18,7 +18,7 @@ use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_executor::Executor;
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::{Graph, Vertex, VertexId, cache_key, pb};
-use lapstrake_builder_solver::{CacheMap, Dep, Miss, Op, OpContext};
+use lapstrake_builder_solver::{Alias, CacheMap, Dep, Miss, Op, OpContext};
 use lapstrake_builder_source::Sources;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{Stores, Tree};
@@ -114,6 +114,12 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
             let deps = key.deps.iter().map(dep).collect();
             Ok(CacheMap { digest: key.digest.clone(), deps, ephemeral: false })
         })
+    }
+
+    fn aliases(&self) -> Vec<Alias> {
+        let vertex = self.graph.vertex(self.vertex);
+        let older = cache_key::older(&vertex.op, vertex.inputs.len()).into_iter();
+        older.map(|key| Alias { digest: key.digest, selectors: key.selectors }).collect()
     }
 
     fn content<'a>(

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_history::MissReason;
 use lapstrake_builder_llb::pb;
-use lapstrake_builder_solver::{CacheMap, Miss, MissCause, Op, OpContext};
+use lapstrake_builder_solver::{Alias, CacheMap, Miss, MissCause, Op, OpContext};
 use lapstrake_builder_source::{Source, SourceContext, SourceKind};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
@@ -67,6 +67,11 @@ impl Op<EngineTypes> for SourceStep {
             let ephemeral = self.source.kind() == SourceKind::Local;
             Ok(CacheMap { digest, deps: Vec::new(), ephemeral })
         })
+    }
+
+    fn aliases(&self) -> Vec<Alias> {
+        let digests = self.source.also_known_as().into_iter();
+        digests.map(|digest| Alias { digest, selectors: Vec::new() }).collect()
     }
 
     fn content<'a>(
