@@ -1,0 +1,242 @@
+//! `docker builder prune`, `docker system df`, and a cache that keeps itself within its bounds.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+#[allow(unreachable_pub)]
+mod common;
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{eventually, is_running, send};
+use lapstrake_integration_cli::{Daemon, Process};
+use serde_json::Value;
+
+/// An entry of each kind that a build without other machines makes: two steps, a context, a cache mount.
+fn build(daemon: &Daemon, name: &str) {
+    let dir = daemon.scratch().join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let dockerfile = format!(
+        "FROM busybox\nCOPY data /data\nRUN --mount=type=cache,target=/cache head -c 300000 /dev/urandom > /cache/{name}\n\
+         RUN head -c 500000 /dev/urandom > /{name}\n"
+    );
+    std::fs::write(dir.join("Dockerfile"), dockerfile).unwrap();
+    std::fs::write(dir.join("data"), name).unwrap();
+    daemon.docker().buildkit().run(["build", "-t", name, dir.to_str().unwrap()]).success();
+}
+
+/// The answer to a request; an error's message where it is one.
+async fn ask(daemon: &Daemon, method: &str, path: &str) -> Result<Value, String> {
+    let answer = send(daemon, method, path, &[], Vec::new()).await;
+    let value: Value = serde_json::from_str(&answer.body).unwrap();
+    if answer.status.is_success() { Ok(value) } else { Err(value["message"].as_str().unwrap().to_owned()) }
+}
+
+async fn records(daemon: &Daemon) -> Vec<Value> {
+    let usage = ask(daemon, "GET", "/v1.48/system/df?type=build-cache").await.unwrap();
+    usage["BuildCache"].as_array().unwrap().clone()
+}
+
+async fn kinds(daemon: &Daemon) -> Vec<String> {
+    let mut kinds: Vec<String> =
+        records(daemon).await.iter().map(|record| record["Type"].as_str().unwrap().to_owned()).collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds
+}
+
+/// What `docker builder prune` says that it deleted.
+fn pruned(daemon: &Daemon, arguments: &[&str]) -> Vec<String> {
+    let output = daemon.docker().run(["builder", "prune", "-f"].iter().chain(arguments)).success();
+    let (ids, total) = output.stdout.split_once("Total reclaimed space:").unwrap();
+    assert!(total.trim().ends_with('B'), "{total}");
+    ids.lines().skip(1).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+fn du(path: &Path) -> u64 {
+    let output = Command::new("du").args(["--summarize", "--block-size=1"]).arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_of_the_docker_cli_choose_what_goes() {
+    let daemon = Daemon::with_base();
+    build(&daemon, "one");
+    daemon.docker().run(["rmi", "one"]).success();
+    let all = records(&daemon).await;
+    assert_eq!(kinds(&daemon).await, ["exec.cachemount", "regular", "source.local"]);
+    // Nothing of it is old, shared, in use, or called so.
+    for filter in [
+        "until=24h",
+        "unused-for=1h30m",
+        "inuse=true",
+        "shared=true",
+        "private=false",
+        "description=RUN",
+        "type~=^nothing$",
+        "id=no-such-id",
+        "parents=no-such-id",
+    ] {
+        assert_eq!(pruned(&daemon, &["--filter", filter]), [""; 0], "{filter}");
+    }
+    assert_eq!(records(&daemon).await.len(), all.len());
+    for (filters, message) in [
+        (&["nope=1"][..], "invalid filter 'nope'"),
+        (&["mutable=1"], "invalid filter 'mutable'"),
+        (&["until=soon"], "\"until\" filter expects a duration (e.g., '24h') or a timestamp"),
+        (&["until=1h", "unused-for=1h"], "conflicting filters: \"until\" and \"unused-for\""),
+        (&["type=regular", "type=internal"], "filters expect only one value"),
+        (&["description~=("], "is no regular expression"),
+        (&["shared=maybe"], "\"maybe\" is neither true nor false"),
+    ] {
+        let filters = filters.iter().flat_map(|filter| ["--filter", filter]);
+        let output = daemon.docker().run(["builder", "prune", "-f"].into_iter().chain(filters)).failure();
+        assert!(output.stderr.contains(message), "{message}: {}", output.stderr);
+    }
+
+    // Each of these takes what it names, and nothing else.
+    assert_eq!(pruned(&daemon, &["--filter", "type=exec.cachemount", "--filter", "private=true"]).len(), 1);
+    assert_eq!(kinds(&daemon).await, ["regular", "source.local"]);
+    let last = all.iter().find(|record| record["Description"].as_str().unwrap().ends_with("> /one")).unwrap();
+    let last = last["ID"].as_str().unwrap();
+    assert_eq!(pruned(&daemon, &["--filter", &format!("id={}", &last[..10])]), [last]);
+    assert!(!pruned(&daemon, &["--filter", "description~=^local source"]).is_empty());
+    assert_eq!(kinds(&daemon).await, ["regular"]);
+    let parent = all.iter().find(|record| record["ID"] == last).unwrap()["Parents"][0].as_str().unwrap();
+    let left = records(&daemon).await;
+    assert_eq!(
+        pruned(&daemon, &["--filter", &format!("id={parent}"), "--filter", "inuse=false"]),
+        [parent],
+        "{left:#?}"
+    );
+    pruned(&daemon, &["--all", "--filter", "until=1ns"]);
+    assert_eq!(records(&daemon).await, [Value::Null; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_keep_what_was_used_last() {
+    let daemon = Daemon::with_base();
+    for name in ["one", "two", "three"] {
+        build(&daemon, name);
+    }
+    daemon.docker().run(["rmi", "one", "two", "three"]).success();
+    let size = |records: &[Value]| {
+        let own = records.iter().filter(|record| record["Shared"] == false);
+        own.map(|record| record["Size"].as_u64().unwrap()).sum::<u64>()
+    };
+    let has = |records: &[Value], name: &str| {
+        records.iter().any(|record| record["Description"].as_str().unwrap().ends_with(&format!("> /{name}")))
+    };
+    let before = records(&daemon).await;
+    let total = size(&before);
+    for enough in [format!("--keep-storage={total}"), "--keep-storage=10GB".to_owned()] {
+        assert_eq!(pruned(&daemon, &[&enough]), [""; 0]);
+    }
+    assert!(!pruned(&daemon, &["--keep-storage", &(total - 200_000).to_string()]).is_empty());
+    let after = records(&daemon).await;
+    assert!(!has(&after, "one") && has(&after, "two") && has(&after, "three"), "{after:?}");
+
+    // Newer clients' parameters; older API versions do not have them.
+    let prune = async |version: &str, query: &str| {
+        ask(&daemon, "POST", &format!("/{version}/build/prune?{query}")).await.unwrap()
+    };
+    let nothing = prune("v1.48", &format!("max-used-space={total}")).await;
+    assert_eq!(nothing.to_string(), r#"{"CachesDeleted":null,"SpaceReclaimed":0}"#);
+    assert_eq!(prune("v1.48", &format!("min-free-space=1&reserved-space={}", 1u64 << 60)).await, nothing);
+    // All of the disk should be free, but for what is reserved.
+    prune("v1.48", &format!("min-free-space={}&reserved-space=1000000", 1u64 << 60)).await;
+    let reserved = records(&daemon).await;
+    assert!(
+        size(&reserved) <= 1_000_000 && has(&reserved, "three") && !has(&reserved, "two"),
+        "{reserved:?}"
+    );
+    prune("v1.47", "max-used-space=999999999999&all=1").await;
+    assert_eq!(records(&daemon).await, [Value::Null; 0]);
+    let wrong = ask(&daemon, "POST", "/v1.48/build/prune?max-used-space=1GB").await.unwrap_err();
+    assert_eq!(wrong, "max-used-space is in bytes and expects an integer, got 1GB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn df_is_what_du_counts_and_prune_frees_what_it_says() {
+    let daemon = Daemon::with_base();
+    build(&daemon, "one");
+    build(&daemon, "two");
+    daemon.docker().run(["rmi", "two"]).success();
+    let sizes = async || {
+        let usage = ask(&daemon, "GET", "/v1.41/system/df").await.unwrap();
+        (usage["LayersSize"].as_u64().unwrap(), usage["BuilderSize"].as_u64().unwrap())
+    };
+    // What is not told is the daemon's own: its database, the reserve, and directories.
+    let own = || {
+        let files = ["metadata.db", "metadata.db-wal", "metadata.db-shm", "metadata.reserve"];
+        files.iter().map(|name| du(&daemon.root().join(name))).sum::<u64>()
+    };
+    let (images, cache) = sizes().await;
+    let (told, found) = (images + cache + own(), du(&daemon.root()));
+    assert!(found.abs_diff(told) <= 128 << 10, "images {images}, cache {cache}, told {told}, found {found}");
+    let trees = || du(&daemon.root().join("overlay2")) + du(&daemon.root().join("content"));
+    let before = trees();
+    let report = ask(&daemon, "POST", "/v1.41/build/prune").await.unwrap();
+    let freed = report["SpaceReclaimed"].as_u64().unwrap();
+    assert_eq!((freed, before - trees()), (cache, cache));
+    assert_eq!(sizes().await, (images, 0));
+    // The image is whole.
+    daemon.docker().run(["save", "one"]).success();
+    let table = daemon.docker().run(["system", "df"]).success();
+    assert!(table.stdout.contains("Build Cache"), "{}", table.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_growing_cache_is_pruned_by_its_policy_while_a_build_runs() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let policy = "[worker.oci]\ngc = true\n[[worker.oci.gcpolicy]]\nkeepBytes = 1000\nkeepDuration = 0\nfilters = [\"type!=exec.cachemount\"]\n";
+    std::fs::write(config.path(), policy).unwrap();
+    let daemon = Daemon::with_base_and(&["--config", config.path().to_str().unwrap()]);
+    build(&daemon, "old");
+    let dir = daemon.scratch().join("long");
+    std::fs::create_dir_all(&dir).unwrap();
+    let marker = format!("8{:07}", std::process::id());
+    let dockerfile = format!(
+        "FROM busybox\nRUN head -c 400000 /dev/urandom > /kept\n\
+         RUN --mount=type=cache,target=/c touch /c/x; ls /kept; sleep {marker}\n"
+    );
+    std::fs::write(dir.join("Dockerfile"), dockerfile).unwrap();
+    let mut long = Process::start(
+        daemon
+            .docker()
+            .buildkit()
+            .command(["build", dir.to_str().unwrap()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    eventually("the last step runs", || is_running(&marker)).await;
+    // Until now an image shared it.
+    daemon.docker().run(["rmi", "old"]).success();
+    let has = |records: &[Value], part: &str| {
+        records.iter().any(|record| record["Description"].as_str().unwrap().contains(part))
+    };
+    let mut left = records(&daemon).await;
+    for _ in 0..600 {
+        if !has(&left, "> /old") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        left = records(&daemon).await;
+    }
+    assert!(!has(&left, "> /old"), "{left:?}\n{}", daemon.log());
+    assert!(has(&left, "> /kept") && has(&left, "cached mount /c"), "{left:?}");
+    assert!(long.ended().is_none() && is_running(&marker), "the build goes on");
+    long.stop();
+    eventually("the step ends with its client", || !is_running(&marker)).await;
+    // And what it held goes after it.
+    for _ in 0..600 {
+        left = records(&daemon).await;
+        if left.iter().all(|record| record["Type"] == "exec.cachemount" || record["Shared"] == true) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("{left:?}\n{}", daemon.log());
+}
