@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use lapstrake_builder_progress::redact;
 use lapstrake_layerstore_store::{Metadata, Resource, SnapshotKey, SnapshotName, StoreError, Tree};
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -82,12 +83,13 @@ pub struct CacheEntry {
 }
 
 impl BuildCache {
-    /// Notes what a tree is, so that it stays and is listed. A tree that has an entry keeps it; the empty tree needs none.
+    /// Notes what a tree is, so that it stays and is listed. Credentials in URLs of the description are masked. A tree that has an entry keeps it; the empty tree needs none.
     ///
     /// Blocks. Lazy: what a power cut takes is built again.
     pub fn record(&self, tree: &Tree, kind: RecordKind, description: &str) -> Result<(), CacheError> {
         let Some(name) = tree.snapshot() else { return Ok(()) };
         let now = nanos(SystemTime::now());
+        let description = &*redact(description);
         self.metadata.write_lazily(|txn| {
             txn.prepare_cached(
                 "INSERT INTO cache_entry (snapshot, kind, description, created, used, uses)
