@@ -31,10 +31,18 @@ fn a_store_survives_fifty_kills() {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null()),
         );
+        // Every third time something is pruned as well, so that some are killed in the midst of that.
+        let mut prune = (round % 3 == 2).then(|| {
+            let mut command = daemon.docker().command(["builder", "prune", "-af"]);
+            Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+        });
         // Random moments: from before the first step to after the last.
         std::thread::sleep(Duration::from_millis(u64::from(round * 37 % 50) * 12));
         daemon.kill_and_restart();
         build.wait();
+        if let Some(prune) = &mut prune {
+            prune.wait();
+        }
         let docker = daemon.docker();
         // Whatever images there are, they are whole: every layer can be read back and has its digest.
         let images = docker.run(["images", "-q", "--no-trunc"]).success();
