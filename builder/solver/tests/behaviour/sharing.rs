@@ -62,7 +62,14 @@ async fn events(progress: Progress) -> Vec<Event> {
     events
 }
 
-fn assert_nothing_left(bench: &Bench) {
+async fn assert_nothing_left(bench: &Bench) {
+    // A task that has told its answer still has to end.
+    for _ in 0..10_000 {
+        if format!("{:?}", bench.solver) == "Solver { nodes: 0, runs: 0 }" {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
     assert_eq!(format!("{:?}", bench.solver), "Solver { nodes: 0, runs: 0 }");
     assert_eq!(bench.world.working.load(Ordering::SeqCst), 0);
 }
@@ -79,7 +86,7 @@ async fn the_same_work_behind_different_clients_runs_once() {
     assert_eq!((first.unwrap().as_str(), second.unwrap().as_str()), (WANTED, WANTED));
     assert_eq!((bench.world.count("copy"), bench.world.count("run")), (1, 1));
     assert_eq!((bench.world.count("context-1"), bench.world.count("context-2")), (1, 1));
-    assert_nothing_left(&bench);
+    assert_nothing_left(&bench).await;
 }
 
 #[tokio::test]
@@ -156,7 +163,7 @@ async fn who_runs_it_may_leave_without_harm_to_who_waits() {
     assert_eq!(second.await.unwrap(), WANTED);
     assert_eq!(bench.world.count("run"), 1);
     assert!(bench.world.cancelled.lock().is_empty());
-    assert_nothing_left(&bench);
+    assert_nothing_left(&bench).await;
 }
 
 #[tokio::test]
@@ -177,7 +184,7 @@ async fn when_all_leave_the_op_is_cancelled_and_the_next_one_runs_it() {
     assert_eq!(bench.solve(&build("context-2")).await.unwrap(), WANTED);
     assert_eq!((bench.world.count("copy"), bench.world.count("run")), (1, 2));
     tokio::task::yield_now().await;
-    assert_nothing_left(&bench);
+    assert_nothing_left(&bench).await;
 }
 
 /// Runs two builds, the second of which begins when the op of the first runs already, and tells what came of them and how often the op ran.
@@ -305,4 +312,32 @@ async fn a_build_without_cache_runs_its_own_beside_one_with() {
     assert_eq!((first.unwrap().as_str(), second.unwrap().as_str()), (WANTED, WANTED));
     assert_eq!(third.unwrap(), WANTED);
     assert_eq!((bench.world.count("copy"), bench.world.count("run")), (3, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_builds_of_two_hundred_vertices_run_each_op_once() {
+    let bench = Bench::new();
+    bench.world.set("n20", Behaviour { content: vec![0, 1], ..Behaviour::default() });
+    // Every vertex stands on the two before it, and each tenth on a source of its own.
+    let nodes: Vec<Node> = (0..200usize)
+        .map(|at| {
+            let inputs: Vec<usize> =
+                if at % 10 == 0 { Vec::new() } else { (at.saturating_sub(2)..at).collect() };
+            // Values are texts of all that went into them: keep them short.
+            let inputs = if at % 10 == 9 { inputs } else { inputs.into_iter().rev().take(1).collect() };
+            node(&format!("n{at}"), &inputs)
+        })
+        .chain([node("target", &(9..200).step_by(10).collect::<Vec<_>>())])
+        .collect();
+    let wanted = crate::support::expected(&nodes);
+    let shown = progress();
+    let builds: Vec<_> = (0..500)
+        .map(|number| tokio::spawn(solving(bench.load_for(&nodes, Client::new(number), &shown))))
+        .collect();
+    for build in builds {
+        assert_eq!(build.await.unwrap().unwrap(), wanted);
+    }
+    assert_eq!(bench.world.executions(), nodes.len());
+    assert!(bench.world.executed.lock().values().all(|count| *count == 1));
+    assert_nothing_left(&bench).await;
 }

@@ -1,0 +1,85 @@
+//! Whole builds at the same time.
+
+use std::{future::Future, pin::pin};
+
+use lapstrake_builder_engine::EngineError;
+use lapstrake_builder_progress::{Event, Progress, Subscription, from_response};
+use lapstrake_tests::{Context, Workbench};
+use tokio_util::sync::CancellationToken;
+
+/// The same files, sent by each client for itself; a step over them that takes a while, and that no two runs of do the same.
+fn context() -> Context {
+    Context::new(
+        "FROM busybox\nCOPY a /\nRUN echo begun && sleep 1 && cat /proc/sys/kernel/random/uuid > /stamp\n",
+    )
+    .file("a", "same")
+}
+
+fn progress() -> (Progress, Subscription) {
+    let progress = Progress::anonymous(Default::default()).expect("a temporary file");
+    let subscription = progress.subscribe().expect("a file can be shared");
+    (progress, subscription)
+}
+
+/// Reads on until an event is as wanted; whether there was one.
+async fn until(subscription: &mut Subscription, wanted: impl Fn(&Event) -> bool) -> bool {
+    while let Some(response) = subscription.next().await.expect("the log can be read") {
+        if from_response(response).iter().any(&wanted) {
+            return true;
+        }
+    }
+    false
+}
+
+fn begun(event: &Event) -> bool {
+    matches!(event, Event::Log(log) if log.data.starts_with(b"begun"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_files_from_two_clients_make_a_step_run_once() {
+    let bench = Workbench::new();
+    let (one, two) = tokio::join!(bench.build(context(), "one"), bench.build(context(), "two"));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(bench.read("one", "stamp"), bench.read("two", "stamp"));
+    assert!(one.output().contains("begun") || two.output().contains("begun"));
+    assert_eq!(bench.config("one").rootfs, bench.config("two").rootfs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_cancelled_leaves_a_shared_step_to_the_other() {
+    let bench = Workbench::new();
+    let (shown_first, mut first_says) = progress();
+    let (shown_second, mut second_says) = progress();
+    let (first, second) =
+        (bench.request(context(), "one").await.unwrap(), bench.request(context(), "two").await.unwrap());
+    let cancel = CancellationToken::new();
+    let first = bench.engine.build(first, shown_first, None, cancel.clone());
+    let second = bench.engine.build(second, shown_second, None, CancellationToken::new());
+    let schedule = async {
+        let mut first = pin!(first);
+        // The first one's process runs, then the second one waits for it, then the first one goes.
+        assert!(during(first.as_mut(), until(&mut first_says, begun)).await);
+        let mut second = pin!(second);
+        let waits = |event: &Event| matches!(event, Event::Status(status) if status.id.starts_with("waiting for another build"));
+        let both = async { tokio::join!(first.as_mut(), second.as_mut()) };
+        let both = async {
+            _ = both.await;
+            unreachable!("the process sleeps");
+        };
+        assert!(tokio::select! { seen = until(&mut second_says, waits) => seen, seen = both => seen });
+        cancel.cancel();
+        assert!(matches!(first.await, Err(EngineError::Canceled)));
+        second.await
+    };
+    schedule.await.unwrap();
+    assert!(bench.has("two", "stamp"));
+    assert!(bench.stores.images.find("one").is_err());
+}
+
+/// Runs `work` while waiting for something else, which comes first.
+async fn during<T>(work: impl Future, other: impl Future<Output = T>) -> T {
+    tokio::select! {
+        _ = work => panic!("the build ended early"),
+        seen = other => seen,
+    }
+}
