@@ -258,7 +258,8 @@ impl Lowering<'_> {
     }
 
     fn steps_in_all(&self) -> usize {
-        let last = self.stages.iter().filter(|stage| stage.resolved).filter_map(|stage| stage.number).max();
+        let known = |stage: &&StageState| stage.resolved || stage.dispatched;
+        let last = self.stages.iter().filter(known).filter_map(|stage| stage.number).max();
         let planned = self.stages.iter().filter(|stage| stage.number.is_some() && stage.number <= last);
         let own = |stage: &StageState| stage.commands.iter().filter(|command| !command.from_trigger).count();
         self.dockerfile.meta_args.len() + planned.map(|stage| 1 + own(stage)).sum::<usize>()

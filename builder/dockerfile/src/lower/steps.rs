@@ -90,6 +90,7 @@ impl Lowering<'_> {
             true => self.classic_said(index, position, said),
             false => (said, Vec::new()),
         };
+        let restored = self.is_restored(stage.number, position);
         let kind = match &command.instruction {
             Instruction::Run(_) => StepKind::Run { args: std::mem::take(&mut self.last_run) },
             Instruction::Add(_) | Instruction::Copy(_) => StepKind::Copy,
@@ -100,13 +101,14 @@ impl Lowering<'_> {
             stage_name: stage.name.clone(),
             text: command.source.code.clone(),
             kind,
-            made,
+            // What an image gives is not made by a step.
+            made: made.filter(|_| !restored),
             said,
             lines: command.source.lines,
             trigger: stage.commands[position].from_trigger,
             before: self.steps.len().checked_sub(1),
             uses,
-            restored: self.is_restored(stage.number, position),
+            restored,
         });
     }
 
