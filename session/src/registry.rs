@@ -149,6 +149,11 @@ impl Sessions {
         slots.iter().filter(|(_, s)| matches!(s, Slot::Live(_))).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Whether the session is there right now.
+    pub fn is_live(&self, id: &SessionId) -> bool {
+        self.live(id).is_some()
+    }
+
     fn live(&self, id: &SessionId) -> Option<SessionCaller> {
         match self.shared.slots.lock().get(id) {
             Some(Slot::Live(caller)) if !caller.is_closed() => Some(caller.clone()),

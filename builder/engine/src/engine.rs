@@ -173,6 +173,7 @@ impl Engine {
         let mut scope = BuildScope {
             mark: BuildMark::default(),
             session: request.session.clone(),
+            live: self.0.workshop.sessions.clone(),
             credentials: Arc::clone(&request.credentials),
             locals: HashMap::new(),
             resources: request.resources.clone(),
@@ -295,7 +296,11 @@ impl Engine {
         let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
         let Resolved { value: tree, keys: target } = build.resolve().await?;
-        let older = if asks_keys { OlderNames::of(&graph) } else { OlderNames::default() };
+        let mut older = OlderNames::default();
+        if asks_keys {
+            older = OlderNames::of(&graph);
+            build.other_keys().iter().for_each(|(key, other)| older.source(key, other));
+        }
         Ok((tree, BuildKeys { target, older: Arc::new(older), build: asks_keys.then_some(build) }))
     }
 

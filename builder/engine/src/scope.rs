@@ -6,7 +6,7 @@ use lapstrake_builder_solver::Types;
 use lapstrake_builder_source::{BuildMark, LocalProvider};
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
-use lapstrake_session::SessionId;
+use lapstrake_session::{SessionId, Sessions};
 
 use crate::{Resources, StepError, history::Knowledge};
 
@@ -16,6 +16,8 @@ pub(crate) struct BuildScope {
     pub(crate) mark: BuildMark,
     /// The client's session.
     pub(crate) session: Option<SessionId>,
+    /// Where to see whether it is still there.
+    pub(crate) live: Sessions,
     /// Credentials for registries.
     pub(crate) credentials: Arc<dyn CredentialSource>,
     /// Directories that are not with a session, by the unique id that the graph names them with.
@@ -33,6 +35,10 @@ impl Types for EngineTypes {
     type Value = Tree;
     type Scope = Arc<BuildScope>;
     type Error = StepError;
+
+    fn alive(scope: &Arc<BuildScope>) -> bool {
+        scope.session.as_ref().is_none_or(|session| scope.live.is_live(session))
+    }
 }
 
 /// The sessions of the builds that wait, longest waiting first.
