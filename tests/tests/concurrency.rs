@@ -76,6 +76,21 @@ async fn a_build_that_is_cancelled_leaves_a_shared_step_to_the_other() {
     assert!(bench.stores.images.find("one").is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_waits_for_the_machine_says_so() {
+    // Six stages that need nothing of each other, and four slots.
+    let stages =
+        (0..6).map(|stage| format!("FROM busybox AS s{stage}\nRUN sleep 1 && echo {stage} > /made\n"));
+    let copies = (0..6).map(|stage| format!("COPY --from=s{stage} /made /{stage}\n"));
+    let dockerfile: String =
+        stages.chain(std::iter::once("FROM scratch\n".to_owned())).chain(copies).collect();
+    let bench = Workbench::new();
+    let built = bench.build(Context::new(&dockerfile), "app").await.unwrap();
+    let waits = |event: &&Event| matches!(event, Event::Status(status) if status.id.starts_with("waiting for other steps"));
+    assert!(built.events.iter().any(|event| waits(&event)), "two have to wait");
+    assert_eq!(bench.read("app", "5"), "5\n");
+}
+
 /// Runs `work` while waiting for something else, which comes first.
 async fn during<T>(work: impl Future, other: impl Future<Output = T>) -> T {
     tokio::select! {

@@ -63,10 +63,7 @@ impl ExecStep {
     }
 
     async fn process(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
-        let _slot = tokio::select! {
-            slot = Arc::clone(&self.workshop.slots).acquire_owned() => slot.expect("never closed"),
-            () = cx.cancel.cancelled() => return Err(StepError::Canceled),
-        };
+        let _slot = self.workshop.slot(cx).await?;
         let mut plan = MountPlan::prepare(&self.workshop, &self.op, inputs, cx).await?;
         let spec = self.spec(&mut plan, cx)?;
         let (stdout, stderr, pump) = output(cx.vertex.clone());

@@ -25,10 +25,7 @@ impl FileStep {
     }
 
     async fn act(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
-        let _slot = tokio::select! {
-            slot = Arc::clone(&self.workshop.slots).acquire_owned() => slot.expect("never closed"),
-            () = cx.cancel.cancelled() => return Err(StepError::Canceled),
-        };
+        let _slot = self.workshop.slot(cx).await?;
         let workshop = Arc::clone(&self.workshop);
         let (op, name, cancel) = (self.op.clone(), self.name.clone(), cx.cancel.clone());
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {

@@ -24,7 +24,7 @@ use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::Sessions;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     StepError,
@@ -44,6 +44,20 @@ pub(crate) struct Workshop {
     pub(crate) slots: Arc<Semaphore>,
     /// Where sockets of ssh agents are made; private to the daemon.
     pub(crate) runtime_dir: std::path::PathBuf,
+}
+
+impl Workshop {
+    /// A permit to use the machine. A step that has to wait for one shows that it does.
+    async fn slot(&self, cx: &OpContext<EngineTypes>) -> Result<OwnedSemaphorePermit, StepError> {
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Ok(slot);
+        }
+        let _waiting = cx.vertex.part("waiting for other steps to finish", "", 0);
+        tokio::select! {
+            slot = Arc::clone(&self.slots).acquire_owned() => Ok(slot.expect("never closed")),
+            () = cx.cancel.cancelled() => Err(StepError::Canceled),
+        }
+    }
 }
 
 /// Makes the op of a vertex of `graph`.
