@@ -1,4 +1,5 @@
-//! Records for older versions of BuildKit, which make other keys of the same ops: without these, what is exported here is a miss there.
+//! Records for older versions of BuildKit, which make other keys of the same ops: without these, what is exported here is a miss there. And for all of
+//! them: images under their manifests' digests, because BuildKit asks no further where it finds nothing by these.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +12,7 @@ use crate::document::{Record, RecordInput};
 /// Ways in which an input counts, by its number: selectors, where `None` is all of it.
 type Selectors = Vec<BTreeSet<Option<Digest>>>;
 
-/// What older versions of BuildKit call the results of a graph's ops.
+/// What other builders, such as older versions of BuildKit, call the results of a graph's ops.
 #[derive(Debug, Default)]
 pub struct OlderNames {
     /// By what they are called today: every name, today's included, and how inputs count under it.
@@ -28,18 +29,28 @@ impl OlderNames {
         all
     }
 
+    /// Names a source otherwise too.
+    pub fn source(&mut self, today: &KeyId, other: &KeyId) {
+        if let (Ok(today), Ok(other)) = (Digest::parse(today.as_str()), Digest::parse(other.as_str())) {
+            let names = self.names.entry(today.clone()).or_default();
+            names.entry(today).or_default();
+            names.entry(other).or_default();
+        }
+    }
+
     /// These and those of another graph.
     #[must_use]
     pub fn and(mut self, other: &Self) -> Self {
         for (today, names) in &other.names {
-            self.names.entry(today.clone()).or_insert_with(|| names.clone());
+            self.names.entry(today.clone()).or_default().extend(names.clone());
         }
         self
     }
 
     fn add(&mut self, vertex: &Vertex) {
         let older = cache_key::older(&vertex.op, vertex.inputs.len());
-        let Some(today) = cache_key::today(&vertex.op, vertex.inputs.len()).filter(|_| !older.is_empty()) else {
+        let Some(today) = cache_key::today(&vertex.op, vertex.inputs.len()).filter(|_| !older.is_empty())
+        else {
             return;
         };
         for output in 0..outputs(&vertex.op) {
@@ -105,12 +116,16 @@ fn linked(
             let wanted: BTreeSet<String> = match selectors.and_then(|selectors| selectors.get(number)) {
                 Some(selectors) if by_definition => selectors
                     .iter()
-                    .map(|selector| selector.as_ref().map_or(String::new(), |digest| digest.as_str().to_owned()))
+                    .map(|selector| {
+                        selector.as_ref().map_or(String::new(), |digest| digest.as_str().to_owned())
+                    })
                     .collect(),
                 _ => BTreeSet::from([selector.clone()]),
             };
             for place in &places[*link] {
-                all.extend(wanted.iter().map(|selector| RecordInput { selector: selector.clone(), link: *place }));
+                all.extend(
+                    wanted.iter().map(|selector| RecordInput { selector: selector.clone(), link: *place }),
+                );
             }
         }
         linked.inputs.push(all.into_iter().collect());
@@ -188,6 +203,8 @@ mod tests {
         );
         let extended = names.extend(vec![record("content", &[]), record("copy", &[("", 0)])]);
         assert_eq!(extended.len(), 3);
-        assert!(extended.iter().all(|(record, _)| record.inputs.iter().flatten().all(|i| i.selector.is_empty())));
+        assert!(
+            extended.iter().all(|(record, _)| record.inputs.iter().flatten().all(|i| i.selector.is_empty()))
+        );
     }
 }

@@ -196,6 +196,19 @@ impl<X: Types> Build<X> {
         Ok(resolved)
     }
 
+    /// Keys of ops without inputs, each with another that caches of others may have for it ([`Op::aliases`]). Makes nothing.
+    pub fn other_keys(&self) -> Vec<(KeyId, KeyId)> {
+        let sources = self.nodes.iter().filter(|node| node.inputs.is_empty());
+        let of_node = |node: &Arc<Node<X>>| {
+            let map = node.stages.cache_map.done()?;
+            let aliases = node.op.aliases().into_iter();
+            let pair =
+                move |alias: crate::Alias| (KeyId::root(&map.digest, 0), KeyId::root(&alias.digest, 0));
+            Some(aliases.map(pair).collect::<Vec<_>>())
+        };
+        sources.filter_map(of_node).flatten().collect()
+    }
+
     /// The keys that the build's results are known by, one set for each output that the graph uses, inputs first: what a cache export is
     /// about. Asked after [`Build::resolve`]; nothing is run or waited for, and what was not looked at has no keys.
     pub fn keys(&self) -> Vec<Vec<KeyId>> {

@@ -3,6 +3,7 @@
 //! How the data were made is told in `tests/data/interchange/README.md`.
 #![allow(clippy::unwrap_used)]
 
+mod exports;
 mod golden;
 mod imports;
 mod records;
