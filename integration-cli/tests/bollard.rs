@@ -57,7 +57,7 @@ async fn classic_builds() {
         .labels(&labels);
     let told = build(&docker, options, archive(&files)).await.unwrap();
     let text: String = told.iter().filter_map(|info| info.stream.clone()).collect();
-    assert!(text.contains("Step 1/4 : FROM busybox") && text.contains("hello me\nfrom a\n"), "{text}");
+    assert!(text.contains("Step 1/5 : FROM busybox") && text.contains("hello me\nfrom a\n"), "{text}");
     let image = docker.inspect_image("classic:1").await.unwrap();
     let id = told.iter().find_map(|info| match &info.aux {
         Some(BuildInfoAux::Default(id)) => id.id.clone(),

@@ -62,7 +62,8 @@ fn from_a_directory() {
             assert!(output.stdout.contains(&format!("Successfully tagged {tag}")), "{}", output.stdout);
         }
         let history = docker.run(["history", "--no-trunc", "--format", "{{.CreatedBy}}", &tag]).success();
-        assert!(history.stdout.contains("COPY src /src"), "{}", history.stdout);
+        let copy = if buildkit { "COPY src /src # buildkit" } else { "#(nop) COPY dir:" };
+        assert!(history.stdout.contains(copy), "{}", history.stdout);
     }
 }
 
@@ -204,6 +205,31 @@ fn a_second_build_is_cached() {
         let third = build(&docker, &["-t", "three", "--no-cache"], &dir).success();
         assert!(!third.all().contains("Using cache"), "{}", third.all());
         assert_ne!(config(&docker, "one", "{{json .RootFS}}"), config(&docker, "three", "{{json .RootFS}}"));
+    }
+}
+
+#[test]
+fn new_content_is_noticed_whatever_its_size_and_time_and_a_touch_is_not() {
+    let daemon = Daemon::with_base();
+    for buildkit in PROTOCOLS {
+        let docker = cli(&daemon, buildkit);
+        let name = format!("content-{buildkit}");
+        let dir = directory(&daemon, &name, &[("Dockerfile", "FROM busybox\nCOPY a /a\nRUN cat /a\n")]);
+        // Larger than what is compared at a time, and different at its end.
+        let write = |last: &str, time: u64| {
+            let path = dir.join("a");
+            fs::write(&path, "x".repeat(100_000) + last).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::new(time, 123_456_789);
+            fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        let id = || build(&docker, &["-q"], &dir).success().stdout.trim().to_owned();
+        write("1", 1_700_000_000);
+        let first = id();
+        write("2", 1_700_000_000);
+        let second = id();
+        assert_ne!(first, second, "buildkit={buildkit}");
+        write("2", 1_800_000_000);
+        assert_eq!(id(), second, "buildkit={buildkit}");
     }
 }
 

@@ -119,9 +119,13 @@ async fn what_fails_before_the_first_byte_says_so_by_its_status() {
             build(&daemon, &format!("version={version}"), archive(&[("Dockerfile", &dockerfile)])).await
         };
         let missing = from(&open.image("none:1")).await;
-        assert_eq!(missing.status, StatusCode::NOT_FOUND, "{version} {}", missing.body);
         let private = from(&closed.image("none:1")).await;
-        assert_eq!(private.status, StatusCode::UNAUTHORIZED, "{version} {}", private.body);
+        // The classic builder has said `Step 1/1` by then.
+        let statuses = match version {
+            1 => (StatusCode::OK, StatusCode::OK),
+            _ => (StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED),
+        };
+        assert_eq!((missing.status, private.status), statuses, "{version} {} {}", missing.body, private.body);
         let remote = build(&daemon, &format!("version={version}&remote={gone}"), Vec::new()).await;
         assert_eq!(remote.status, StatusCode::NOT_FOUND, "{version} {}", remote.body);
         let nul = build(&daemon, &format!("version={version}&dockerfile=a%00b"), archive(&[])).await;
