@@ -1,5 +1,7 @@
 //! What the store takes, what pruning takes from it, and that neither disturbs a build.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::{
     os::unix::fs::MetadataExt as _,
     path::Path,
