@@ -185,6 +185,7 @@ impl Lowering<'_> {
     /// What the classic dialect adds to a plan, and the graphs of the stages beside the target's.
     pub(super) fn classic_plan(
         &self,
+        goal: usize,
         last: usize,
         target: &BuiltDefinition,
         marshal: &dyn Fn(&State) -> Lowered<BuiltDefinition>,
@@ -200,7 +201,7 @@ impl Lowering<'_> {
         let copies = self.copies.iter().map(|copy| self.copy_query(copy, marshal));
         let plan = ClassicPlan {
             others: others.iter().map(|built| built.definition.clone()).collect(),
-            total: self.steps_in_all(),
+            total: self.steps_in_all(goal),
             failure: self.failure.as_ref().map(|(_, error)| error.clone()).or_else(|| self.no_image(last)),
             unused_args: self.unused_args(),
             copies: copies.collect::<Lowered<_>>()?,
@@ -257,9 +258,9 @@ impl Lowering<'_> {
         self.options.build_args.keys().filter(|name| !used(name)).cloned().collect()
     }
 
-    fn steps_in_all(&self) -> usize {
-        let known = |stage: &&StageState| stage.resolved || stage.dispatched;
-        let last = self.stages.iter().filter(known).filter_map(|stage| stage.number).max();
+    /// The steps up to the end of the stage that is to be built.
+    fn steps_in_all(&self, goal: usize) -> usize {
+        let last = self.stages[goal].number;
         let planned = self.stages.iter().filter(|stage| stage.number.is_some() && stage.number <= last);
         let own = |stage: &StageState| stage.commands.iter().filter(|command| !command.from_trigger).count();
         self.dockerfile.meta_args.len() + planned.map(|stage| 1 + own(stage)).sum::<usize>()

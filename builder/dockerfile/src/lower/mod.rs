@@ -226,6 +226,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn finish(&mut self, target: usize, reachable: &BTreeSet<usize>) -> Lowered<PlatformPlan> {
+        let goal = target;
         let target = self.last_dispatched(target);
         if !self.is_classic() {
             let labels = self.options.labels.iter().map(|(k, v)| (k.clone(), v.clone()));
@@ -259,7 +260,7 @@ impl<'a> Lowering<'a> {
         let mut config = stage.image.clone();
         config.history = self.history_of(target);
         let (classic, others) = match self.is_classic() {
-            true => self.classic_plan(target, &built, &marshal)?,
+            true => self.classic_plan(goal, target, &built, &marshal)?,
             false => (None, Vec::new()),
         };
         let all: Vec<&lapstrake_builder_llb::BuiltDefinition> =
