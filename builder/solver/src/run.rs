@@ -231,6 +231,10 @@ impl<X: Types> Node<X> {
         output: u32,
         cancel: CancellationToken,
     ) -> Ran<X> {
+        let canceled = || Err(RunEnd::Failed(Failure::of(SolveError::Canceled)));
+        if cancel.is_cancelled() {
+            return canceled();
+        }
         self.vertex.start();
         let cx = self.context(cancel.clone());
         let cause = self.cause(&map, output, &ready.keys, known);
@@ -239,10 +243,15 @@ impl<X: Types> Node<X> {
             () = self.op.missed(&cx, miss) => {}
             () = cancel.cancelled() => {}
         }
+        // An op that nobody waits for is not begun: somebody else may be about to.
+        if cancel.is_cancelled() {
+            self.vertex.fail("context canceled");
+            return canceled();
+        }
         let outputs = self.op.exec(&cx, ready.values.clone()).await;
         if cancel.is_cancelled() {
             self.vertex.fail("context canceled");
-            return Err(RunEnd::Failed(Failure::of(SolveError::Canceled)));
+            return canceled();
         }
         let outputs = outputs.map_err(|error| RunEnd::Failed(self.failed(&cx, error)))?;
         let saves = outputs.into_iter().zip(0..).map(|(value, output)| {
