@@ -16,7 +16,7 @@ use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest}
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind, Input,
-    Output, Resources, Step, StepKind,
+    Output, Resources, Script, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
