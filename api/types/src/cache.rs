@@ -196,9 +196,11 @@ mod tests {
 
     #[test]
     fn fields_are_named_with_their_operator_and_value() {
-        let query =
-            parse(r#"filters={"until":["24h"],"type!":["regular"],"description~":["^a"],"shared":[],"id":["x"]}"#, 41)
-                .unwrap();
+        let query = parse(
+            r#"filters={"until":["24h"],"type!":["regular"],"description~":["^a"],"shared":[],"id":["x"]}"#,
+            41,
+        )
+        .unwrap();
         let fields: Vec<_> = query.fields().collect();
         assert_eq!(
             fields,
