@@ -158,7 +158,8 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
             return Ok(usage);
         }
         // Removed meanwhile, it is not there, rather than unreadable.
-        let usage = self.driver.usage(&record.id).or_else(|error| self.records.by_name(name).and(Err(error)))?;
+        let usage =
+            self.driver.usage(&record.id).or_else(|error| self.records.by_name(name).and(Err(error)))?;
         self.records.set_usage(name, usage)?;
         Ok(usage)
     }

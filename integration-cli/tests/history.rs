@@ -1,6 +1,7 @@
 //! Build history and reasons, with the docker CLI and `lapstrake history`.
-#![allow(clippy::unwrap_used)] // helpers outside of test functions
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
+#[allow(unreachable_pub)]
 mod common;
 
 use std::{

@@ -21,7 +21,8 @@ async fn an_interrupt_ends_the_cli_and_the_build() {
         // A word by which this very step's process is known.
         seconds += 1_000_000;
         let word = seconds.to_string();
-        fs::write(context.join("Dockerfile"), format!("FROM busybox\nRUN [\"/bin/sleep\", \"{word}\"]\n")).unwrap();
+        fs::write(context.join("Dockerfile"), format!("FROM busybox\nRUN [\"/bin/sleep\", \"{word}\"]\n"))
+            .unwrap();
         let docker = if buildkit { daemon.docker().buildkit() } else { daemon.docker().classic() };
         let mut command = docker.command(["build"]);
         command.args(quiet.then_some("-q")).arg(&context).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,4 +1,5 @@
 //! Caches that builds leave and bring: what is exported is all hits for whoever has nothing else.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
 use std::{
     collections::{BTreeSet, HashSet},
