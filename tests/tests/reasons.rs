@@ -1,5 +1,7 @@
 //! Why steps ran, and what the history keeps of it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::collections::BTreeMap;
 
 use lapstrake_builder_cache::PruneRequest;
