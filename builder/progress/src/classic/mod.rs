@@ -1,8 +1,8 @@
 //! The classic transcript: `Step 1/3 : FROM busybox`, ` ---> 3f57d9401f8d`, …, as Moby's classic builder writes it.
 //!
 //! Steps appear in the Dockerfile's order, though vertices may run and end in any. Nothing is kept in memory for a step
-//! whose turn has not come: the spool has it all, so the transcript goes back to where the step's vertex was
-//! first heard of and reads on from there.
+//! whose turn has not come but how it ended: the spool has its output, so the transcript goes back to where that begins and
+//! reads on from there.
 //!
 //! Containers are told where Moby would have had one. Their ids are stand-ins: a step's container is gone with the step.
 //!
@@ -103,6 +103,15 @@ pub enum ClassicLine {
     },
 }
 
+/// What a vertex did so far that is worth telling.
+#[derive(Debug, Clone, Copy)]
+enum Heard {
+    /// It ended well and had nothing to say.
+    Quiet { cached: bool },
+    /// What is to be told of it begins here in the spool.
+    At(u64),
+}
+
 /// Turns a build's spool into its transcript.
 pub struct Transcript {
     steps: VecDeque<(String, ClassicStep)>,
@@ -115,8 +124,8 @@ pub struct Transcript {
     /// The vertex because of which the build failed, once it was looked for.
     failed: Option<Option<Digest>>,
     events: Subscription,
-    /// Where each vertex was first heard of.
-    first_heard: HashMap<Digest, u64>,
+    /// What the vertices did that were read past.
+    heard: HashMap<Digest, Heard>,
     /// Up to where the spool was read at all.
     known: u64,
     told: HashSet<Digest>,
@@ -149,7 +158,7 @@ impl Transcript {
             is_fresh: false,
             failed: None,
             events,
-            first_heard: HashMap::new(),
+            heard: HashMap::new(),
             known: 0,
             told: HashSet::new(),
             current: None,
@@ -182,8 +191,12 @@ impl Transcript {
             _ => 1,
         });
         if at >= self.known {
-            for event in &events {
-                self.first_heard.entry(vertex_of(event).clone()).or_insert(at);
+            for event in events.iter().filter(|event| step::is_told(event)) {
+                let quiet = match event {
+                    Event::Vertex(state) if state.error.is_none() => Heard::Quiet { cached: state.cached },
+                    _ => Heard::At(at),
+                };
+                self.heard.entry(vertex_of(event).clone()).or_insert(quiet);
             }
             self.known = self.events.position();
         }
@@ -251,10 +264,16 @@ impl Transcript {
         match step.vertex.clone() {
             _ if step.kind == ClassicKind::Failed => {}
             Some(vertex) if !self.told.contains(&vertex) => {
-                // Where its story begins, or where everything that is known ends.
-                let at = self.first_heard.get(&vertex).copied().unwrap_or(self.known);
-                self.events.rewind(at);
-                self.current = Some(Step::new(vertex, step, self.removal));
+                let heard = self.heard.get(&vertex).copied();
+                let mut step = Step::new(vertex, step, self.removal);
+                if let Some(Heard::Quiet { cached }) = heard {
+                    step.complete(None, cached, &mut lines);
+                    self.end(step, &mut lines);
+                } else {
+                    // Where its story begins, or where everything that is known ends.
+                    self.events.rewind(if let Some(Heard::At(at)) = heard { at } else { self.known });
+                    self.current = Some(step);
+                }
             }
             vertex => {
                 if matches!(step.kind, ClassicKind::Run | ClassicKind::Files | ClassicKind::Other) {

@@ -31,6 +31,15 @@ pub(super) fn container(of: &Digest) -> String {
     Digest::sha256_of(format!("container {of}").as_bytes()).short().to_owned()
 }
 
+/// Whether a transcript says anything of an event: not of beginnings, nor of remarks, which Moby's builder does not have.
+pub(super) fn is_told(event: &Event) -> bool {
+    match event {
+        Event::Vertex(state) => state.completed.is_some() || state.error.is_some(),
+        Event::Status(status) => status.name != REMARK,
+        Event::Log(_) | Event::Warning(_) => true,
+    }
+}
+
 /// The step that is being told.
 pub(super) struct Step {
     pub(super) vertex: Digest,
@@ -65,24 +74,12 @@ impl Step {
 
     /// Tells one event of this step's vertex; whether it was the last.
     pub(super) fn take(&mut self, event: Event, lines: &mut Vec<ClassicLine>) -> bool {
+        if !is_told(&event) {
+            return false;
+        }
         match event {
             Event::Vertex(state) => {
-                if state.completed.is_none() && state.error.is_none() {
-                    return false;
-                }
-                self.touched = true;
-                self.outcome = Outcome::of(state.error.as_deref(), state.cached);
-                // Only now is it known that a silent step ran: a vertex starts also to find out that it is cached.
-                if !state.cached {
-                    self.run(lines);
-                }
-                self.flush(lines);
-                if state.cached && !matches!(self.step.kind, ClassicKind::From { .. }) {
-                    lines.push(ClassicLine::Stdout(USING_CACHE.to_owned()));
-                } else if mem::take(&mut self.running) && self.removes() {
-                    let text = format!("Removing intermediate container {}\n", self.container);
-                    lines.push(ClassicLine::Stdout(text));
-                }
+                self.complete(state.error.as_deref(), state.cached, lines);
                 true
             }
             Event::Log(log) => {
@@ -93,8 +90,6 @@ impl Step {
                 }
                 false
             }
-            // Moby's builder has no such lines.
-            Event::Status(status) if status.name == REMARK => false,
             Event::Status(status) => {
                 let action = if status.name.is_empty() { status.id.clone() } else { status.name };
                 let ended = status.completed.is_some();
@@ -114,6 +109,22 @@ impl Step {
                 lines.push(ClassicLine::Stderr(format!(" ---> [Warning] {text}\n")));
                 false
             }
+        }
+    }
+
+    /// Its vertex ended.
+    pub(super) fn complete(&mut self, error: Option<&str>, cached: bool, lines: &mut Vec<ClassicLine>) {
+        self.touched = true;
+        self.outcome = Outcome::of(error, cached);
+        // Only now is it known that a silent step ran: a vertex starts also to find out that it is cached.
+        if !cached {
+            self.run(lines);
+        }
+        self.flush(lines);
+        if cached && !matches!(self.step.kind, ClassicKind::From { .. }) {
+            lines.push(ClassicLine::Stdout(USING_CACHE.to_owned()));
+        } else if mem::take(&mut self.running) && self.removes() {
+            lines.push(ClassicLine::Stdout(format!("Removing intermediate container {}\n", self.container)));
         }
     }
 
