@@ -113,9 +113,7 @@ impl Engine {
     ) -> Result<Exported, EngineError> {
         let running = self.register(&request.id, &cancel)?;
         let recording = self.record(&request, &progress);
-        let known = recording
-            .as_ref()
-            .map(|recording| Arc::new(Knowledge::new(&request, Arc::clone(recording.notes()))));
+        let known = recording.as_ref().map(|recording| Arc::new(Knowledge::new(&request, recording)));
         let result = tokio::select! {
             result = self.run(request, &progress, steps, &running.cancel, known) => result,
             () = running.cancel.cancelled() => Err(EngineError::Canceled),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
 use lapstrake_builder_exporter::{Exported, Output};
-use lapstrake_builder_history::{BuildNotes, Building, Mark, Outcome, Project};
+use lapstrake_builder_history::{BuildNotes, Building, History, Mark, Outcome, Project, Recording};
 use lapstrake_builder_progress::redact;
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_session::{Sessions, Wait};
@@ -82,6 +82,7 @@ fn output(output: &Output) -> (&'static str, &[Reference]) {
 
 /// What a build knows that its steps need to say why they ran.
 pub(crate) struct Knowledge {
+    pub(crate) history: History,
     pub(crate) notes: Arc<BuildNotes>,
     /// Marks of the build-args' values.
     pub(crate) build_args: BTreeMap<String, Mark>,
@@ -95,11 +96,12 @@ pub(crate) struct Knowledge {
 }
 
 impl Knowledge {
-    pub(crate) fn new(request: &BuildRequest, notes: Arc<BuildNotes>) -> Self {
+    pub(crate) fn new(request: &BuildRequest, recording: &Recording) -> Self {
         let (_, names) = output(&request.output);
         let image = names.first().map(|name| format!("{}/{}", name.domain(), name.path()));
         let mut known = Self {
-            notes,
+            history: recording.history().clone(),
+            notes: Arc::clone(recording.notes()),
             build_args: BTreeMap::new(),
             image,
             context: None,

@@ -75,7 +75,11 @@ pub(crate) async fn explain(running: Running, cx: &OpContext<EngineTypes>) -> Me
     let Some(first) = builds.first().cloned() else { return Memorable::default() };
     let graph = Arc::clone(&running.graph);
     let vertex = graph.vertex(running.vertex);
-    let work = tokio::task::spawn_blocking(move || running.find_out(&first));
+    let work = async {
+        // What ran just now counts too.
+        first.history.settle_recipes().await;
+        tokio::task::spawn_blocking(move || running.find_out(&first)).await
+    };
     let (reasons, recipe) = tokio::select! {
         found = work => match found {
             Ok(found) => found,

@@ -125,6 +125,8 @@ struct Live {
     /// From its first event on.
     events: Subscription,
     has_ended: bool,
+    /// Whether it has ended and what its steps were made of is not written down yet.
+    owes_recipes: bool,
 }
 
 impl History {
@@ -209,7 +211,13 @@ impl History {
             warnings: 0,
             log_bytes: None,
         };
-        let live = Live { summary: summary.clone(), notes: Arc::clone(&notes), events, has_ended: false };
+        let live = Live {
+            summary: summary.clone(),
+            notes: Arc::clone(&notes),
+            events,
+            has_ended: false,
+            owes_recipes: false,
+        };
         state.live.insert(id.clone(), live);
         drop(state);
         let runtime = Handle::current();
@@ -220,13 +228,19 @@ impl History {
 
     /// Waits until all builds that have ended are written down.
     pub async fn settle(&self) {
+        self.wait_while(|live| live.has_ended).await;
+    }
+
+    /// Waits until [`BuildNotes::explain`] knows of the steps of all builds that have ended. Never long: nothing but rows is waited for.
+    pub async fn settle_recipes(&self) {
+        self.wait_while(|live| live.owes_recipes).await;
+    }
+
+    async fn wait_while(&self, is_awaited: impl Fn(&Live) -> bool) {
         let mut written = self.0.written.subscribe();
-        while self.0.state.lock().live.values().any(|live| live.has_ended) {
-            written.borrow_and_update();
-            // Looked at again after marking: a build may have been written down in between.
-            if !self.0.state.lock().live.values().any(|live| live.has_ended)
-                || written.changed().await.is_err()
-            {
+        // Whatever changes after the look at the builds also changes what is waited for.
+        while self.0.state.lock().live.values().any(&is_awaited) {
+            if written.changed().await.is_err() {
                 return;
             }
         }
@@ -380,6 +394,11 @@ impl Recording {
         &self.id
     }
 
+    /// What it is recorded in.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// Where its steps note why they ran.
     pub fn notes(&self) -> &Arc<BuildNotes> {
         &self.notes
@@ -427,6 +446,7 @@ impl Inner {
         let mut state = self.state.lock();
         let Some(live) = state.live.get_mut(id) else { return };
         live.has_ended = true;
+        live.owes_recipes = true;
         let summary = &mut live.summary;
         summary.completed = Some(SystemTime::now());
         match outcome {
@@ -442,8 +462,21 @@ impl Inner {
         }
     }
 
-    /// Writes the log, then the row, then drops what is over the limits.
+    /// Writes what later builds compare with, then the log, then the row; then drops what is over the limits.
     fn write_down(&self, id: &str, notes: &BuildNotes, runtime: &Handle) {
+        let recipes = notes.take_recipes();
+        let noted = self.metadata.write_lazily(|txn| {
+            rows::put_recipes(txn, notes.project(), &recipes)
+                .map_err(StoreError::metadata("note what a build's steps were made of"))
+        });
+        if let Err(error) = noted {
+            tracing::warn!(%error, build = id, "what the steps of a build were made of is not recorded");
+        }
+        drop(recipes);
+        if let Some(live) = self.state.lock().live.get_mut(id) {
+            live.owes_recipes = false;
+        }
+        self.written.send_modify(|count| *count += 1);
         let events = self.state.lock().live.get(id).map(|live| (live.summary.clone(), live.events.again()));
         let Some((mut summary, events)) = events else { return };
         let mut tally = Tally::default();
@@ -455,13 +488,9 @@ impl Inner {
         }
         let vertices = tally.finish(&mut summary, |vertex| notes.reasons(vertex));
         let vertices = pack(&vertices).ok();
-        let recipes = notes.take_recipes();
         let noted = self.metadata.write_lazily(|txn| {
-            let write = || -> rusqlite::Result<()> {
-                rows::put_build(txn, &summary, vertices.as_deref())?;
-                rows::put_recipes(txn, notes.project(), &recipes)
-            };
-            write().map_err(StoreError::metadata("record a build"))
+            rows::put_build(txn, &summary, vertices.as_deref())
+                .map_err(StoreError::metadata("record a build"))
         });
         let mut state = self.state.lock();
         state.live.remove(id);

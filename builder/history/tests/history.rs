@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use lapstrake_builder_history::{
     Aspect, BuildStatus, Building, Explained, History, HistoryError, Limits, Mark, MissReason, Outcome,
-    PackedRecipe, Place, Project, Recipe,
+    PackedRecipe, Place, Project, Recipe, Recording,
 };
 use lapstrake_builder_progress::{Plain, Progress, Stream, VertexHandle, VertexState};
 use lapstrake_layerstore_oci::Digest;
@@ -273,4 +273,19 @@ async fn steps_are_compared_with_their_last_run_across_restarts() {
     }
     let user = MissReason::Setting { name: "user".to_owned() };
     assert_eq!(said, [Explained::Never, Explained::Same, Explained::Different(vec![user]), Explained::Same]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_are_compared_with_a_build_whose_log_still_grows() {
+    let bench = Bench::new();
+    let history = bench.open();
+    let place = Place::of("[2/2] RUN make");
+    let explain = |recording: &Recording| recording.notes().explain(&place, &Recipe::default());
+    let progress = progress();
+    let first = history.begin(building("1"), &progress).unwrap();
+    first.notes().note_recipe(&PackedRecipe::new(place.clone(), Recipe::default()));
+    first.end(Outcome::Completed { image: None });
+    let second = history.begin(building("2"), &progress).unwrap();
+    history.settle_recipes().await;
+    assert_eq!(explain(&second), Explained::Same);
 }
