@@ -280,12 +280,16 @@ async fn steps_are_compared_with_a_build_whose_log_still_grows() {
     let bench = Bench::new();
     let history = bench.open();
     let place = Place::of("[2/2] RUN make");
-    let explain = |recording: &Recording| recording.notes().explain(&place, &Recipe::default());
+    let begin = |id: &str, progress: &Progress| {
+        let recording = history.begin(building(id), progress).unwrap();
+        recording.notes().set_project(Project { image: Some(Mark::of("app")), ..Project::default() });
+        recording
+    };
     let progress = progress();
-    let first = history.begin(building("1"), &progress).unwrap();
+    let first = begin("1", &progress);
     first.notes().note_recipe(&PackedRecipe::new(place.clone(), Recipe::default()));
     first.end(Outcome::Completed { image: None });
-    let second = history.begin(building("2"), &progress).unwrap();
+    let second = begin("2", &progress);
     history.settle_recipes().await;
-    assert_eq!(explain(&second), Explained::Same);
+    assert_eq!(second.notes().explain(&place, &Recipe::default()), Explained::Same);
 }
