@@ -11,15 +11,14 @@ mod client;
 mod daemon;
 mod dockerd;
 mod process;
-mod registry;
 mod tree;
 
 pub use base::{BASE_IMAGE, busybox_rootfs};
 pub use client::{Docker, Output, lapstrake};
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
-pub use process::{Process, wait_for_socket};
-pub use registry::{PASSWORD, Registry, USER, free_address};
+pub use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};
+pub use process::{Process, free_address, wait_for_socket};
 pub use tree::{Node, SavedImage, differences, saved_image};
 
 /// Whether a program is on this machine. Tests that need one that is not there fail, saying which package has it.

@@ -1,6 +1,7 @@
 //! Child processes that end with the value that stands for them.
 
 use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, ExitStatus},
     time::{Duration, Instant},
@@ -84,4 +85,10 @@ pub fn wait_for_socket(process: &mut Process, socket: &Path) {
         assert!(Instant::now() < deadline, "nobody listens on {}", socket.display());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// An address on loopback that nobody listens on at this moment.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    listener.local_addr().expect("a listener has an address")
 }

@@ -43,6 +43,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("rusqlite", &["builder-cache", "builder-history", "layerstore-store"]),
     // Registries, sources and archives to import are asked for in one place each.
     ("reqwest", &["api-daemon", "builder-source", "layerstore-registry"]),
+    // What is there for tests alone is in nothing that is shipped.
+    ("lapstrake-layerstore-conformance", &["integration-cli", "tests"]),
 ];
 
 fn metadata() -> Metadata {

@@ -8,13 +8,11 @@ mod session;
 
 use std::sync::Arc;
 
-use common::{
-    Bench, op,
-    registry::{Image, Registry},
-};
+use common::{Bench, image::Image, op};
 use lapstrake_builder_dockerfile::{ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::{ResolveMode, pb};
 use lapstrake_builder_source::{ErrorKind, SourceError, SourceKind, SourceLimits};
+use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};
 use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Platform, Reference};
 use lapstrake_layerstore_registry::{Credentials, Secret, StaticCredentials};
 use lapstrake_layerstore_store::{ImageName, NewImage, Tree};
@@ -38,13 +36,13 @@ fn chain_key(image: &Image, layers: usize) -> Digest {
 
 #[tokio::test]
 async fn a_pull_gives_all_layers_keyed_by_their_chain() {
-    let (registry, bench, image) = (Registry::open(), Bench::new(), app());
-    image.push(&registry.host, "team/app", "1").await;
-    let name = format!("docker-image://{}/team/app:1", registry.host);
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let name = format!("docker-image://{}/team/app:1", registry.host());
     let cx = bench.context();
     let source = bench.open(&name, &[]).unwrap();
     assert_eq!(source.kind(), SourceKind::Image);
-    assert_eq!(source.description(), format!("pulled from {}/team/app:1", registry.host));
+    assert_eq!(source.description(), format!("pulled from {}/team/app:1", registry.host()));
     assert_eq!(source.pin(&cx).await.unwrap(), chain_key(&image, 3));
     let tree = source.fetch(&cx).await.unwrap();
     let file = |name: &str, text: &str| (name.to_owned(), format!("f:{text}"));
@@ -58,10 +56,10 @@ async fn a_pull_gives_all_layers_keyed_by_their_chain() {
 
 #[tokio::test]
 async fn what_was_resolved_is_fetched_by_digest_without_asking_for_documents_and_again_without_any_network() {
-    let (registry, bench, image) = (Registry::open(), Bench::new(), app());
-    image.push(&registry.host, "team/app", "1").await;
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
     let cx = bench.context();
-    let name = format!("{}/team/app:1", registry.host);
+    let name = format!("{}/team/app:1", registry.host());
     let fact = bench.sources.resolve_image(&cx, &query(&name, ResolveMode::Default)).await.unwrap();
     assert_eq!(fact.digest, Some(image.digest()));
     assert_eq!(&*fact.config, image.config.as_slice());
@@ -79,9 +77,9 @@ async fn what_was_resolved_is_fetched_by_digest_without_asking_for_documents_and
 
 #[tokio::test]
 async fn a_limit_takes_the_lower_layers() {
-    let (registry, bench, image) = (Registry::open(), Bench::new(), app());
-    image.push(&registry.host, "team/app", "1").await;
-    let name = format!("docker-image://{}/team/app:1", registry.host);
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let name = format!("docker-image://{}/team/app:1", registry.host());
     let cx = bench.context();
     let (key, tree) = bench.get(&cx, &name, &[("image.layerlimit", "2")]).await.unwrap();
     assert_eq!(key, chain_key(&image, 2));
@@ -92,19 +90,19 @@ async fn a_limit_takes_the_lower_layers() {
 
 #[tokio::test]
 async fn an_image_without_layers_is_the_empty_tree() {
-    let (registry, bench) = (Registry::open(), Bench::new());
+    let (registry, bench) = (Registry::start(), Bench::new());
     let image = Image::new(&Platform::host(), &[]);
-    image.push(&registry.host, "void", "latest").await;
+    image.push(&registry, "void", "latest").await;
     let (_, tree) =
-        bench.get(&bench.context(), &format!("docker-image://{}/void", registry.host), &[]).await.unwrap();
+        bench.get(&bench.context(), &format!("docker-image://{}/void", registry.host()), &[]).await.unwrap();
     assert_eq!(tree, Tree::empty());
 }
 
 #[tokio::test]
 async fn a_checksum_must_be_the_images() {
-    let (registry, bench, image) = (Registry::open(), Bench::new(), app());
-    image.push(&registry.host, "team/app", "1").await;
-    let name = format!("docker-image://{}/team/app:1", registry.host);
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let name = format!("docker-image://{}/team/app:1", registry.host());
     let cx = bench.context();
     bench.get(&cx, &name, &[("image.checksum", image.digest().as_str())]).await.unwrap();
     let other = Digest::sha256_of("other");
@@ -115,35 +113,35 @@ async fn a_checksum_must_be_the_images() {
 
 #[tokio::test]
 async fn a_registry_with_passwords_wants_the_right_one() {
-    let (registry, bench, image) = (Registry::with_password(), Bench::new(), app());
-    image.push(&registry.host, "team/app", "1").await;
-    let name = format!("docker-image://{}/team/app:1", registry.host);
+    let (registry, bench, image) = (Registry::with_users(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let name = format!("docker-image://{}/team/app:1", registry.host());
     let error = bench.get(&bench.context(), &name, &[]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
     assert!(error.to_string().contains("no basic auth credentials"), "{error}");
-    let login = Credentials::Password { username: "alice".to_owned(), password: Secret::new("s3cret") };
+    let login = Credentials::Password { username: USER.to_owned(), password: Secret::new(PASSWORD) };
     let mut cx = bench.context();
     cx.credentials = vec![
         Arc::new(StaticCredentials::new()),
-        Arc::new(StaticCredentials::new().with(&registry.host, login)),
+        Arc::new(StaticCredentials::new().with(&registry.host(), login)),
     ];
     bench.get(&cx, &name, &[]).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_clients_login_comes_first_and_its_refusal_is_not_taken_for_having_none() {
-    let (registry, image) = (Registry::with_password(), app());
-    image.push(&registry.host, "team/app", "1").await;
-    let name = format!("docker-image://{}/team/app:1", registry.host);
+    let (registry, image) = (Registry::with_users(), app());
+    image.push(&registry, "team/app", "1").await;
+    let name = format!("docker-image://{}/team/app:1", registry.host());
     let login = |name: &str| {
-        let login = (name.to_owned(), "s3cret".to_owned());
-        session::Client { credentials: [(registry.host.clone(), login)].into(), ..session::Client::default() }
+        let login = (name.to_owned(), PASSWORD.to_owned());
+        session::Client { credentials: [(registry.host(), login)].into(), ..session::Client::default() }
     };
-    let connected = login("alice").connect_as(session::info("s1")).await;
+    let connected = login(USER).connect_as(session::info("s1")).await;
     let bench = Bench::with(SourceLimits::default(), connected.sessions.clone());
     let mut cx = bench.context_of("s1");
     let other = Credentials::Password { username: "bob".to_owned(), password: Secret::new("wrong") };
-    cx.credentials = vec![Arc::new(StaticCredentials::new().with(&registry.host, other))];
+    cx.credentials = vec![Arc::new(StaticCredentials::new().with(&registry.host(), other))];
     bench.get(&cx, &name, &[]).await.unwrap();
 
     let connected = login("mallory").connect_as(session::info("s1")).await;
@@ -154,8 +152,8 @@ async fn a_clients_login_comes_first_and_its_refusal_is_not_taken_for_having_non
 
 #[tokio::test]
 async fn an_image_that_is_not_there_is_not_found_by_name() {
-    let (registry, bench) = (Registry::open(), Bench::new());
-    let name = format!("{}/nobody/nothing:9", registry.host);
+    let (registry, bench) = (Registry::start(), Bench::new());
+    let name = format!("{}/nobody/nothing:9", registry.host());
     let error =
         bench.sources.resolve_image(&bench.context(), &query(&name, ResolveMode::Default)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
@@ -165,8 +163,8 @@ async fn an_image_that_is_not_there_is_not_found_by_name() {
 /// Puts an image into the local store, as loading it would.
 async fn store(bench: &Bench, registry: &Registry, platform: &Platform, name: &str) -> (Image, Tree) {
     let image = Image::new(platform, &[("local", "yes")]);
-    image.push(&registry.host, "source", "1").await;
-    let mut wanted = op(&format!("docker-image://{}/source:1", registry.host), &[]);
+    image.push(registry, "source", "1").await;
+    let mut wanted = op(&format!("docker-image://{}/source:1", registry.host()), &[]);
     wanted.attrs.clear();
     let own = pb::Platform {
         os: platform.os.clone(),
@@ -193,8 +191,8 @@ async fn store(bench: &Bench, registry: &Registry, platform: &Platform, name: &s
 
 #[tokio::test]
 async fn a_local_image_is_used_without_asking_unless_a_pull_is_forced() {
-    let (registry, bench) = (Registry::open(), Bench::new());
-    let name = format!("{}/mine:1", registry.host);
+    let (registry, bench) = (Registry::start(), Bench::new());
+    let name = format!("{}/mine:1", registry.host());
     let (image, tree) = store(&bench, &registry, &Platform::host(), &name).await;
     drop(registry);
     let cx = bench.context();
@@ -213,10 +211,10 @@ async fn a_local_image_is_used_without_asking_unless_a_pull_is_forced() {
 
 #[tokio::test]
 async fn a_local_image_for_another_platform_is_passed_over() {
-    let (registry, bench) = (Registry::open(), Bench::new());
-    let name = format!("{}/team/app:1", registry.host);
+    let (registry, bench) = (Registry::start(), Bench::new());
+    let name = format!("{}/team/app:1", registry.host());
     let image = app();
-    image.push(&registry.host, "team/app", "1").await;
+    image.push(&registry, "team/app", "1").await;
     store(&bench, &registry, &Platform::new("linux", "s390x"), &name).await;
     let fact =
         bench.sources.resolve_image(&bench.context(), &query(&name, ResolveMode::Default)).await.unwrap();

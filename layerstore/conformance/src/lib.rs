@@ -1,9 +1,11 @@
-//! Suites that every implementation of the store contracts must pass.
+//! Suites that every implementation of the store contracts must pass, and what tests of several crates stand on.
 //!
 //! ```text
 //!   content::SUITE, layer::SUITE, image::SUITE    over a Fixture: run(SUITE, factory)
 //!   snapshot::SUITE                               over a SnapshotFixture, likewise
 //!   MemoryRecords                                 a strict fake of SnapshotRecords
+//!   docker_registry::Registry                     Debian's docker-registry on loopback: the real thing
+//!   registry::Fake                                a registry that answers as the test says: honest, or lying
 //! ```
 //!
 //! A suite is a list of named checks; each gets a fresh store from the implementation's factory and panics, as a test does,
@@ -13,10 +15,12 @@
 #![forbid(unsafe_code)]
 
 pub mod content;
+pub mod docker_registry;
 pub mod fixture;
 pub mod image;
 pub mod layer;
 pub mod memory;
+pub mod registry;
 pub mod snapshot;
 
 use std::panic::{self, AssertUnwindSafe};

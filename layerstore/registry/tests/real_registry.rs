@@ -4,106 +4,15 @@
 
 mod common;
 
-use std::{
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Child, Command, Stdio},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use common::*;
+use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_layerstore_registry::{
     ClientOptions, Credentials, ErrorKind, PushSource, RegistryClient, RegistryConfig, RegistryError, Secret,
     StaticCredentials, TransferStatus, UploadMode,
 };
-
-struct Registry {
-    child: Child,
-    host: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Registry {
-    /// Starts a registry on a port of its choice, which its log tells.
-    fn start(auth: impl Fn(&Path) -> String) -> Registry {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:0\n  secret: test\n{}",
-            dir.path().join("data").display(),
-            auth(dir.path())
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("docker-registry is installed (Debian package docker-registry)");
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        let host = loop {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "docker-registry ended");
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split(['"', ',']).next().unwrap().to_owned();
-            }
-        };
-        // Its log must go on being read.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Registry { child, host, _dir: dir }
-    }
-
-    fn open() -> Registry {
-        Registry::start(|_| String::new())
-    }
-
-    /// alice, with the password s3cret.
-    fn with_password() -> Registry {
-        Registry::start(|dir| {
-            let file = dir.join("htpasswd");
-            std::fs::write(&file, "alice:$2y$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK\n")
-                .unwrap();
-            format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display())
-        })
-    }
-
-    /// Speaks TLS, with a certificate that only `ca` vouches for.
-    fn with_tls() -> (Registry, tempfile::NamedTempFile) {
-        let ca = tempfile::NamedTempFile::new().unwrap();
-        let registry = Registry::start(|dir| {
-            let (key, cert) = (dir.join("key.pem"), dir.join("cert.pem"));
-            let made = Command::new("openssl")
-                .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-                .args(["-subj", "/CN=test", "-days", "2", "-addext", "subjectAltName=IP:127.0.0.1"])
-                .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
-                .arg(&key)
-                .arg("-out")
-                .arg(&cert)
-                .stderr(Stdio::null())
-                .status()
-                .expect("openssl is installed");
-            assert!(made.success());
-            std::fs::copy(&cert, ca.path()).unwrap();
-            // Inside the `http` table that the configuration ends with.
-            format!("  tls: {{certificate: {}, key: {}}}\n", cert.display(), key.display())
-        });
-        (registry, ca)
-    }
-
-    fn reference(&self, name: &str) -> Reference {
-        Reference::parse(&format!("{}/{name}", self.host)).unwrap()
-    }
-}
 
 fn chunked(size: u64) -> RegistryClient {
     let options = ClientOptions { upload: UploadMode::Chunked(size), ..options() };
@@ -131,7 +40,7 @@ async fn assert_pulls(client: &RegistryClient, reference: &Reference, image: &Im
 
 #[tokio::test]
 async fn what_is_pushed_can_be_pulled() {
-    let registry = Registry::open();
+    let registry = Registry::start();
     for (name, client) in [("whole", client()), ("in-chunks", chunked(100_000))] {
         let image = Image::new(name.len() as u8, &linux(), &[350_000, 100_000, 1, 0]);
         let (yard, reference) = (Yard::new(), registry.reference(name));
@@ -158,7 +67,7 @@ async fn what_is_pushed_can_be_pulled() {
 
 #[tokio::test]
 async fn an_index_is_pushed_with_its_images() {
-    let registry = Registry::open();
+    let registry = Registry::start();
     let arm = Platform::new("linux", "arm64");
     let image =
         Image::index(&[(&arm, &Image::new(1, &arm, &[10])), (&linux(), &Image::new(2, &linux(), &[20]))]);
@@ -174,7 +83,7 @@ async fn an_index_is_pushed_with_its_images() {
 
 #[tokio::test]
 async fn blobs_are_mounted_from_other_repositories() {
-    let registry = Registry::open();
+    let registry = Registry::start();
     let image = Image::new(1, &linux(), &[100_000]);
     let yard = Yard::new();
     let mut source = source(&yard, &image);
@@ -194,10 +103,10 @@ async fn blobs_are_mounted_from_other_repositories() {
 
 #[tokio::test]
 async fn a_password_is_asked_for_and_checked() {
-    let registry = Registry::with_password();
+    let registry = Registry::with_users();
     let with = |password: &str| {
-        let c = Credentials::Password { username: "alice".to_owned(), password: Secret::new(password) };
-        client().with_credentials(Arc::new(StaticCredentials::new().with(&registry.host, c)))
+        let c = Credentials::Password { username: USER.to_owned(), password: Secret::new(password) };
+        client().with_credentials(Arc::new(StaticCredentials::new().with(&registry.host(), c)))
     };
     let image = Image::new(1, &linux(), &[100_000, 10]);
     let (yard, reference) = (Yard::new(), registry.reference("private/app"));
@@ -209,25 +118,25 @@ async fn a_password_is_asked_for_and_checked() {
     let e = with("wrong").push(&reference, &source, &yard.progress).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unauthorized);
     assert!(!e.to_string().contains("wrong"), "{e}");
-    with("s3cret").push(&reference, &source, &yard.progress).await.unwrap();
-    assert_pulls(&with("s3cret"), &reference, &image).await;
+    with(PASSWORD).push(&reference, &source, &yard.progress).await.unwrap();
+    assert_pulls(&with(PASSWORD), &reference, &image).await;
     assert_eq!(client().resolve(&reference).await.unwrap_err().kind(), ErrorKind::Unauthorized);
-    with("s3cret").check_credentials(&registry.host).await.unwrap();
-    assert!(with("wrong").check_credentials(&registry.host).await.is_err());
+    with(PASSWORD).check_credentials(&registry.host()).await.unwrap();
+    assert!(with("wrong").check_credentials(&registry.host()).await.is_err());
 }
 
 #[tokio::test]
 async fn certificates_are_verified_as_configured() {
-    let (registry, ca) = Registry::with_tls();
+    let registry = Registry::with_tls();
     let image = Image::new(1, &linux(), &[10_000]);
     let (yard, reference) = (Yard::new(), registry.reference("tls/app"));
     let with = |settings: &str| {
-        let toml = format!("[registry.\"{}\"]\n{settings}", registry.host);
+        let toml = format!("[registry.\"{}\"]\n{settings}", registry.host());
         RegistryClient::new(RegistryConfig::from_toml(&toml).unwrap(), options())
     };
     // Without any settings, a loopback registry's certificate is not verified, as in Docker.
     client().push(&reference, &source(&yard, &image), &yard.progress).await.unwrap();
-    assert_pulls(&with(&format!("ca = [{:?}]", ca.path())), &reference, &image).await;
+    assert_pulls(&with(&format!("ca = [{:?}]", registry.certificate())), &reference, &image).await;
     assert_pulls(&with("insecure = true"), &reference, &image).await;
     let e = with("http = false").resolve(&reference).await.unwrap_err();
     assert!(matches!(e, RegistryError::Tls { .. }), "{e}");
@@ -239,17 +148,17 @@ async fn certificates_are_verified_as_configured() {
 
 #[tokio::test]
 async fn what_is_not_there_is_told_in_dockers_words() {
-    let registry = Registry::open();
+    let registry = Registry::start();
     let e = client().resolve(&registry.reference("nothing:1")).await.unwrap_err();
     assert_eq!(
         e.to_string(),
-        format!("manifest for {}/nothing:1 not found: manifest unknown: manifest unknown", registry.host)
+        format!("manifest for {}/nothing:1 not found: manifest unknown: manifest unknown", registry.host())
     );
 }
 
 #[tokio::test]
 async fn a_push_without_its_layers_names_the_blob() {
-    let registry = Registry::open();
+    let registry = Registry::start();
     let image = Image::new(1, &linux(), &[10]);
     let yard = Yard::new();
     let source = source(&yard, &image);

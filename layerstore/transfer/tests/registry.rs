@@ -6,12 +6,11 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
 };
 
 use common::*;
+use lapstrake_layerstore_conformance::docker_registry::Registry;
 use lapstrake_layerstore_oci::{Digest, LayerCompression, Manifest, MediaType, Platform};
 use lapstrake_layerstore_registry::{
     ClientOptions, ProgressFn, RegistryClient, RegistryConfig, TransferStatus,
@@ -19,50 +18,6 @@ use lapstrake_layerstore_registry::{
 use lapstrake_layerstore_store::Collector;
 use lapstrake_layerstore_transfer::{ManifestForm, ManifestOptions, image_manifest, pull, push};
 use tokio_util::sync::CancellationToken;
-
-struct Registry {
-    child: Child,
-    host: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Registry {
-    /// Starts a registry on a port of its choice, which its log tells.
-    fn start() -> Registry {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: 127.0.0.1:0\n  secret: test\n",
-            dir.path().join("data").display(),
-        );
-        fs::write(&config, text).unwrap();
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("docker-registry is installed (Debian package docker-registry)");
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        let host = loop {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "docker-registry ended");
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split(['"', ',']).next().unwrap().to_owned();
-            }
-        };
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Registry { child, host, _dir: dir }
-    }
-}
 
 fn client() -> RegistryClient {
     RegistryClient::new(RegistryConfig::default(), ClientOptions::default())
@@ -78,7 +33,7 @@ async fn an_image_survives_push_and_pull() {
     let cancel = CancellationToken::new();
     let one = Machine::new();
     let image = one.image(&rich(&one), &["app:1"]);
-    let name = reference(&format!("{}/team/app:1", registry.host));
+    let name = registry.reference("team/app:1");
     let pushed = push(&one.stores, &client(), &image, &name, &quiet(), &cancel).await.unwrap();
     assert_eq!(pushed.descriptor.media_type, MediaType::DOCKER_MANIFEST);
     // Known by its digest from now on, also to whom only asks here.
@@ -115,9 +70,9 @@ async fn a_second_repository_borrows_layers_from_the_first() {
     let cancel = CancellationToken::new();
     let one = Machine::new();
     let image = one.image(&rich(&one), &[]);
-    let first = reference(&format!("{}/first:1", registry.host));
+    let first = registry.reference("first:1");
     push(&one.stores, &client(), &image, &first, &quiet(), &cancel).await.unwrap();
-    let second = reference(&format!("{}/second:1", registry.host));
+    let second = registry.reference("second:1");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let progress: ProgressFn = {
         let seen = Arc::clone(&seen);
@@ -134,7 +89,7 @@ async fn a_pull_that_is_cancelled_changes_no_name() {
     let cancel = CancellationToken::new();
     let one = Machine::new();
     let image = one.image(&rich(&one), &[]);
-    let name = reference(&format!("{}/app:1", registry.host));
+    let name = registry.reference("app:1");
     push(&one.stores, &client(), &image, &name, &quiet(), &cancel).await.unwrap();
     let other = Machine::new();
     let stop = cancel.clone();

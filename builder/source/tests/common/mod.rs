@@ -26,7 +26,7 @@ use lapstrake_session::{SessionId, Sessions};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-pub mod registry;
+pub mod image;
 pub mod server;
 
 /// Keeps what is reported.
