@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod small_disk;
 mod workbench;
 
 pub use context::Context;
+pub use small_disk::SmallDisk;
 pub use workbench::{Built, Workbench};

@@ -98,6 +98,15 @@ impl Workbench {
 
     /// The same below a directory.
     pub fn new_in(dir: &Path) -> Self {
+        Self::over(dir, ClientOptions::default())
+    }
+
+    /// The same with this patience for registries.
+    pub fn with_patience(registries: ClientOptions) -> Self {
+        Self::over(&std::env::temp_dir(), registries)
+    }
+
+    fn over(dir: &Path, registries: ClientOptions) -> Self {
         let root = tempfile::Builder::new()
             .prefix("lapstrake-test-")
             .tempdir_in(dir)
@@ -112,7 +121,7 @@ impl Workbench {
             stores: stores.clone(),
             cache: cache.clone(),
             sessions: sessions.clone(),
-            registry: RegistryClient::new(RegistryConfig::default(), ClientOptions::default()),
+            registry: RegistryClient::new(RegistryConfig::default(), registries),
             root: root.path().join("sources"),
             limits: SourceLimits::default(),
         });

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use lapstrake_builder_cache::{ImportedLayer, LayerSource, RecordKind};
+use lapstrake_builder_progress::VertexHandle;
 use lapstrake_builder_solver::CacheStoreError;
 use lapstrake_layerstore_oci::{Descriptor, Digest, Reference};
 use lapstrake_layerstore_registry::{PullTarget, RegistryClient};
@@ -11,7 +12,7 @@ use lapstrake_layerstore_store::{Resource, Tree};
 use lapstrake_layerstore_transfer::{LayerBlob, blob_diff_id, unpack, unpacked};
 use tokio_util::sync::CancellationToken;
 
-use super::{CacheFault, directory};
+use super::{CacheFault, directory, warn};
 use crate::ops::Workshop;
 
 /// How many blobs of one result are fetched at once.
@@ -128,6 +129,8 @@ pub(super) struct RemoteLayers {
     pub(super) blobs: Arc<dyn BlobSource>,
     /// Whose cache it is, for people.
     pub(super) name: String,
+    /// The import, for what is to be told of it.
+    pub(super) vertex: VertexHandle,
     pub(super) cancel: CancellationToken,
 }
 
@@ -173,7 +176,10 @@ impl LayerSource for RemoteLayers {
     fn tree<'a>(&'a self, layers: &'a [ImportedLayer]) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
         Box::pin(async move {
             tokio::select! {
-                tree = self.unpack(layers) => Ok(tree?),
+                // The solver takes it as a miss. Whoever pays for the step should know why.
+                tree = self.unpack(layers) => Ok(tree.inspect_err(|error| {
+                    warn(&self.vertex, format!("a result in the cache of {} cannot be used: {}", self.name, error.told()));
+                })?),
                 () = self.cancel.cancelled() => Err("canceled".into()),
             }
         })

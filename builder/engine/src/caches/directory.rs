@@ -5,15 +5,17 @@
 //! ```
 //!
 //! Writing is ordered so that a kill at any line leaves the old index or the new one, with all that it names: blobs are written beside their
-//! place, flushed and renamed; the index is replaced last, in the same way. Blobs that nothing names are harmless.
+//! place, flushed and renamed; the index is replaced last, in the same way. Blobs that nothing names are harmless. What was half-written beside its
+//! place by a process that is gone is removed by the next one who writes.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
-use lapstrake_layerstore_oci::{Descriptor, Digest, DigestReader, Index, MediaType, gojson};
+use lapstrake_layerstore_oci::{Descriptor, Digest, DigestReader, Index, Manifest, MediaType, gojson};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::{CacheFault, LocalManifest};
@@ -22,6 +24,10 @@ use super::{CacheFault, LocalManifest};
 const MAX_INDEX: u64 = 4 << 20;
 /// What an index names its manifests by.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// How files begin that are being written.
+const WRITING: &str = ".writing-";
+/// More documents than this are behind no index that is ours to clean up after.
+const MAX_DOCUMENTS: usize = 10_000;
 /// What containerd names them by, which comes first.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
@@ -104,6 +110,10 @@ impl DirectoryWriter {
             rustix::fs::flock(&file, FlockOperation::LockExclusive)
                 .map_err(|error| CacheFault::io("lock", &path)(error.into()))?;
             if is_same(&file, &path) {
+                // Whoever wrote before is gone, and has let go of the lock with its end.
+                for folder in [directory, &blobs] {
+                    remove_entries(folder, |name| name.starts_with(WRITING))?;
+                }
                 return Ok(Self { directory: directory.to_owned(), _lock: file });
             }
         }
@@ -121,7 +131,7 @@ impl DirectoryWriter {
         let folder = path.parent().expect("a blob is in a folder");
         fs::create_dir_all(folder).map_err(CacheFault::io("make", folder))?;
         let failed = || CacheFault::io("write", &path);
-        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(failed())?;
+        let mut file = tempfile::Builder::new().prefix(WRITING).tempfile_in(folder).map_err(failed())?;
         let mut from = DigestReader::with_algorithm(from, blob.digest.algorithm());
         let size = io::copy(&mut from, file.as_file_mut()).map_err(failed())?;
         let (_, digest, _) = from.finish();
@@ -159,13 +169,60 @@ impl DirectoryWriter {
         self.replace(&path, &gojson::to_vec(&index)?)
     }
 
+    /// Removes the blobs that nothing in the index leads to. Where something cannot be read, all stay.
+    pub(super) fn reset(&self) -> Result<(), CacheFault> {
+        let index = Index::from_json(&read(&self.directory.join("index.json"), MAX_INDEX)?)?;
+        let (mut kept, mut documents) = (HashSet::new(), 0);
+        let mut next = index.manifests;
+        while let Some(descriptor) = next.pop() {
+            let is_new = kept.insert(descriptor.digest.clone());
+            let media_type = &descriptor.media_type;
+            if !is_new || !(media_type.is_index() || media_type.is_manifest()) {
+                continue;
+            }
+            documents += 1;
+            if documents > MAX_DOCUMENTS {
+                let why =
+                    format!("{} leads to more than {MAX_DOCUMENTS} manifests", self.directory.display());
+                return Err(CacheFault::unsuitable(why));
+            }
+            let json = read_blob(&self.directory, &descriptor.digest, MAX_INDEX)?;
+            if media_type.is_index() {
+                next.extend(Index::from_json(&json)?.manifests);
+            } else {
+                let manifest = Manifest::from_json(&json)?;
+                next.extend(manifest.layers.into_iter().chain([manifest.config]));
+            }
+        }
+        let kept: HashSet<&str> =
+            kept.iter().filter(|digest| digest.algorithm().as_str() == "sha256").map(Digest::hex).collect();
+        remove_entries(&self.directory.join("blobs/sha256"), |name| !kept.contains(name))
+    }
+
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), CacheFault> {
         let failed = || CacheFault::io("write", path);
         let mut file =
-            tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.directory).map_err(failed())?;
+            tempfile::Builder::new().prefix(WRITING).tempfile_in(&self.directory).map_err(failed())?;
         file.write_all(bytes).map_err(failed())?;
         publish(file, path)
     }
+}
+
+/// Removes files by their names. Directories, and what somebody else has removed, are passed over.
+fn remove_entries(folder: &Path, is_meant: impl Fn(&str) -> bool) -> Result<(), CacheFault> {
+    for entry in fs::read_dir(folder).map_err(CacheFault::io("list", folder))? {
+        let entry = entry.map_err(CacheFault::io("list", folder))?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && entry.file_name().to_str().is_some_and(&is_meant) {
+            match fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CacheFault::io("remove", entry.path())(error));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_same(file: &File, path: &Path) -> bool {
@@ -223,6 +280,57 @@ mod tests {
         assert!(!writer.has(&blob(b"good")));
         fs::write(blob_path(dir.path(), &blob(b"good").digest), b"evil").unwrap();
         assert!(read_blob(dir.path(), &blob(b"good").digest, 10).is_err());
+    }
+
+    #[test]
+    fn leftovers_of_who_was_killed_go_with_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = DirectoryWriter::open(dir.path()).unwrap();
+        writer.put(&blob(b"one"), &b"one"[..]).unwrap();
+        drop(writer);
+        for name in [".writing-a", "blobs/sha256/.writing-b"] {
+            fs::write(dir.path().join(name), b"half").unwrap();
+        }
+        let writer = DirectoryWriter::open(dir.path()).unwrap();
+        assert!(!dir.path().join(".writing-a").exists());
+        assert!(!dir.path().join("blobs/sha256/.writing-b").exists());
+        assert!(writer.has(&blob(b"one")));
+    }
+
+    #[test]
+    fn a_reset_removes_what_nothing_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = DirectoryWriter::open(dir.path()).unwrap();
+        let put = |bytes: &[u8]| {
+            writer.put(&blob(bytes), bytes).unwrap();
+            blob(bytes)
+        };
+        let tag = |layers: &[Descriptor], tag: &str| {
+            let manifest = Manifest::new(MediaType::OCI_MANIFEST, put(b"config"), layers.to_vec());
+            let json = manifest.to_json().unwrap();
+            let descriptor = Descriptor::of(MediaType::OCI_MANIFEST, &json);
+            writer.put(&descriptor, &json[..]).unwrap();
+            writer.tag(&descriptor, tag).unwrap();
+            descriptor
+        };
+        let (old, new, other) = (put(b"old"), put(b"new"), put(b"other"));
+        let first = tag(std::slice::from_ref(&old), "latest");
+        tag(std::slice::from_ref(&other), "kept");
+        tag(std::slice::from_ref(&new), "latest");
+        writer.reset().unwrap();
+        for gone in [&old, &first] {
+            assert!(!writer.has(gone));
+        }
+        for kept in [&new, &other, &blob(b"config")] {
+            assert!(writer.has(kept));
+        }
+        // What the index names is not there: nobody can say what it needs, so nothing goes.
+        tag(&[], "broken");
+        let stray = put(b"stray");
+        let broken = manifest(dir.path(), &LocalManifest::Tag("broken".to_owned())).unwrap();
+        fs::remove_file(blob_path(dir.path(), &broken)).unwrap();
+        assert!(writer.reset().is_err());
+        assert!(writer.has(&stray));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Caches that a build leaves for others: in a registry, in a directory. (Those that an image carries are put into its config.)
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use lapstrake_builder_cache::{ExportedRecords, ExportedResults, ImportedResult, OlderNames};
-use lapstrake_builder_progress::{Event, Progress, StatusHandle, VertexHandle, Warning};
+use lapstrake_builder_progress::{Progress, StatusHandle, VertexHandle};
 use lapstrake_builder_solver::KeyId;
 use lapstrake_layerstore_oci::{
     Descriptor, Digest, Index, LayerCompression, Manifest, MediaType, Reference, Timestamp, gojson,
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CREATED_AT, CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheTarget, Imports, UNCOMPRESSED,
-    directory::DirectoryWriter, imports::Brought,
+    directory::DirectoryWriter, imports::Brought, warn,
 };
 use crate::{
     Engine, EngineError,
@@ -88,8 +88,8 @@ impl Engine {
                     let client = if *insecure { client.with_insecure(reference.domain()) } else { client };
                     export.to_registry(solved, &client, reference, options).await
                 }
-                CacheTarget::Local { directory, tag, options } => {
-                    export.to_directory(solved, directory, tag, options).await
+                CacheTarget::Local { directory, tag, reset, options } => {
+                    export.to_directory(solved, directory, tag, *reset, options).await
                 }
             };
             match result {
@@ -100,15 +100,7 @@ impl Engine {
                     if !options.ignore_error {
                         return Err(EngineError::CacheTarget { name: target.shown(), source });
                     }
-                    vertex.emit(&Event::Warning(Warning {
-                        vertex: vertex.digest(),
-                        level: 1,
-                        short: format!("failed to export cache to {}: {why}", target.shown()).into_bytes(),
-                        detail: Vec::new(),
-                        url: String::new(),
-                        source: None,
-                        ranges: Vec::new(),
-                    }));
+                    warn(&vertex, format!("failed to export cache to {}: {why}", target.shown()));
                 }
             }
         }
@@ -122,6 +114,21 @@ impl CacheTarget {
             Self::Inline => "the image".to_owned(),
             Self::Registry { reference, .. } => reference.familiar(),
             Self::Local { directory, .. } => directory.display().to_string(),
+        }
+    }
+}
+
+/// Where a cache goes, to be asked what it has.
+enum Destination<'a> {
+    Registry { client: &'a RegistryClient, reference: &'a Reference },
+    Directory(&'a DirectoryWriter),
+}
+
+impl Destination<'_> {
+    async fn has(&self, blob: &Descriptor) -> Result<bool, CacheFault> {
+        match self {
+            Self::Registry { client, reference } => Ok(client.has_blob(reference, blob).await?),
+            Self::Directory(writer) => Ok(writer.has(blob)),
         }
     }
 }
@@ -141,16 +148,9 @@ impl Export {
         reference: &Reference,
         options: &CacheExportOptions,
     ) -> Result<(), CacheFault> {
-        let Some(prepared) = self.prepare(solved, options).await? else { return Ok(()) };
+        let destination = Destination::Registry { client, reference };
+        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(()) };
         let stores = &self.workshop.stores;
-        for blob in &prepared.blobs {
-            // What is elsewhere comes here only if it has to go on from here.
-            if let Some(place) = prepared.elsewhere.get(&blob.digest)
-                && !client.has_blob(reference, blob).await?
-            {
-                self.fetch(blob, *place, &prepared.lease).await?;
-            }
-        }
         let sending = self.vertex.part("sending cache export", "", 0);
         let source = PushSource {
             content: Arc::clone(&stores.content),
@@ -171,20 +171,15 @@ impl Export {
         solved: &Solved,
         directory: &std::path::Path,
         tag: &str,
+        reset: bool,
         options: &CacheExportOptions,
     ) -> Result<(), CacheFault> {
-        let Some(prepared) = self.prepare(solved, options).await? else { return Ok(()) };
         let at = directory.to_owned();
         let writer = CacheFault::blocking(move || DirectoryWriter::open(&at)).await?;
-        for blob in &prepared.blobs {
-            if let Some(place) = prepared.elsewhere.get(&blob.digest)
-                && !writer.has(blob)
-            {
-                self.fetch(blob, *place, &prepared.lease).await?;
-            }
-        }
+        let destination = Destination::Directory(&writer);
+        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(()) };
         let (stores, vertex, tag) = (self.workshop.stores.clone(), self.vertex.clone(), tag.to_owned());
-        let cancel = self.cancel.clone();
+        let (cancel, directory) = (self.cancel.clone(), directory.to_owned());
         CacheFault::blocking(move || {
             let Prepared { blobs, config, manifest, lease, .. } = prepared;
             for blob in blobs.iter().chain([&config, &manifest]) {
@@ -199,17 +194,57 @@ impl Export {
             }
             // All that it names is there.
             writer.tag(&manifest, &tag)?;
+            // As with BuildKit, the cache is there whether or not older ones could be tidied away.
+            if reset && let Err(error) = writer.reset() {
+                warn(&vertex, format!("nothing was removed from {}: {}", directory.display(), error.told()));
+            }
             drop(lease);
             Ok(())
         })
         .await
     }
 
-    /// Has the documents made, and the blobs of all layers that are here.
+    /// Has all of it here that the destination lacks. What was brought and cannot be had any more is told and left out, as what nobody has.
+    async fn complete(
+        &self,
+        solved: &Solved,
+        options: &CacheExportOptions,
+        destination: &Destination<'_>,
+    ) -> Result<Option<Prepared>, CacheFault> {
+        let mut lost = HashSet::new();
+        loop {
+            let Some(prepared) = self.prepare(solved, options, &lost).await? else { return Ok(None) };
+            let before = lost.len();
+            for blob in &prepared.blobs {
+                // What is elsewhere comes here only if it has to go on from here.
+                let Some(place) = prepared.elsewhere.get(&blob.digest) else { continue };
+                if destination.has(blob).await? {
+                    continue;
+                }
+                match self.fetch(blob, *place, &prepared.lease).await {
+                    Err(error) if error.is_of_source() && !self.cancel.is_cancelled() => {
+                        let why = error.told();
+                        warn(
+                            &self.vertex,
+                            format!("left out of the exported cache, with what is made of it: {why}"),
+                        );
+                        lost.insert(blob.digest.clone());
+                    }
+                    fetched => fetched?,
+                }
+            }
+            if lost.len() == before {
+                return Ok(Some(prepared));
+            }
+        }
+    }
+
+    /// Has the documents made, and the blobs of all layers that are here. Brought results that need `lost` blobs are left out.
     async fn prepare(
         &self,
         solved: &Solved,
         options: &CacheExportOptions,
+        lost: &HashSet<Digest>,
     ) -> Result<Option<Prepared>, CacheFault> {
         let preparing = self.vertex.part("preparing build cache for export", "", 0);
         let records = self.records(solved, options.mode).await?;
@@ -232,6 +267,7 @@ impl Export {
                 }
             } else if let Some((place, imported)) = &result.brought {
                 match self.as_it_is(*place, imported, options) {
+                    Some(blobs) if blobs.iter().any(|blob| lost.contains(&blob.digest)) => {}
                     Some(blobs) => {
                         elsewhere.extend(blobs.iter().map(|blob| (blob.digest.clone(), *place)));
                         chain = blobs;

@@ -56,6 +56,18 @@ impl CacheFault {
         Self::Unsuitable(why.into())
     }
 
+    /// Whether the place is to blame that something was to come from, and not this machine.
+    pub(super) fn is_of_source(&self) -> bool {
+        let is_of_store = |error: &StoreError| {
+            !matches!(error, StoreError::DigestMismatch { .. } | StoreError::SizeMismatch { .. })
+        };
+        match self {
+            Self::Store(error) | Self::Registry(RegistryError::Store(error)) => !is_of_store(error),
+            Self::Lost | Self::Registry(RegistryError::Interrupted { .. }) => false,
+            _ => true,
+        }
+    }
+
     /// What failed, and why, on one line.
     pub(crate) fn told(&self) -> String {
         let mut told = self.to_string();

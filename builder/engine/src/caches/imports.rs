@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use lapstrake_builder_cache::{
     CacheDocument, INLINE_FIELD, ImportedCache, ImportedLayer, LayerSource, MAX_DOCUMENT,
 };
-use lapstrake_builder_progress::{Event, Progress, Stream, VertexHandle, Warning};
+use lapstrake_builder_progress::{Progress, Stream, VertexHandle};
 use lapstrake_builder_solver::{CacheStore, CacheStoreError, KeyId, Link};
 use lapstrake_builder_source::SourceContext;
 use lapstrake_layerstore_oci::{
@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     CacheFault, CacheSource, UNCOMPRESSED,
     blobs::{BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, document},
-    directory,
+    directory, warn,
 };
 use crate::{Engine, engine::internal_vertex, ops::Workshop, scope::BuildScope};
 
@@ -162,7 +162,7 @@ impl Engine {
             let (workshop, source, slot, stop) =
                 (Arc::clone(self.workshop()), source.clone(), Arc::clone(&found), unneeded.clone());
             tasks.push(tokio::spawn(async move {
-                let import = Import { workshop, cx };
+                let import = Import { workshop, cx, vertex: vertex.clone() };
                 vertex.start();
                 tokio::select! {
                     result = import.run(&source) => tell(&vertex, &source, result, &slot),
@@ -204,21 +204,14 @@ fn tell(
             format!("failed to import cache from {}: {why}", source.shown())
         }
     };
-    vertex.emit(&Event::Warning(Warning {
-        vertex: vertex.digest(),
-        level: 1,
-        short: why.into_bytes(),
-        detail: Vec::new(),
-        url: String::new(),
-        source: None,
-        ranges: Vec::new(),
-    }));
+    warn(vertex, why);
 }
 
 /// The work of one import.
 struct Import {
     workshop: Arc<Workshop>,
     cx: SourceContext,
+    vertex: VertexHandle,
 }
 
 impl Import {
@@ -336,6 +329,7 @@ impl Import {
             workshop: Arc::clone(&self.workshop),
             blobs: Arc::clone(&blobs),
             name: name.to_owned(),
+            vertex: self.vertex.clone(),
             cancel: self.cx.cancel.clone(),
         });
         let cache = ImportedCache::new(document, layers, source)?;

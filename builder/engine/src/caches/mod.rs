@@ -16,9 +16,23 @@ mod options;
 pub(crate) use exports::{Solved, snapshots};
 pub use fault::CacheFault;
 pub(crate) use imports::Imports;
+use lapstrake_builder_progress::{Event, VertexHandle, Warning};
 pub use options::{CacheExportOptions, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest};
 
 /// The annotation of a layer's descriptor that says what it unpacks to.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// The annotation that says when the layer was made.
 const CREATED_AT: &str = "buildkit/createdat";
+
+/// Tells the client of something that the build goes on without.
+fn warn(vertex: &VertexHandle, why: String) {
+    vertex.emit(&Event::Warning(Warning {
+        vertex: vertex.digest(),
+        level: 1,
+        short: why.into_bytes(),
+        detail: Vec::new(),
+        url: String::new(),
+        source: None,
+        ranges: Vec::new(),
+    }));
+}

@@ -54,6 +54,8 @@ pub enum CacheTarget {
         directory: PathBuf,
         /// What its index is to name it.
         tag: String,
+        /// Whether blobs go that nothing in its index leads to any more.
+        reset: bool,
         /// What goes there.
         options: CacheExportOptions,
     },
@@ -152,7 +154,8 @@ impl CacheTarget {
             "local" => {
                 let directory = PathBuf::from(fields.required("dest")?);
                 let tag = fields.take("tag");
-                Self::Local { directory, tag: fields.tag(tag)?, options: fields.options()? }
+                let (tag, reset) = (fields.tag(tag)?, fields.flag("reset", false)?);
+                Self::Local { directory, tag, reset, options: fields.options()? }
             }
             _ => return Err(fields.no_such_type()),
         };
@@ -367,8 +370,10 @@ mod tests {
         };
         assert_eq!(
             parsed.unwrap(),
-            CacheTarget::Local { directory: "/c".into(), tag: "latest".into(), options }
+            CacheTarget::Local { directory: "/c".into(), tag: "latest".into(), reset: false, options }
         );
+        let parsed = CacheTarget::parse("type=local,dest=/c,reset=true").unwrap();
+        assert!(matches!(parsed, CacheTarget::Local { reset: true, .. }), "{parsed:?}");
     }
 
     #[test]
@@ -381,7 +386,8 @@ mod tests {
             ("type=registry,ref=A", "lowercase"),
             ("ref=a", "type is missing"),
             ("type=local,dest=x,nonsense=1", "option nonsense"),
-            ("type=local,dest=x,reset=true", "option reset"),
+            ("type=local,dest=x,reset=maybe", "reset=maybe"),
+            ("type=registry,ref=a,reset=true", "option reset"),
             ("type=local,dest=", "dest is missing"),
             ("type=local,dest=x,tag=", "tag is empty"),
             ("type=inline,mode=max", "option mode"),
