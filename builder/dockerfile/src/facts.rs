@@ -88,7 +88,7 @@ pub struct Restored {
     pub count: usize,
     /// The image.
     pub image: Reference,
-    /// How many of its layers are the result, if there are more than those of the base image.
+    /// How many of its layers are the result, if the instructions may change files.
     pub layers: Option<u32>,
     /// The image's entries for them.
     pub history: Vec<History>,

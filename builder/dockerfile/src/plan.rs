@@ -77,6 +77,9 @@ pub struct ClassicPlan {
     pub copies: Vec<CopyQuery>,
     /// All stages, in the order of the Dockerfile.
     pub stages: Vec<StageHistory>,
+    /// For each entry of the config's history after those of the base image: the vertex whose result the image's files are as of
+    /// then. `None` for what changes the config alone, and for what an image gives.
+    pub made: Vec<Option<Digest>>,
 }
 
 /// What a stage would be known by in an image's history: what `--cache-from` compares.
@@ -103,6 +106,8 @@ pub struct StageEntry {
     pub complete: bool,
     /// What is to be known for `created_by` to be complete.
     pub copy: Option<Place>,
+    /// Whether the instruction may change files.
+    pub changes_files: bool,
 }
 
 /// One line `Step n/m : …` of the classic transcript.

@@ -5,24 +5,25 @@
 //!   solve all stages ─► hashes of what stages gave ─► plan again: the history is complete
 //! ```
 
-use std::{error::Error, sync::Arc};
+use std::{collections::HashSet, error::Error, sync::Arc};
 
 use futures::future::{try_join, try_join_all};
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{
-    Answer, CopyQuery, CopySource, DockerfileOptions, Facts, ImageOrigin, ImageQuery, LowerError, Plan,
+    Answer, CopyQuery, CopySource, DockerfileOptions, Facts, ImageOrigin, ImageQuery, LowerError, Place, Plan,
     PlatformPlan, Restored, StageHistory, Step, StepKind, options::NoCache, plan,
 };
 use lapstrake_builder_files::{CopiedFrom, FilesError, copied, copied_together, downloaded};
 use lapstrake_builder_llb::{Definition, Graph, Limits, ResolveMode, pb};
 use lapstrake_builder_progress::Progress;
 use lapstrake_builder_solver::{CacheStore, KeyId, SolveError};
-use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
+use lapstrake_layerstore_oci::{Digest, History, ImageConfig, Platform, Reference};
 use lapstrake_layerstore_store::Tree;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     CacheSource, Engine, EngineError, StepError,
+    caches::snapshots,
     engine::{BuildKeys, internal_vertex},
     scope::BuildScope,
 };
@@ -56,6 +57,10 @@ pub(crate) struct ClassicBuild<'a> {
     options: DockerfileOptions,
     facts: Facts,
     plan: Plan,
+    /// Keeps what was made of the stages beside the target's until the history is told.
+    others: Vec<BuildKeys>,
+    /// Copies whose hash does not change with the content: no image has them.
+    unsure: HashSet<Place>,
 }
 
 impl<'a> ClassicBuild<'a> {
@@ -67,7 +72,8 @@ impl<'a> ClassicBuild<'a> {
         (options, facts, plan): (DockerfileOptions, Facts, Plan),
         cache_from: &[CacheSource],
     ) -> Result<Self, EngineError> {
-        let mut build = Self { engine, scope: Arc::clone(scope), progress, options, facts, plan };
+        let mut build =
+            Self { engine, scope: Arc::clone(scope), progress, options, facts, plan, others: Vec::new(), unsure: HashSet::new() };
         build.learn(|query| query.sources.iter().all(is_at_hand)).await?;
         if !cache_from.is_empty() && build.options.no_cache == NoCache::None {
             let names = cache_from.iter().filter_map(|source| match source {
@@ -107,18 +113,19 @@ impl<'a> ClassicBuild<'a> {
 
     /// Solves every stage; the result is the last one's.
     pub(crate) async fn resolve(
-        &self,
+        &mut self,
         imports: &[Arc<dyn CacheStore<Tree>>],
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
-        let target = self.target();
+        let target = self.target().clone();
         let solve =
             |definition| self.engine.resolve(definition, &self.scope, imports, self.progress, asks_keys);
         let classic = target.classic.clone().unwrap_or_default();
         let others = try_join_all(classic.others.iter().map(solve));
         let result = try_join(solve(&target.definition), others).await;
         self.remember(&target.steps, result.as_ref().err()).await;
-        let (resolved, _) = result.map_err(|error| in_moby_words(error, &target.steps))?;
+        let (resolved, others) = result.map_err(|error| in_moby_words(error, &target.steps))?;
+        self.others = others.into_iter().map(|(_, keys)| keys).collect();
         match classic.failure {
             Some(failure) => Err(EngineError::Dockerfile(failure)),
             None => Ok(resolved),
@@ -126,13 +133,57 @@ impl<'a> ClassicBuild<'a> {
     }
 
     /// The image's config, now that all is known.
-    pub(crate) async fn config(&mut self) -> Result<ImageConfig, EngineError> {
+    pub(crate) async fn config(&mut self, tree: &Tree, keys: &BuildKeys) -> Result<ImageConfig, EngineError> {
         self.learn(|_| true).await?;
+        self.others.clear();
         let target = self.target();
-        match target.classic.as_ref().and_then(|classic| classic.failure.clone()) {
-            Some(failure) => Err(EngineError::Dockerfile(failure)),
-            None => Ok(target.config.clone()),
+        let classic = target.classic.clone().unwrap_or_default();
+        if let Some(failure) = classic.failure {
+            return Err(EngineError::Dockerfile(failure));
         }
+        let mut config = target.config.clone();
+        let base = target.base_config.clone().unwrap_or_default();
+        if let Some(own) = config.history.get_mut(base.history.len()..) {
+            self.mark_empty(own, &classic.made, base.rootfs.diff_ids.len(), tree, keys).await?;
+        }
+        Ok(config)
+    }
+
+    /// Marks the entries of a history whose steps changed no file. `made` has their vertices, `below` is how many layers the base image has.
+    async fn mark_empty(
+        &self,
+        history: &mut [History],
+        made: &[Option<Digest>],
+        below: usize,
+        tree: &Tree,
+        keys: &BuildKeys,
+    ) -> Result<(), EngineError> {
+        let told = below + history.iter().filter(|entry| !entry.empty_layer).count();
+        if self.height(tree).await? >= told {
+            return Ok(());
+        }
+        let mut height = below;
+        for (entry, vertex) in history.iter_mut().zip(made).filter(|(entry, _)| !entry.empty_layer) {
+            let after = match vertex {
+                Some(vertex) => keys.result_of(vertex).await?,
+                None => None,
+            };
+            match after {
+                Some(after) => {
+                    let after = self.height(&after).await?;
+                    entry.empty_layer = after <= height;
+                    height = after;
+                }
+                None => height += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// How many layers a tree has.
+    async fn height(&self, tree: &Tree) -> Result<usize, EngineError> {
+        let (stores, tree) = (self.engine.stores().clone(), tree.clone());
+        Ok(StepError::blocking(move || snapshots(&stores, &tree)).await?.len())
     }
 
     /// Hashes what is copied where that is not known yet, and plans again.
@@ -168,7 +219,7 @@ impl<'a> ClassicBuild<'a> {
 
     /// The hash of what an instruction copies, or why it cannot, in Moby's words (`builder/dockerfile/copy.go`).
     async fn hash(
-        &self,
+        &mut self,
         query: &CopyQuery,
         trees: &mut Vec<(Definition, Tree)>,
     ) -> Result<Result<String, String>, EngineError> {
@@ -180,12 +231,14 @@ impl<'a> ClassicBuild<'a> {
                     hashes.push(text.clone());
                     continue;
                 }
-                CopySource::Context { definition, path } => (definition, path, CopiedFrom::Context),
+                CopySource::Context { definition, path } => {
+                    (definition, path, CopiedFrom::Context { bare_modes: self.scope.bare_modes })
+                }
                 CopySource::Tree { definition, path } | CopySource::Download { definition, path } => {
                     (definition, path, CopiedFrom::Tree)
                 }
             };
-            if from == CopiedFrom::Context && leaves(path) {
+            if from != CopiedFrom::Tree && leaves(path) {
                 return Ok(Err(format!(
                     "{keyword} failed: forbidden path outside the build context: {path} ()"
                 )));
@@ -203,10 +256,15 @@ impl<'a> ClassicBuild<'a> {
                 StepError::blocking(move || Ok::<_, StepError>(copied(&stores, &tree, &source_path, from)))
                     .await?;
             match (hashed, source) {
-                (Ok(mut files), CopySource::Download { .. }) => {
-                    hashes.extend(files.drain(..).map(|file| downloaded(&file).to_owned()));
+                (Ok(files), CopySource::Download { .. }) => {
+                    hashes.extend(files.hashes.iter().map(|file| downloaded(file).to_owned()));
                 }
-                (Ok(files), _) => hashes.extend(files),
+                (Ok(files), _) => {
+                    hashes.extend(files.hashes);
+                    if !files.by_content {
+                        self.unsure.insert(query.place);
+                    }
+                }
                 (Err(FilesError::NotFound { path, .. }), CopySource::Context { .. }) => {
                     return Ok(Err(format!(
                         "{keyword} failed: file not found in build context or excluded by .dockerignore: stat {path}: file does not exist"
@@ -264,10 +322,10 @@ impl<'a> ClassicBuild<'a> {
             let Some(classic) = self.plan.targets.first().and_then(|target| target.classic.as_ref()) else {
                 return Ok(());
             };
-            let copied = &self.facts.copied;
+            let (copied, unsure) = (&self.facts.copied, &self.unsure);
             let best = |stage: &StageHistory| {
                 let found = images.iter().filter_map(|(reference, config)| {
-                    restored(stage, reference, config, |place| copied.contains_key(place))
+                    restored(stage, reference, config, |place| copied.contains_key(place) && !unsure.contains(place))
                 });
                 // The first of those that have most.
                 found.reduce(|best, other| if other.count > best.count { other } else { best })
@@ -353,7 +411,7 @@ fn restored(
     stage: &StageHistory,
     reference: &Reference,
     image: &ImageConfig,
-    is_known: impl Fn(&lapstrake_builder_dockerfile::Place) -> bool,
+    is_known: impl Fn(&Place) -> bool,
 ) -> Option<Restored> {
     let platform = image.platform().normalized();
     let wanted = stage.platform.normalized();
@@ -381,7 +439,10 @@ fn restored(
     let below = own[..stage.inherited].iter().filter(|entry| !entry.empty_layer).count();
     let added = history.iter().filter(|entry| !entry.empty_layer).count();
     let total = u32::try_from(base.rootfs.diff_ids.len() + below + added).ok()?;
-    Some(Restored { count, image: reference.clone(), layers: (added > 0).then_some(total), history })
+    // A step that changed nothing is not run either.
+    let is_of_files = stage.entries[stage.inherited..][..count].iter().any(|entry| entry.changes_files);
+    let layers = ((added > 0 || is_of_files) && total > 0).then_some(total);
+    Some(Restored { count, image: reference.clone(), layers, history })
 }
 
 /// What a step that copies from a stage fails with, where that has no such file.

@@ -9,12 +9,21 @@ use crate::{Engine, EngineError, StepError};
 
 /// A build context that is in the store. It goes with the last build that uses it.
 #[derive(Debug, Clone)]
-pub struct ReceivedContext(Tree);
+pub struct ReceivedContext {
+    tree: Tree,
+    /// Whether the modes in its archive were permissions alone, without the file's type.
+    bare_modes: bool,
+}
 
 impl ReceivedContext {
     /// Its files.
     pub fn tree(&self) -> &Tree {
-        &self.0
+        &self.tree
+    }
+
+    /// Whether the modes in its archive were permissions alone.
+    pub(crate) fn bare_modes(&self) -> bool {
+        self.bare_modes
     }
 }
 
@@ -27,18 +36,18 @@ impl Engine {
         body: impl Read + Send + 'static,
     ) -> Result<ReceivedContext, EngineError> {
         let stores = self.stores().clone();
-        let unpack = move || -> Result<Tree, EngineError> {
+        let unpack = move || -> Result<ReceivedContext, EngineError> {
             let draft = stores.begin(&Tree::empty())?;
-            {
+            let unpacked = {
                 let open = draft.open()?;
                 let tar = decompress(body).map_err(EngineError::Context)?;
-                unpack_context(tar, &open.path(), &Limits::default()).map_err(EngineError::Context)?;
-            }
+                unpack_context(tar, &open.path(), &Limits::default()).map_err(EngineError::Context)?
+            };
             draft.mark_received()?;
-            Ok(draft.commit()?)
+            Ok(ReceivedContext { tree: draft.commit()?, bare_modes: unpacked.bare_modes })
         };
         match tokio::task::spawn_blocking(unpack).await {
-            Ok(tree) => Ok(ReceivedContext(tree?)),
+            Ok(received) => received,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }

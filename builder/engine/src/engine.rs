@@ -174,6 +174,7 @@ impl Engine {
             live: self.0.workshop.sessions.clone(),
             credentials: Arc::clone(&request.credentials),
             locals: HashMap::new(),
+            bare_modes: false,
             resources: request.resources.clone(),
             known,
         };
@@ -227,9 +228,9 @@ impl Engine {
                     self.resolve(&target.definition, &scope, &stores, progress, leaves_cache).await?
                 }
                 Some(classic) => {
-                    let resolved = classic.resolve(&imports.stores(), leaves_cache).await?;
-                    target.config = classic.config().await?;
-                    resolved
+                    let (tree, keys) = classic.resolve(&imports.stores(), leaves_cache).await?;
+                    target.config = classic.config(&tree, &keys).await?;
+                    (tree, keys)
                 }
             };
             if inline {
@@ -299,7 +300,7 @@ impl Engine {
             older = OlderNames::of(&graph);
             build.other_keys().iter().for_each(|(key, other)| older.source(key, other));
         }
-        Ok((tree, BuildKeys { target, older: Arc::new(older), build: asks_keys.then_some(build) }))
+        Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(build) }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -344,7 +345,7 @@ pub(crate) struct BuildKeys {
     target: Arc<Vec<KeyId>>,
     /// What older versions of BuildKit call the graph's outputs.
     pub(crate) older: Arc<OlderNames>,
-    /// Holds what was made until it is exported.
+    /// Holds what was made until it is exported. `None` for nothing.
     build: Option<Build<EngineTypes>>,
 }
 
@@ -352,6 +353,12 @@ impl BuildKeys {
     /// The keys of all outputs of the graph. Caches that are still on their way are not asked.
     pub(crate) fn all(&self) -> Vec<Vec<KeyId>> {
         self.build.as_ref().map(Build::keys).unwrap_or_default()
+    }
+
+    /// The result of one of the graph's vertices.
+    pub(crate) async fn result_of(&self, vertex: &Digest) -> Result<Option<Tree>, EngineError> {
+        let Some(build) = &self.build else { return Ok(None) };
+        Ok(build.resolve_vertex(vertex, 0).await?.map(|resolved| resolved.value))
     }
 }
 

@@ -50,10 +50,12 @@ pub(crate) fn place_context(
             options.session_id.get_or_insert_with(|| session.to_string());
         }
         ContextInput::Received(received) => {
+            let bare_modes = received.bare_modes();
             let local = provide("context", LocalProvider::Tree(received.tree().clone()));
             options.dockerfile_source =
                 DockerfileSource::Local(LocalContext { name: "dockerfile".to_owned(), ..local.clone() });
             options.context = ContextSource::Local(local);
+            scope.bare_modes = bare_modes;
         }
         ContextInput::Directory { context, dockerfile } => {
             options.context = ContextSource::Local(provide("context", LocalProvider::Directory(context)));

@@ -117,6 +117,9 @@ pub enum StubPolicy {
     RemoveTargets,
     /// Targets and the directories made on the way to them are removed (LLB's `removeMountStubsRecursive`).
     RemoveTargetsAndParents,
+    /// Everything is removed, `/dev`, `/proc` and `/sys` as well, and directories that were there before are as old as they were: as with
+    /// Moby's classic builder, whose containers have all of that in a layer of their own, which is no part of the image.
+    RemoveAll,
 }
 
 /// One `--add-host`.

@@ -31,4 +31,4 @@ pub use action::apply;
 pub use digest::{ContentHasher, FileDigest};
 pub use error::{FilesError, OsError};
 pub use layers::{diff, merge};
-pub use tarsum::{CopiedFrom, copied, copied_together, downloaded};
+pub use tarsum::{CopiedFrom, Hashed, copied, copied_together, downloaded};

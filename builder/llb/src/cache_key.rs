@@ -22,6 +22,23 @@ pub struct OpKey {
     pub deps: Vec<DepKey>,
 }
 
+/// The filter of workers by which an op says that its result is to be what Moby's classic builder makes of it: without the mount points of
+/// its container, and without a layer where nothing was changed. No BuildKit has such results, so such ops have keys of their own.
+pub const CLASSIC_WORKER: &str = "lapstrake.builder==classic";
+
+/// Whether an op is for [`CLASSIC_WORKER`].
+pub fn is_classic(op: &pb::Op) -> bool {
+    op.constraints.as_ref().is_some_and(|constraints| constraints.filter.iter().any(|f| f == CLASSIC_WORKER))
+}
+
+impl OpKey {
+    /// The key of the same op for [`CLASSIC_WORKER`].
+    #[must_use]
+    pub fn in_classic(self) -> Self {
+        Self { digest: Digest::sha256_of(format!("{CLASSIC_WORKER} {}", self.digest)), ..self }
+    }
+}
+
 /// An op's key as some versions of BuildKit make it. The content of inputs counts in all versions alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionKey {
@@ -51,6 +68,9 @@ pub fn today(op: &pb::Op, inputs: usize) -> Option<VersionKey> {
 }
 
 fn in_dialect(op: &pb::Op, inputs: usize, dialect: Dialect) -> Option<VersionKey> {
+    if is_classic(op) {
+        return None;
+    }
     let OpKey { digest, deps } = match op.op.as_ref()? {
         pb::op::Op::Exec(exec) => exec_in(exec, op.platform.as_ref(), inputs, dialect).ok()?,
         pb::op::Op::File(file) => file_in(file, inputs, dialect),

@@ -11,7 +11,7 @@ use lapstrake_builder_llb::{
 use lapstrake_layerstore_oci::{Platform, Reference};
 
 fn defaults() -> Defaults {
-    Defaults { platform: Platform::new("linux", "amd64") }
+    Defaults { platform: Platform::new("linux", "amd64"), worker_filters: Vec::new() }
 }
 
 fn image(graph: &mut GraphBuilder, name: &str) -> State {

@@ -84,7 +84,10 @@ impl<X: Types> Solver<X> {
         let mut shared = self.0.nodes.0.lock();
         for (vertex, (identity, _)) in graph.vertices().iter().zip(identities) {
             let node = match shared.get(&identity).and_then(Weak::upgrade) {
-                Some(node) => node,
+                Some(node) => {
+                    *node.failure.lock() = None;
+                    node
+                }
                 None => {
                     let op = op(vertex).map_err(|error| SolveError::Op {
                         vertex: vertex.digest.clone(),
@@ -141,6 +144,7 @@ impl<X: Types> Solver<X> {
             aliases: std::sync::OnceLock::new(),
             runs: Arc::clone(&self.0.runs),
             let_down: AtomicU32::new(0),
+            failure: Mutex::default(),
             place: (Arc::clone(&self.0.nodes), identity),
         }
     }
@@ -194,6 +198,23 @@ impl<X: Types> Build<X> {
             node.vertex.cached_if_untouched();
         }
         Ok(resolved)
+    }
+
+    /// The result of one of the graph's vertices; `None` for one that is not of the graph. What this or another running build made is not made
+    /// again, and what is cached is found.
+    pub async fn resolve_vertex(
+        &self,
+        vertex: &Digest,
+        output: u32,
+    ) -> Result<Option<Resolved<X::Value>>, SolveError<X::Error>> {
+        let Some(node) = self.nodes.iter().find(|node| node.digest == *vertex) else { return Ok(None) };
+        loop {
+            match node.resolve(output).await {
+                Ok(resolved) => return Ok(Some(resolved)),
+                Err(failure) if failure.blame.as_ref().is_some_and(|blame| blame.spares(self.number)) => {}
+                Err(failure) => return Err(failure.error),
+            }
+        }
     }
 
     /// Keys of ops without inputs, each with another that caches of others may have for it ([`Op::aliases`]). Makes nothing.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use lapstrake_builder_llb::{BuiltDefinition, State};
-use lapstrake_layerstore_oci::History;
+use lapstrake_layerstore_oci::{Digest, History};
 
 use super::dispatch::At;
 use super::metadata::with_shell;
@@ -43,6 +43,16 @@ pub(super) enum DraftSource {
     Tree { state: State, path: String },
     Download { state: State, path: String },
     Said(String),
+}
+
+/// What is known of an entry of the history besides itself.
+pub(super) struct EntryTraits {
+    /// Whether its text is all that counts.
+    complete: bool,
+    /// The copy that its text is of.
+    copy: Option<Place>,
+    /// The image's files after it, if it may change them.
+    made: Option<State>,
 }
 
 impl Lowering<'_> {
@@ -111,7 +121,8 @@ impl Lowering<'_> {
             ..History::default()
         };
         let entry = self.restored_entry(stage).unwrap_or(entry);
-        self.traits.insert(self.history.len(), (complete, copy));
+        let made = makes_layer.then(|| self.stages[stage].state.clone());
+        self.traits.insert(self.history.len(), EntryTraits { complete, copy, made });
         self.push_entry(stage, entry);
     }
 
@@ -206,8 +217,22 @@ impl Lowering<'_> {
             unused_args: self.unused_args(),
             copies: copies.collect::<Lowered<_>>()?,
             stages: self.stage_histories(),
+            made: self.made(last, target),
         };
         Ok((Some(plan), others))
+    }
+
+    /// For each entry that the history has after the base image's: the vertex that it is the result of.
+    fn made(&self, stage: usize, built: &BuiltDefinition) -> Vec<Option<Digest>> {
+        let mut vertices = Vec::new();
+        let mut next = self.stages[stage].history;
+        while let Some(index) = next {
+            let Some(traits) = self.traits.get(&index) else { break };
+            vertices.push(traits.made.as_ref().and_then(|state| built.digest(state)).cloned());
+            next = self.history[index].1;
+        }
+        vertices.reverse();
+        vertices
     }
 
     /// Nothing upon nothing makes no image.
@@ -273,12 +298,13 @@ impl Lowering<'_> {
             let mut entries = Vec::new();
             let mut next = stage.history;
             while let Some(index) = next {
-                let Some((complete, copy)) = self.traits.get(&index) else { break };
+                let Some(traits) = self.traits.get(&index) else { break };
                 let (entry, before) = &self.history[index];
                 entries.push(StageEntry {
                     created_by: entry.created_by.clone(),
-                    complete: *complete,
-                    copy: *copy,
+                    complete: traits.complete,
+                    copy: traits.copy,
+                    changes_files: traits.made.is_some(),
                 });
                 next = *before;
             }

@@ -78,7 +78,7 @@ pub(super) fn marshal(
     state: &State,
     options: &DockerfileOptions,
 ) -> Lowered<Definition> {
-    let defaults = Defaults { platform: options.build_platform.clone() };
+    let defaults = Defaults { platform: options.build_platform.clone(), worker_filters: Vec::new() };
     let built = graph.marshal(state, &defaults).map_err(|e| LowerError::Graph(e).nowhere())?;
     Ok(built.definition)
 }

@@ -29,7 +29,9 @@ mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapstrake_builder_llb::{Defaults, EnvList, GraphBuilder, SourceMap, SourceMapId, State, pb};
+use lapstrake_builder_llb::{
+    Defaults, EnvList, GraphBuilder, SourceMap, SourceMapId, State, cache_key::CLASSIC_WORKER, pb,
+};
 use lapstrake_layerstore_oci::{History, Platform, Timestamp};
 
 pub use context::{dockerfile_definition, dockerfile_name, dockerignore_definition};
@@ -139,8 +141,8 @@ struct Lowering<'a> {
     steps: Vec<steps::DraftStep>,
     /// Copies whose hash is not known, with the states that they copy from.
     copies: Vec<classic::DraftCopy>,
-    /// Of entries in `history`: whether their text is all that counts, and the copy that it is of.
-    traits: BTreeMap<usize, (bool, Option<Place>)>,
+    /// What else is known of entries in `history`.
+    traits: BTreeMap<usize, classic::EntryTraits>,
     /// Names that instructions declared, for the classic warning about those that none did.
     used_args: BTreeSet<String>,
     /// What the classic builder finds wrong, and ends with.
@@ -241,7 +243,11 @@ impl<'a> Lowering<'a> {
         self.set_image_platform(target);
 
         let stage = &self.stages[target];
-        let defaults = Defaults { platform: self.target_platform.clone() };
+        let worker_filters = self.is_classic().then(|| CLASSIC_WORKER.to_owned());
+        let defaults = Defaults {
+            platform: self.target_platform.clone(),
+            worker_filters: worker_filters.into_iter().collect(),
+        };
         let marshal =
             |state: &State| self.graph.marshal(state, &defaults).map_err(|e| LowerError::Graph(e).nowhere());
         let built = marshal(&stage.state)?;

@@ -14,8 +14,11 @@ use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 use tokio::sync::mpsc;
 
-use super::{KeyedStep, Workshop, mounts::MountPlan};
-use crate::{Resources, StepError, scope::EngineTypes};
+use super::{KeyedStep, Workshop, classic, mounts::MountPlan};
+use crate::{
+    Resources, StepError,
+    scope::{BuildScope, EngineTypes},
+};
 
 /// Chunks of output that may wait for the progress spool.
 const OUTPUT_CHUNKS: usize = 64;
@@ -26,6 +29,8 @@ pub(crate) struct ExecStep {
     meta: pb::Meta,
     key: cache_key::OpKey,
     outputs: usize,
+    /// Whether the result is to be what the classic builder makes of it.
+    is_classic: bool,
 }
 
 impl ExecStep {
@@ -51,11 +56,15 @@ impl ExecStep {
         {
             return Err(StepError::Unsupported { what: format!("running processes for {}", wanted.os) });
         }
-        let key = cache_key::exec(&op, platform.as_ref(), vertex.inputs.len())
+        let mut key = cache_key::exec(&op, platform.as_ref(), vertex.inputs.len())
             .map_err(|what| StepError::Invalid { what })?;
+        let is_classic = cache_key::is_classic(&vertex.op);
+        if is_classic {
+            key = key.in_classic();
+        }
         let outputs = op.mounts.iter().map(|mount| mount.output + 1).max().unwrap_or(0);
         let outputs = usize::try_from(outputs).unwrap_or(0);
-        Ok(Self { workshop, op, meta, key, outputs })
+        Ok(Self { workshop, op, meta, key, outputs, is_classic })
     }
 
     fn description(&self, mount: &pb::Mount) -> String {
@@ -133,11 +142,17 @@ impl ExecStep {
             spec.cgroup_parent = Some(self.meta.cgroup_parent.clone());
         }
         // Builds that share the step share its process: the limits of the one that waits longest count.
-        if let Some(scope) = cx.scopes().first() {
+        let is_limited = |scope: &Arc<BuildScope>| scope.resources != Resources::default();
+        // Without limits it fails the same for whoever else waits; with limits, it may be for them that it does.
+        if cx.peek_scopes().first().is_some_and(is_limited)
+            && let Some(scope) = cx.scopes().first()
+        {
             spec.resources = executor_resources(&scope.resources)?;
             spec.shm_size = scope.resources.shm_size;
         }
-        if self.meta.remove_mount_stubs_recursive {
+        if self.is_classic {
+            spec.stubs = StubPolicy::RemoveAll;
+        } else if self.meta.remove_mount_stubs_recursive {
             spec.stubs = StubPolicy::RemoveTargetsAndParents;
         }
         spec.mounts = plan.take_mounts();
@@ -152,13 +167,16 @@ impl ExecStep {
                 (self.op.mounts[mount].output, self.description(&self.op.mounts[mount]), draft)
             })
             .collect();
-        let cache = Arc::clone(&self.workshop.cache);
-        let outputs = self.outputs;
+        let workshop = Arc::clone(&self.workshop);
+        let (outputs, is_classic) = (self.outputs, self.is_classic);
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
             let mut trees = vec![Tree::empty(); outputs];
             for (output, description, result) in described {
-                let tree = result.commit()?;
-                cache.record(&tree, RecordKind::Regular, &description)?;
+                let tree = match is_classic {
+                    true => classic::commit(&workshop.stores, result)?,
+                    false => result.commit()?,
+                };
+                workshop.cache.record(&tree, RecordKind::Regular, &description)?;
                 if let Some(place) = usize::try_from(output).ok().and_then(|output| trees.get_mut(output)) {
                     *place = tree;
                 }

@@ -8,7 +8,7 @@ use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 
-use super::{KeyedStep, Workshop};
+use super::{KeyedStep, Workshop, classic};
 use crate::{StepError, scope::EngineTypes};
 
 pub(crate) struct FileStep {
@@ -16,20 +16,31 @@ pub(crate) struct FileStep {
     op: pb::FileOp,
     key: cache_key::OpKey,
     name: String,
+    /// Whether the result is to be what the classic builder makes of it.
+    is_classic: bool,
 }
 
 impl FileStep {
     pub(crate) fn new(workshop: Arc<Workshop>, op: pb::FileOp, vertex: &Vertex) -> Self {
-        let key = cache_key::file(&op, vertex.inputs.len());
-        Self { workshop, op, key, name: vertex.name.clone() }
+        let mut key = cache_key::file(&op, vertex.inputs.len());
+        let is_classic = cache_key::is_classic(&vertex.op);
+        if is_classic {
+            key = key.in_classic();
+        }
+        Self { workshop, op, key, name: vertex.name.clone(), is_classic }
     }
 
     async fn act(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
         let _slot = self.workshop.slot(cx).await?;
         let workshop = Arc::clone(&self.workshop);
         let (op, name, cancel) = (self.op.clone(), self.name.clone(), cx.cancel.clone());
+        let is_classic = self.is_classic;
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
-            let trees = lapstrake_builder_files::apply(&workshop.stores, &op, &inputs, &cancel)?;
+            let mut trees = lapstrake_builder_files::apply(&workshop.stores, &op, &inputs, &cancel)?;
+            if is_classic {
+                let keep = |tree| classic::without_nothing(&workshop.stores, tree, &inputs);
+                trees = trees.into_iter().map(keep).collect::<Result<_, _>>()?;
+            }
             for tree in &trees {
                 workshop.cache.record(tree, RecordKind::Regular, &name)?;
             }

@@ -5,6 +5,7 @@
 //!   file ── actions ──► Trees       merge, diff ── layers again ──► Tree
 //! ```
 
+mod classic;
 mod exec;
 mod file;
 mod merge;
@@ -151,7 +152,7 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
 
     fn missed<'a>(&'a self, cx: &'a OpContext<EngineTypes>, miss: Miss<'a, Tree>) -> BoxFuture<'a, ()> {
         // What follows from it is found out while the step runs.
-        let is_asked = cx.scopes().iter().any(|scope| scope.known.is_some());
+        let is_asked = cx.peek_scopes().iter().any(|scope| scope.known.is_some());
         *self.missed.lock() = is_asked.then(|| Missed::new(&miss));
         Box::pin(std::future::ready(()))
     }

@@ -89,7 +89,7 @@ impl Op<EngineTypes> for SourceStep {
             (_, SourceKind::Local) => MissReason::ClientDirectory,
             _ => MissReason::NotHere,
         };
-        for known in cx.scopes().iter().filter_map(|scope| scope.known.as_ref()) {
+        for known in cx.peek_scopes().iter().filter_map(|scope| scope.known.as_ref()) {
             known.notes.note_reasons(&cx.vertex.digest(), vec![reason.clone()]);
         }
         Box::pin(std::future::ready(()))

@@ -47,6 +47,15 @@ pub(super) enum Missing {
     File,
 }
 
+/// What becomes of the times of a directory in which [`make_as`] makes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Times {
+    /// What the kernel makes of them.
+    Changed,
+    /// They are put back.
+    Kept,
+}
+
 /// Something that [`make`] has made: its path from the root, without symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Made {
@@ -62,6 +71,17 @@ pub(super) fn make(
     path: &str,
     missing: Missing,
     owner: Option<(u32, u32)>,
+) -> rustix::io::Result<(OwnedFd, Vec<Made>)> {
+    make_as(root, path, missing, owner, Times::Changed)
+}
+
+/// [`make`], with a say in what becomes of the times of directories that were there.
+pub(super) fn make_as(
+    root: BorrowedFd<'_>,
+    path: &str,
+    missing: Missing,
+    owner: Option<(u32, u32)>,
+    times: Times,
 ) -> rustix::io::Result<(OwnedFd, Vec<Made>)> {
     match open(root, path, OFlags::empty()) {
         Ok(fd) => return Ok((fd, Vec::new())),
@@ -84,12 +104,21 @@ pub(super) fn make(
         let fd = match rustix::fs::openat(here, &name, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
+                let before = match times {
+                    Times::Kept => Some(rustix::fs::fstat(here)?),
+                    Times::Changed => None,
+                };
                 if last && matches!(missing, Missing::File) {
                     let flags =
                         OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     rustix::fs::openat(here, &name, flags, Mode::from_raw_mode(0o644))?;
                 } else {
                     rustix::fs::mkdirat(here, &name, Mode::from_raw_mode(0o755))?;
+                }
+                if let Some(before) = before {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    let here = rustix::fs::openat(here, ".", flags, Mode::empty())?;
+                    rustix::fs::futimens(&here, &times_of(&before))?;
                 }
                 let fd = rustix::fs::openat(here, &name, flags, Mode::empty())?;
                 if let Some((uid, gid)) = owner {
@@ -163,14 +192,14 @@ pub(super) fn remove_stub(root: BorrowedFd<'_>, path: &str) -> rustix::io::Resul
         }
         _ => return Ok(()),
     }
-    let times = rustix::fs::Timestamps {
-        last_access: rustix::fs::Timespec { tv_sec: before.st_atime, tv_nsec: before.st_atime_nsec as _ },
-        last_modification: rustix::fs::Timespec {
-            tv_sec: before.st_mtime,
-            tv_nsec: before.st_mtime_nsec as _,
-        },
-    };
-    rustix::fs::futimens(&parent, &times)
+    rustix::fs::futimens(&parent, &times_of(&before))
+}
+
+fn times_of(stat: &rustix::fs::Stat) -> rustix::fs::Timestamps {
+    rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: rustix::fs::Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ },
+    }
 }
 
 #[cfg(test)]

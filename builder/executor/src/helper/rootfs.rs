@@ -178,7 +178,21 @@ impl BareRoot {
         report: &Socket,
     ) -> Result<(), Failure> {
         let root = self.mount.as_fd();
+        let times = match plan.stubs {
+            StubPolicy::RemoveAll => inroot::Times::Kept,
+            StubPolicy::RemoveTargets | StubPolicy::RemoveTargetsAndParents => inroot::Times::Changed,
+        };
         let mut covered: Vec<&str> = vec!["/proc", "/sys", "/dev"];
+        if plan.stubs == StubPolicy::RemoveAll {
+            // What mounts there later finds them.
+            for target in &covered {
+                let (_, made) = inroot::make_as(root, target, Missing::Directory, None, times)
+                    .step(|| format!("make mount target {target}"))?;
+                for made in made {
+                    report.send(&Report::Stub(made.path), &[], true).step(|| "report stub")?;
+                }
+            }
+        }
         for source in sources {
             // What is mounted inside another mount is made there, later.
             let inside = covered.iter().any(|above| is_below(&source.target, above));
@@ -186,10 +200,10 @@ impl BareRoot {
             if inside {
                 continue;
             }
-            let (_, made) = inroot::make(root, &source.target, source.missing, None)
+            let (_, made) = inroot::make_as(root, &source.target, source.missing, None, times)
                 .step(|| format!("make mount target {}", source.target))?;
             for made in made {
-                if made.last || plan.stubs == StubPolicy::RemoveTargetsAndParents {
+                if made.last || plan.stubs != StubPolicy::RemoveTargets {
                     report.send(&Report::Stub(made.path), &[], true).step(|| "report stub")?;
                 }
             }

@@ -122,6 +122,7 @@ suite! {
         nothing_after_the_future_is_dropped,
         stubs_are_removed_and_times_kept,
         stub_parents_are_removed_when_asked,
+        no_mount_point_stays_when_none_may,
         stub_cleaner_does_not_follow_links,
         written_files_are_in_the_layer;
 }

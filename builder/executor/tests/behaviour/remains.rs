@@ -201,6 +201,26 @@ pub(crate) async fn stub_parents_are_removed_when_asked(kind: Kind) {
     assert_eq!(upper.into_iter().collect::<Vec<_>>(), ["dev", "etc", "opt", "opt/kept", "proc", "sys"]);
 }
 
+pub(crate) async fn no_mount_point_stays_when_none_may(kind: Kind) {
+    let sandbox = Sandbox::new(kind);
+    let etc = sandbox.lower().join("etc");
+    let old =
+        fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000));
+    fs::File::open(&etc).unwrap().set_times(old).unwrap();
+    let mut spec = sandbox.sh("test -s /etc/hosts && test -d /dev/shm && test -e /proc/self");
+    spec.stubs = StubPolicy::RemoveAll;
+    sandbox.run(spec).await.ok();
+    let upper = tree(&sandbox.upper());
+    assert_eq!(upper.into_iter().collect::<Vec<_>>(), ["etc"]);
+    let after = fs::metadata(sandbox.upper().join("etc")).unwrap();
+    assert_eq!(after.mtime(), 1_000_000, "it was not changed");
+    // What the step itself does there is a change.
+    let mut spec = sandbox.sh("touch /etc/x && rm /etc/x");
+    spec.stubs = StubPolicy::RemoveAll;
+    sandbox.run(spec).await.ok();
+    assert_ne!(fs::metadata(sandbox.upper().join("etc")).unwrap().mtime(), 1_000_000);
+}
+
 pub(crate) async fn stub_cleaner_does_not_follow_links(kind: Kind) {
     // CVE-2024-23652: the step replaces a stub's directory with a link to somebody else's empty file.
     let sandbox = Sandbox::new(kind);

@@ -18,6 +18,8 @@ use crate::{Definition, Error, Limits, Metadata, caps, pb};
 pub struct Defaults {
     /// Platform.
     pub platform: Platform,
+    /// Filters of workers for what runs and what works on files; sources are the same everywhere.
+    pub worker_filters: Vec<String>,
 }
 
 /// A marshalled graph, and which node became which vertex.
@@ -167,6 +169,9 @@ impl GraphBuilder {
             constraints: Some(pb::WorkerConstraints { filter: node.options.worker_filters.clone() }),
             ..pb::Op::default()
         };
+        if node.options.worker_filters.is_empty() && matches!(node.op, NodeOp::Exec(_) | NodeOp::File(_)) {
+            op.constraints = Some(pb::WorkerConstraints { filter: defaults.worker_filters.clone() });
+        }
         let wire = Wire { graph: self, digests };
         let raw = match &node.op {
             NodeOp::Imported { raw, digest, .. } => {

@@ -21,6 +21,8 @@ pub(crate) struct TarReader<R> {
     entries: u64,
     content: u64,
     stream: u64,
+    /// Whether a mode had bits of the file's type.
+    typed_modes: bool,
 }
 
 /// Extended headers that came before an entry.
@@ -34,7 +36,17 @@ struct Extended {
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R, limits: &Limits) -> Self {
         let last = EntryName::new(b"");
-        Self { inner, limits: *limits, last, content_left: 0, padding: 0, entries: 0, content: 0, stream: 0 }
+        Self {
+            inner,
+            limits: *limits,
+            last,
+            content_left: 0,
+            padding: 0,
+            entries: 0,
+            content: 0,
+            stream: 0,
+            typed_modes: false,
+        }
     }
 
     /// Entries so far.
@@ -45,6 +57,11 @@ impl<R: Read> TarReader<R> {
     /// Bytes of file content so far, holes included.
     pub(crate) fn content(&self) -> u64 {
         self.content
+    }
+
+    /// Whether all modes so far were permissions alone. Docker's clients put the file's type above them, as writers did before POSIX.
+    pub(crate) fn bare_modes(&self) -> bool {
+        !self.typed_modes
     }
 
     /// The next entry, or `None` after the last. Content that was not read is skipped.
@@ -150,8 +167,7 @@ impl<R: Read> TarReader<R> {
             } else {
                 (0, 0)
             };
-            // Masking loses nothing: above these bits some writers put the file's type again.
-            let mode = (header.number(100..108)? & 0o7777) as u32;
+            let mode = header.number(100..108)?;
             Ok((
                 stored,
                 mtime,
@@ -163,6 +179,9 @@ impl<R: Read> TarReader<R> {
             ))
         };
         let (stored, mtime, atime, device, mode, uid, gid) = fields().map_err(|why| self.bad_entry(why))?;
+        // Masking loses nothing: above these bits some writers put the file's type again.
+        self.typed_modes |= mode & 0o170_000 != 0;
+        let mode = (mode & 0o7777) as u32;
 
         let mut entry = Entry {
             xattrs: self.xattrs(pax)?,

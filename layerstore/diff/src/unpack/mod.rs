@@ -29,6 +29,8 @@ pub struct Unpacked {
     pub entries: u64,
     /// Bytes of file content.
     pub size: u64,
+    /// Whether its modes are permissions alone, without the file's type.
+    pub bare_modes: bool,
 }
 
 /// How [`unpack_archive`] differs from the archive's own word.
@@ -80,7 +82,7 @@ pub fn unpack_archive(
 fn unpack(tar: impl Read, root: OwnedFd, rules: Rules, limits: &Limits) -> Result<Unpacked, DiffError> {
     let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, tar), limits);
     Extractor::new(root, Lower::none(), rules).run(&mut reader)?;
-    let unpacked = Unpacked { entries: reader.entries(), size: reader.content() };
+    let unpacked = Unpacked { entries: reader.entries(), size: reader.content(), bare_modes: reader.bare_modes() };
     reader.drain()?;
     Ok(unpacked)
 }
