@@ -111,7 +111,14 @@ impl Docker {
 
 /// Runs the program under test with these arguments, to its end.
 pub fn lapstrake<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
-    collect(Command::new(crate::daemon::program()).args(arguments), &[])
+    collect(&mut lapstrake_command(arguments), &[])
+}
+
+/// The program under test with these arguments, not yet run.
+pub fn lapstrake_command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(crate::daemon::program());
+    command.args(arguments);
+    command
 }
 
 /// Runs a command with `stdin`, to its end.

@@ -14,7 +14,7 @@ mod process;
 mod tree;
 
 pub use base::{BASE_IMAGE, busybox_rootfs};
-pub use client::{Docker, Output, lapstrake};
+pub use client::{Docker, Output, lapstrake, lapstrake_command};
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};

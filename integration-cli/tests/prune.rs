@@ -116,6 +116,214 @@ async fn filters_of_the_docker_cli_choose_what_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_filter_takes_what_it_names_and_nothing_else() {
+    let daemon = Daemon::with_base();
+    build(&daemon, "one");
+    let all = records(&daemon).await;
+    let of = |records: &[Value], wanted: &dyn Fn(&Value) -> bool| -> Vec<String> {
+        let ids = records.iter().filter(|record| wanted(record)).map(|record| record["ID"].as_str().unwrap());
+        let mut ids: Vec<String> = ids.map(str::to_owned).collect();
+        ids.sort();
+        ids
+    };
+    let ends = |record: &Value, end: &str| record["Description"].as_str().unwrap().ends_with(end);
+    let last = all.iter().find(|record| ends(record, "> /one")).unwrap();
+    let (last, above) = (last["ID"].as_str().unwrap(), last["Parents"][0].as_str().unwrap());
+    let description =
+        all.iter().find(|record| record["ID"] == above).unwrap()["Description"].as_str().unwrap();
+    let shared = of(&all, &|record| record["Shared"] == true);
+    assert!(shared.iter().any(|id| id == last), "the image has it: {all:#?}");
+    // What an image shares stays without --all. Parents go no earlier than what was made of them, so the first of the chain are to be taken last.
+    let cases: [(&[&str], Vec<String>); 8] = [
+        (&["--filter", "shared=true"], Vec::new()),
+        (&["--all", "--filter", "inuse=true"], Vec::new()),
+        (
+            &[
+                "--filter",
+                "type!=regular",
+                "--filter",
+                "description!=x",
+                "--filter",
+                "description~=^cached mount",
+            ],
+            of(&all, &|record| record["Type"] == "exec.cachemount"),
+        ),
+        (&["--filter", "shared!=true", "--filter", "description~=^local source for (context|dockerfile)"], {
+            of(&all, &|record| record["Type"] == "source.local")
+        }),
+        (
+            &["--all", "--filter", &format!("parents={above}"), "--filter", "unused-for=1ns"],
+            vec![last.to_owned()],
+        ),
+        (&["--all", "--filter", &format!("id!={above}"), "--filter", "inuse!=false"], Vec::new()),
+        (
+            &[
+                "--all",
+                "--filter",
+                &format!("description={description}"),
+                "--filter",
+                &format!("id~=^{above}$"),
+            ],
+            { vec![above.to_owned()] },
+        ),
+        (&["--all", "--filter", "shared=true", "--filter", "private!=true"], {
+            of(&all, &|record| record["Shared"] == true && record["ID"] != last && record["ID"] != above)
+        }),
+    ];
+    for (arguments, mut expected) in cases {
+        let before = records(&daemon).await;
+        let mut gone = pruned(&daemon, arguments);
+        gone.sort();
+        expected.sort();
+        assert_eq!(gone, expected, "{arguments:?}: {before:#?}");
+        let mut left = of(&before, &|record| !expected.iter().any(|id| record["ID"] == *id));
+        left.sort();
+        assert_eq!(of(&records(&daemon).await, &|_| true), left, "{arguments:?}");
+    }
+    pruned(&daemon, &["--filter", "unused-for=1ns"]);
+    assert_eq!(records(&daemon).await, [Value::Null; 0]);
+    // The image has all that it had.
+    daemon.docker().run(["save", "one"]).success();
+}
+
+/// Files that the docker CLI sends through a session; a base that is in them, as `system prune` takes every image.
+fn stressed_context(daemon: &Daemon, builder: usize) -> std::path::PathBuf {
+    let dir = daemon.scratch().join(format!("stress-{builder}"));
+    std::fs::create_dir_all(dir.join("many")).unwrap();
+    std::fs::write(dir.join("base.tar"), lapstrake_integration_cli::busybox_rootfs()).unwrap();
+    for file in 0..20 {
+        std::fs::write(dir.join(format!("many/{file}")), format!("{builder} {file}\n")).unwrap();
+    }
+    let dockerfile = "FROM scratch AS base\nADD base.tar /\nFROM base AS make\nCOPY many /many\nCOPY data /data\n\
+        RUN --mount=type=cache,target=/c cat /many/* /data > /out && echo x >> /c/log\n\
+        FROM scratch\nCOPY --from=make /out /out\nCOPY data /data\n";
+    std::fs::write(dir.join("Dockerfile"), dockerfile).unwrap();
+    dir
+}
+
+/// Builds with a session again and again, and looks at what comes of it.
+///
+/// How many builds there were, and of how many the image was seen.
+fn stress(daemon: &Daemon, builder: usize, enough: impl Fn(usize) -> bool) -> (usize, usize) {
+    let (dir, docker) = (stressed_context(daemon, builder), daemon.docker().buildkit());
+    let many: String = {
+        let mut files: Vec<usize> = (0..20).collect();
+        files.sort_by_key(usize::to_string);
+        files.iter().map(|file| format!("{builder} {file}\n")).collect()
+    };
+    let (at, image) = (dir.to_str().unwrap(), format!("stress-{builder}"));
+    let (mut round, mut seen) = (0, 0);
+    while !enough(round) {
+        let data = format!("round {}\n", round / 2);
+        std::fs::write(dir.join("data"), &data).unwrap();
+        let expected = format!("{many}{data}");
+        if round % 2 == 0 {
+            let out = daemon.scratch().join(format!("out-{builder}"));
+            let to = format!("type=local,dest={}", out.display());
+            docker.run(["build", "--output", &to, at]).success();
+            assert_eq!(
+                std::fs::read_to_string(out.join("out")).unwrap(),
+                expected,
+                "{builder}, round {round}"
+            );
+        } else {
+            docker.run(["build", "-t", &image, at]).success();
+            let saved = docker.run(["save", &image]);
+            // `system prune` may have taken it; what there is, is whole.
+            if saved.code == 0 {
+                let image = lapstrake_integration_cli::saved_image(&saved.bytes);
+                let content = |path: &str| String::from_utf8(image.tree[path].content.clone()).unwrap();
+                assert_eq!((content("out"), content("data")), (expected, data));
+                seen += 1;
+            } else {
+                assert!(saved.stderr.contains("not found"), "{}", saved.all());
+            }
+        }
+        round += 1;
+    }
+    (round, seen)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn pruning_without_pause_breaks_no_build_with_a_session() {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    const ROUNDS: usize = 50;
+    const PRUNES: usize = 500;
+    let daemon = Daemon::start();
+    let (prunes, running) = (AtomicUsize::new(0), AtomicUsize::new(2));
+    let pruned = std::thread::scope(|scope| {
+        let builders = [0, 1].map(|builder| {
+            let (daemon, prunes, running) = (&daemon, &prunes, &running);
+            scope.spawn(move || {
+                let enough = |round| round >= ROUNDS && prunes.load(Relaxed) >= PRUNES;
+                // Counted out however it ends, or the pruning would not.
+                let done = std::panic::catch_unwind(|| stress(daemon, builder, enough));
+                running.fetch_sub(1, Relaxed);
+                done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        });
+        let pruned = scope
+            .spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let mut pruned = 0;
+                while running.load(Relaxed) > 0 {
+                    let answer = runtime.block_on(ask(&daemon, "POST", "/v1.48/build/prune?all=1")).unwrap();
+                    pruned += answer["CachesDeleted"].as_array().map_or(0, Vec::len);
+                    // As `docker system prune -a` does.
+                    if prunes.fetch_add(1, Relaxed) % 101 == 100 {
+                        let all = "/v1.48/images/prune?filters=%7B%22dangling%22%3A%5B%22false%22%5D%7D";
+                        runtime.block_on(ask(&daemon, "POST", all)).unwrap();
+                    }
+                }
+                pruned
+            })
+            .join();
+        let rounds: Vec<(usize, usize)> =
+            builders.into_iter().map(|builder| builder.join().expect("every build succeeds")).collect();
+        println!("{} prunes beside {rounds:?} builds", prunes.load(Relaxed));
+        assert!(rounds.iter().any(|(_, seen)| *seen > 0), "some images were looked at: {rounds:?}");
+        pruned.expect("every prune succeeds")
+    });
+    assert!(pruned > 10 * ROUNDS, "{pruned} entries went");
+    daemon.docker().run(["system", "prune", "-af"]).success();
+    pruned_to_nothing(&daemon).await;
+}
+
+/// Without images, all of the cache can go, and then nothing is left on the disk.
+async fn pruned_to_nothing(daemon: &Daemon) {
+    pruned(daemon, &["--all"]);
+    assert_eq!(records(daemon).await, [Value::Null; 0]);
+    let left = || {
+        let names = std::fs::read_dir(daemon.root().join("overlay2")).unwrap();
+        names.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() != "l")).count()
+    };
+    eventually("nothing is left", || left() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_may_keep_nothing_breaks_no_build() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let policy =
+        "[worker.oci]\ngc = true\n[[worker.oci.gcpolicy]]\nall = true\nmaxUsedSpace = 1\nkeepDuration = 0\n";
+    std::fs::write(config.path(), policy).unwrap();
+    let daemon = Daemon::start_with(&["--config", config.path().to_str().unwrap()]);
+    std::thread::scope(|scope| {
+        for builder in 0..2 {
+            let daemon = &daemon;
+            scope.spawn(move || stress(daemon, builder, |round| round >= 12));
+        }
+    });
+    // What the images do not share goes by itself.
+    for _ in 0..600 {
+        if records(&daemon).await.iter().all(|record| record["Shared"] == true) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("{:?}\n{}", records(&daemon).await, daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bounds_keep_what_was_used_last() {
     let daemon = Daemon::with_base();
     for name in ["one", "two", "three"] {
