@@ -71,7 +71,7 @@ impl Memorable {
 /// Tells the builds that wait for a step why it runs. Ends soon when it is cancelled.
 pub(crate) async fn explain(running: Running, cx: &OpContext<EngineTypes>) -> Memorable {
     let builds: Vec<Arc<Knowledge>> =
-        cx.scopes().iter().filter_map(|scope| scope.known.clone()).take(TOLD).collect();
+        cx.peek_scopes().iter().filter_map(|scope| scope.known.clone()).take(TOLD).collect();
     let Some(first) = builds.first().cloned() else { return Memorable::default() };
     let graph = Arc::clone(&running.graph);
     let vertex = graph.vertex(running.vertex);

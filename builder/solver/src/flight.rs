@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 /// A piece of work: not begun, running in a task of its own, or done.
 ///
 /// It is cancelled when the last of those who wait for it goes away, and begun afresh when somebody asks again. A good answer is
-/// kept; a bad one is told to those who wait and then forgotten, so that one build's misfortune is not the next one's.
+/// kept; a bad one is told to those who wait and then forgotten: what it means for others is not a flight's to know.
 pub(crate) struct Flight<T, E>(Mutex<State<T, E>>);
 
 enum State<T, E> {

@@ -146,7 +146,7 @@ impl<X: Types> Node<X> {
         let mut inputs: Vec<InputKeys> = try_join_all(by_definition).await?;
         let keys = self.follow(&map, output, &inputs, reach);
         if !keys.is_empty() {
-            return Ok(self.adopt(&map, output, Found { keys, inputs }).await);
+            return Ok(self.learn_from(&map, output, Found { keys, inputs }).await);
         }
         for (input, dep) in map.deps.iter().enumerate() {
             if !dep.content && self.follow_one(&map, output, input, &inputs[input], reach).is_empty() {
@@ -168,7 +168,7 @@ impl<X: Types> Node<X> {
             }
             let keys = self.follow(&map, output, &inputs, reach);
             if !keys.is_empty() {
-                return Ok(self.adopt(&map, output, Found { keys, inputs }).await);
+                return Ok(self.learn_from(&map, output, Found { keys, inputs }).await);
             }
         }
         Ok(Found { keys: Vec::new(), inputs })
@@ -343,6 +343,27 @@ impl<X: Types> Node<X> {
             found.keys.push(key);
         }
         found
+    }
+
+    /// Adopts what was found by more than the inputs' definitions, and lets links lead there from all their keys: the next search finds it by
+    /// definition, without a look at any content.
+    async fn learn_from(&self, map: &CacheMap, output: u32, found: Found) -> Found {
+        self.learn(map, output, &found.keys, &found.inputs).await;
+        self.adopt(map, output, found).await
+    }
+
+    /// Saves the links to `keys` that the own cache does not have yet.
+    pub(crate) async fn learn(&self, map: &CacheMap, output: u32, keys: &[KeyId], inputs: &[InputKeys]) {
+        for key in keys.iter().filter(|key| !key.is_foreign()) {
+            let mut missing = links(map, output, inputs);
+            missing.retain(|(from, link)| {
+                let known = self.caches.own.linked(from, link);
+                known.is_ok_and(|known| !known.contains(key))
+            });
+            if !missing.is_empty() {
+                self.keep(key, missing, None).await;
+            }
+        }
     }
 
     /// Saves one output; `None` when it has no key.

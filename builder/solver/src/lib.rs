@@ -23,8 +23,15 @@
 //!
 //! Before an op runs it is told why it has to ([`Op::missed`]).
 //!
-//! Whatever is found first ends the search, so inputs of a cached op are not resolved. This is BuildKit's scheme
+//! Whatever is found first ends the search, so inputs of a cached op are not resolved. What is found by content gets links from the inputs'
+//! other keys too, so that it is found by definition from then on. This is BuildKit's scheme
 //! (`solver/edge.go`, `solver/cachemanager.go`), as tasks instead of a state machine.
+
+//! # What concurrent builds share
+//!
+//! Whatever is the same is done once at a time and told to all who wait: results, and failures too. A failure is also that of every build
+//! that has the vertex already and gets there later; a build that begins after it tries again. Only a failure for which the op looked at its
+//! builds ([`OpContext::scopes`]) is not held against builds that it did not see, or when one of those it saw went away.
 
 #![forbid(unsafe_code)]
 

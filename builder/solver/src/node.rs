@@ -76,6 +76,8 @@ pub(crate) struct Node<X: Types> {
     pub(crate) runs: Arc<Runs<X>>,
     /// Runs of other nodes that this one waited for in vain.
     pub(crate) let_down: AtomicU32,
+    /// Why the op failed, for the builds that had the node then: it is not run again for them. One that comes later begins afresh.
+    pub(crate) failure: Mutex<Option<Failure<X::Error>>>,
     /// Where builds find the node, and by what.
     pub(crate) place: (Arc<Nodes<X>>, Digest),
 }
@@ -281,6 +283,7 @@ impl<X: Types> Node<X> {
                 // The inputs are known for certain now, which may be more than their definitions told.
                 let keys = self.keys_when_ready(&map, output, &ready);
                 if let Some(found) = self.load_any(&keys, Reach::All).await {
+                    self.learn(&map, output, &keys, &ready.keys).await;
                     return Ok(found);
                 }
                 known |= !keys.is_empty() && !self.inputs.is_empty();

@@ -143,6 +143,12 @@ impl<X: Types> OpContext<X> {
     pub fn scopes(&self) -> Vec<X::Scope> {
         self.witness.scopes()
     }
+
+    /// The same builds, for what cannot make the op fail: to tell them something, or to see whether they have anything to offer. A failure is
+    /// everybody's, whoever was seen this way.
+    pub fn peek_scopes(&self) -> Vec<X::Scope> {
+        self.witness.peek()
+    }
 }
 
 impl<X: Types> std::fmt::Debug for OpContext<X> {

@@ -30,7 +30,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     CacheMap, InputKeys, KeyId, Miss, SolveError, Types,
     flight::{Flight, Seat},
-    keys::links,
     node::{Failure, Node, Ready},
 };
 
@@ -133,7 +132,8 @@ type RunSeat<X> = Seat<Outputs<X>, RunEnd<X>>;
 impl<X: Types> Node<X> {
     /// Runs the op and saves what it made, or waits for somebody who does the same. `known` tells whether a cache knows a key for it.
     ///
-    /// Once begun it goes on for as long as any build has the node, even if nobody listens for a while.
+    /// Once begun it goes on for as long as any build has the node, even if nobody listens for a while. A failure that has nothing to do with
+    /// the builds is that of every build that has the node by then, also of one that asks later.
     pub(crate) fn exec(
         self: &Arc<Self>,
         ready: &Arc<Ready<X>>,
@@ -145,10 +145,20 @@ impl<X: Types> Node<X> {
             let seat = node.stages.exec.enter(|cancel| {
                 let node = Arc::clone(&node);
                 async move {
-                    tokio::select! {
+                    if let Some(failure) = node.failure.lock().clone() {
+                        return Err(RunEnd::Failed(failure));
+                    }
+                    let ran = tokio::select! {
                         () = cancel.cancelled() => Err(RunEnd::Failed(Failure::of(SolveError::Canceled))),
                         ran = node.run(ready, output, known) => ran,
+                    };
+                    if let Err(RunEnd::Failed(
+                        failure @ Failure { error: SolveError::Op { .. }, blame: None },
+                    )) = &ran
+                    {
+                        *node.failure.lock() = Some(failure.clone());
                     }
+                    ran
                 }
             });
             if let Some(stake) = seat.stake() {
@@ -172,7 +182,10 @@ impl<X: Types> Node<X> {
                 match &ran {
                     Ok(outputs) => {
                         if keys != ready.keys {
-                            self.learn(&map, outputs, &ready.keys).await;
+                            // Links lead from this node's inputs too to what the other made.
+                            for (output, (_, key)) in (0..).zip(outputs.iter()) {
+                                self.learn(&map, output, key.as_slice(), &ready.keys).await;
+                            }
                         }
                         self.vertex.complete();
                     }
@@ -286,15 +299,6 @@ impl<X: Types> Node<X> {
         };
         self.vertex.fail(error.to_string());
         Err(RunEnd::Failed(Failure { error, blame: failure.blame }))
-    }
-
-    /// Lets links lead from this node's inputs too to what another node made.
-    async fn learn(&self, map: &CacheMap, outputs: &Outputs<X>, inputs: &[InputKeys]) {
-        for (output, (_, key)) in (0..).zip(outputs.iter()) {
-            if let Some(key) = key {
-                self.keep(key, links(map, output, inputs), None).await;
-            }
-        }
     }
 }
 

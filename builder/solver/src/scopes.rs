@@ -87,6 +87,10 @@ impl<X: Types> Witness<X> {
         Self { scopes, seen: Mutex::default() }
     }
 
+    pub(crate) fn peek(&self) -> Vec<X::Scope> {
+        self.scopes.all().into_iter().map(|(_, scope)| scope).collect()
+    }
+
     pub(crate) fn scopes(&self) -> Vec<X::Scope> {
         let all = self.scopes.all();
         let mut seen = self.seen.lock();

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -36,6 +36,8 @@ enum Kind {
     Context,
     /// A source that has two names.
     Image,
+    /// What is made anew under one of four keys, and comes to one of two contents.
+    Rebuilt,
     Step,
 }
 
@@ -79,6 +81,8 @@ enum Deed {
 struct Planned {
     name: String,
     key: String,
+    /// What its values begin with.
+    yields: String,
     kind: Kind,
     inputs: Vec<usize>,
     content: Vec<usize>,
@@ -97,6 +101,10 @@ fn plan(sketches: &[Sketch], variant: &Variant, number: u32) -> Vec<Planned> {
         let (name, key) = match sketch.kind {
             Kind::Context => (format!("context{at}-{number}"), format!("files{}", bit(variant.contents))),
             Kind::Image => (format!("image{at}-{}", bit(variant.aliases)), format!("image{at}")),
+            Kind::Rebuilt => {
+                let which = bit(variant.aliases) * 2 + bit(variant.contents);
+                (format!("rebuilt{at}-{which}"), format!("rebuilt{at}-{which}"))
+            }
             Kind::Step => (format!("step{at}"), format!("step{at}")),
         };
         let inputs = if sketch.kind == Kind::Step { sketch.inputs.clone() } else { Vec::new() };
@@ -106,13 +114,19 @@ fn plan(sketches: &[Sketch], variant: &Variant, number: u32) -> Vec<Planned> {
         let content: Vec<usize> = (0..inputs.len()).filter(by_content).collect();
         let ignore_cache = bit(variant.no_cache) == 1 && sketch.kind == Kind::Step;
         let known = |input: usize| content.contains(&input) || planned[inputs[input]].once;
-        let once = sketch.kind != Kind::Context && !ignore_cache && (0..inputs.len()).all(known);
+        let is_source = matches!(sketch.kind, Kind::Context | Kind::Rebuilt);
+        let once = !is_source && !ignore_cache && (0..inputs.len()).all(known);
         let values: Vec<&str> = inputs.iter().map(|input| planned[*input].value.as_str()).collect();
-        let value = Digest::sha256_of(format!("{key}({})", values.join(",")).as_bytes()).to_string();
+        let yields = match sketch.kind {
+            Kind::Rebuilt => format!("rebuilt{at} as {}", bit(variant.contents)),
+            Kind::Context | Kind::Image | Kind::Step => key.clone(),
+        };
+        let value = Digest::sha256_of(format!("{yields}({})", values.join(",")).as_bytes()).to_string();
         let looks = sketch.looks;
         planned.push(Planned {
             name,
             key,
+            yields,
             kind: sketch.kind,
             inputs,
             content,
@@ -149,6 +163,13 @@ struct World {
     failed: Mutex<Vec<Failed>>,
     gone: Mutex<BTreeSet<u32>>,
     twice: Mutex<Vec<String>>,
+    /// How many builds have begun, by the names of their vertices.
+    begun: Mutex<BTreeMap<String, usize>>,
+    /// Executions, and looks at content, until now.
+    executed: AtomicUsize,
+    looked: AtomicUsize,
+    /// Whether gates stand open.
+    is_open: AtomicBool,
 }
 
 impl World {
@@ -183,6 +204,8 @@ impl Drop for Working<'_> {
 struct ToyOp {
     world: Arc<World>,
     planned: Planned,
+    /// How many builds had begun when it failed without having looked at any.
+    failed: Mutex<Option<usize>>,
 }
 
 impl ToyOp {
@@ -216,6 +239,7 @@ impl Op<Toy> for ToyOp {
         value: String,
     ) -> BoxFuture<'a, Result<Digest, ToyError>> {
         Box::pin(async move {
+            self.world.looked.fetch_add(1, Ordering::SeqCst);
             self.world.give_way().await;
             Ok(Digest::sha256_of(value.as_bytes()))
         })
@@ -228,6 +252,11 @@ impl Op<Toy> for ToyOp {
     ) -> BoxFuture<'a, Result<Vec<String>, ToyError>> {
         Box::pin(async move {
             let _working = Working::begin(&self.world);
+            self.world.executed.fetch_add(1, Ordering::SeqCst);
+            let begun = || self.world.begun.lock()[&self.planned.name];
+            if *self.failed.lock() == Some(begun()) {
+                self.world.twice.lock().push(format!("{} after it failed", self.planned.name));
+            }
             if self.planned.once {
                 let mut doing = self.world.doing.lock();
                 let now = doing.entry(self.planned.value.clone()).or_default();
@@ -247,7 +276,11 @@ impl Op<Toy> for ToyOp {
             };
             let mut seen = self.planned.looks.then(&mut look);
             let (open, opened) = oneshot::channel();
-            self.world.gates.lock().push(Gate { name: self.planned.name.clone(), open });
+            if self.world.is_open.load(Ordering::SeqCst) {
+                _ = open.send(false);
+            } else {
+                self.world.gates.lock().push(Gate { name: self.planned.name.clone(), open });
+            }
             let fails = tokio::select! {
                 biased;
                 () = cx.cancel.cancelled() => {
@@ -266,10 +299,13 @@ impl Op<Toy> for ToyOp {
             if fails {
                 let gone = self.world.gone.lock().intersection(&present).copied().collect();
                 let value = self.planned.value.clone();
+                if seen.is_none() {
+                    *self.failed.lock() = Some(begun());
+                }
                 self.world.failed.lock().push(Failed { value, seen, gone });
                 return Err(ToyError(self.planned.name.clone()));
             }
-            let text = format!("{}({})", self.planned.key, inputs.join(","));
+            let text = format!("{}({})", self.planned.yields, inputs.join(","));
             Ok(vec![Digest::sha256_of(text.as_bytes()).to_string()])
         })
     }
@@ -352,14 +388,25 @@ impl Yard {
             let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { unreachable!("only exec ops") };
             let name = &exec.meta.as_ref().expect("has meta").args[0];
             let planned = planned.iter().find(|planned| planned.name == *name).expect("planned").clone();
-            let op: Arc<dyn Op<Toy>> = Arc::new(ToyOp { world: Arc::clone(&self.world), planned });
+            let op: Arc<dyn Op<Toy>> =
+                Arc::new(ToyOp { world: Arc::clone(&self.world), planned, failed: Mutex::default() });
             Ok(op)
         };
+        for node in &planned {
+            *self.world.begun.lock().entry(node.name.clone()).or_default() += 1;
+        }
         let client = Client::new(number);
         let graph = support::graph(&nodes);
         let build: Build<Toy> =
             self.solver.load(&graph, make, client.clone(), &[], &self.progress).expect("ops are made");
-        let solving = Box::pin(async move { Ok(build.resolve().await?.value) });
+        // Some are held up before they ask for anything.
+        let held_up = if self.world.lot(3) == 0 { self.world.lot(100) } else { 0 };
+        let solving = Box::pin(async move {
+            for _ in 0..held_up {
+                tokio::task::yield_now().await;
+            }
+            Ok(build.resolve().await?.value)
+        });
         self.going.push(Going { client, planned, solving });
     }
 
@@ -423,12 +470,13 @@ impl Yard {
 
 fn sketches() -> impl Strategy<Value = Vec<Sketch>> {
     let sketch =
-        (0u8..6, prop::collection::vec(any::<prop::sample::Index>(), 1..4), any::<u8>(), any::<bool>());
+        (0u8..7, prop::collection::vec(any::<prop::sample::Index>(), 1..4), any::<u8>(), any::<bool>());
     prop::collection::vec(sketch, 2..10).prop_map(|drawn| {
         let mut sketches: Vec<Sketch> = Vec::new();
         for (at, (kind, inputs, content, looks)) in drawn.into_iter().enumerate() {
             let kind = match (at, kind) {
                 (0, 0..3) | (_, 0) => Kind::Context,
+                (_, 6) => Kind::Rebuilt,
                 (0, _) | (_, 1) => Kind::Image,
                 _ => Kind::Step,
             };
@@ -531,6 +579,33 @@ async fn play(
     prop_assert_eq!(yard.world.working.load(Ordering::SeqCst), 0, "lost cancellation");
     prop_assert_eq!(format!("{:?}", yard.solver), "Solver { nodes: 0, runs: 0 }");
     prop_assert!(yard.world.doing.lock().values().flatten().all(CancellationToken::is_cancelled));
+    let planned =
+        variants.iter().zip(100u32..).map(|(variant, number)| (plan(sketches, variant, number), number));
+    for (planned, number) in planned {
+        again(&mut yard, planned, number).await?;
+    }
+    Ok(())
+}
+
+/// What is built twice is found the second time, by definition where no client's directory is in it.
+async fn again(yard: &mut Yard, planned: Vec<Planned>, number: u32) -> Result<(), TestCaseError> {
+    yard.world.is_open.store(true, Ordering::SeqCst);
+    if planned.iter().any(|node| node.kind == Kind::Context || node.ignore_cache) {
+        return Ok(());
+    }
+    let counts = |world: &World| (world.executed.load(Ordering::SeqCst), world.looked.load(Ordering::SeqCst));
+    let mut before = (0, 0);
+    for _ in 0..2 {
+        before = counts(&yard.world);
+        yard.begin(planned.clone(), number);
+        let mut steps = 0;
+        while !yard.going.is_empty() {
+            yard.turn().await?;
+            steps += 1;
+            prop_assert!(steps < HUNG, "hung when built again");
+        }
+    }
+    prop_assert_eq!(counts(&yard.world), before, "executed, and looked at, once more");
     Ok(())
 }
 

@@ -228,6 +228,32 @@ async fn a_failure_that_has_nothing_to_do_with_builds_is_everybodys() {
 }
 
 #[tokio::test]
+async fn a_failure_is_also_that_of_a_build_that_gets_there_later_and_not_of_one_that_begins_later() {
+    let bench = bench();
+    let gate = gated(&bench, "run", Behaviour { fails: true, ..Behaviour::default() });
+    let besides = gated(&bench, "besides", Behaviour::default());
+    let nodes = [node("base", &[]), node("run", &[0])];
+    let busy = [&nodes[..], &[node("besides", &[]), node("join", &[1, 2])]].concat();
+    let late = bench.load(&nodes);
+    let mut waits = solving(bench.load(&busy));
+    let mut fails = solving(bench.load(&nodes));
+    settle(&mut [&mut waits, &mut fails]).await;
+    gate.add_permits(10);
+    assert!(fails.await.is_err());
+    assert!(waits.await.is_err());
+    assert!(late.resolve().await.is_err());
+    assert!(late.resolve().await.is_err(), "nor is it run again for one that asks twice");
+    assert_eq!(bench.world.count("run"), 1);
+    // Whoever comes now tries again, and tells those that are there.
+    bench.world.set("run", Behaviour::default());
+    assert!(bench.solve(&nodes).await.is_ok());
+    assert!(late.resolve().await.is_ok());
+    assert_eq!(bench.world.count("run"), 2);
+    drop((late, besides));
+    assert_nothing_left(&bench).await;
+}
+
+#[tokio::test]
 async fn a_failure_is_told_of_the_vertex_that_waited() {
     let bench = bench();
     let gate = gated(&bench, "run", Behaviour { fails: true, ..Behaviour::default() });

@@ -1,6 +1,6 @@
 //! What the solver promises: right results, each op at most once, cached work not done again, nobody harmed by others.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use crate::support::{Behaviour, Bench, Brought, Coming, Node, expected, node};
 use lapstrake_builder_solver::{KeyId, MissCause, SolveError};
@@ -82,6 +82,29 @@ async fn a_rebuilt_input_with_equal_content_still_hits_downstream() {
     bench.solve(&[node("compile-1", &[]), node("copy", &[0]), node("run", &[1])]).await.unwrap();
     bench.solve(&[node("compile-2", &[]), node("copy", &[0]), node("run", &[1])]).await.unwrap();
     assert_eq!((bench.world.count("copy"), bench.world.count("run")), (1, 1));
+}
+
+#[tokio::test]
+async fn what_was_found_by_content_is_found_by_definition_from_then_on() {
+    let bench = Bench::new();
+    for name in ["compile-1", "compile-2"] {
+        bench.world.set(name, Behaviour { yields: Some("binary".into()), ..Behaviour::default() });
+    }
+    bench.world.set("copy", Behaviour { content: vec![0, 1], ..Behaviour::default() });
+    let build =
+        |compile: &str| [node("base", &[]), node(compile, &[]), node("copy", &[0, 1]), node("run", &[2])];
+    bench.solve(&build("compile-1")).await.unwrap();
+    bench.solve(&build("compile-2")).await.unwrap();
+    let looked = bench.world.looked.load(Ordering::SeqCst);
+    assert_eq!((bench.world.count("copy"), bench.world.count("compile-2")), (1, 1));
+    bench.cache.retain(|value| !value.starts_with("compile-2"));
+    bench.solve(&build("compile-2")).await.unwrap();
+    assert_eq!(bench.world.looked.load(Ordering::SeqCst), looked, "its definition leads there");
+    assert_eq!(bench.world.count("compile-2"), 1, "and nobody needs it");
+    // Links lead from what is the same, and from nothing else.
+    bench.world.set("compile-3", Behaviour { yields: Some("another binary".into()), ..Behaviour::default() });
+    bench.solve(&build("compile-3")).await.unwrap();
+    assert_eq!((bench.world.count("copy"), bench.world.count("run")), (2, 2));
 }
 
 #[tokio::test]

@@ -87,6 +87,8 @@ pub(crate) struct World {
     /// Why each op was run, in order.
     pub(crate) misses: Mutex<Vec<(String, MissCause)>>,
     contents: Mutex<HashMap<String, String>>,
+    /// How often content was looked at.
+    pub(crate) looked: AtomicUsize,
 }
 
 impl World {
@@ -153,6 +155,7 @@ impl Op<Toy> for ToyOp {
         _: usize,
         value: String,
     ) -> BoxFuture<'a, Result<Digest, ToyError>> {
+        self.world.looked.fetch_add(1, Ordering::SeqCst);
         let content = self.world.contents.lock().get(&value).cloned().unwrap_or(value);
         Box::pin(async move { Ok(Digest::sha256_of(content.as_bytes())) })
     }
