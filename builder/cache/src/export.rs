@@ -21,8 +21,9 @@ use time::OffsetDateTime;
 
 use crate::{
     BuildCache, CacheDocument, CacheError, ImportedResult, OlderNames,
-    document::{DocumentBuilder, Record, RecordInput, RecordResult},
+    document::{DocumentBuilder, Record, RecordChain, RecordInput, RecordResult},
     import::ImportedCache,
+    older::Leading,
 };
 
 /// Which results an export names.
@@ -46,9 +47,9 @@ pub struct ExportedResult {
 }
 
 /// What leads to a build's results.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ExportedRecords {
-    records: Vec<(Record, Option<usize>)>,
+    records: Vec<Leading>,
     results: Vec<ExportedResult>,
 }
 
@@ -88,7 +89,7 @@ impl BuildCache {
 }
 
 impl ExportedRecords {
-    /// The same, and what older versions of BuildKit find the same results by.
+    /// The same, and what other versions of BuildKit find the same results by.
     #[must_use]
     pub fn with_older(mut self, names: &OlderNames) -> Self {
         self.records = names.extend(self.records);
@@ -103,35 +104,51 @@ impl ExportedRecords {
     /// The document. `chains` are the blobs of each result, bottom first; a result without any is left out.
     pub fn document(&self, chains: &[Vec<Digest>]) -> CacheDocument {
         let mut builder = DocumentBuilder::default();
-        for (record, result) in &self.records {
+        for Leading { record, result, in_order } in &self.records {
             let mut record = record.clone();
             let chain = result.and_then(|result| chains.get(result)).filter(|chain| !chain.is_empty());
             if let (Some(result), Some(chain)) = (result, chain) {
-                let layer = chain.iter().fold(-1, |below, blob| builder.layer(blob, below));
-                let created_at = self.results[*result].created_at.clone();
-                record.results.push(RecordResult { layer, created_at });
+                let on_each_other = |below: &mut i64, blob| {
+                    *below = builder.layer(blob, *below);
+                    Some(*below)
+                };
+                let layers = chain.iter().scan(-1, on_each_other).collect();
+                record.add_result(layers, self.results[*result].created_at.clone(), *in_order);
             }
             builder.record(record);
         }
+        builder.tie();
         builder.finish()
     }
 
     /// The records for an image with these layers to carry; `None` when it has none of the results.
     pub fn inline(&self, layers: &[SnapshotName]) -> Option<Vec<u8>> {
         let mut builder = DocumentBuilder::default();
-        for (record, result) in &self.records {
+        for Leading { record, result, in_order } in &self.records {
             let mut record = record.clone();
             let result = result.map(|result| &self.results[result]);
             let place = result.and_then(|result| {
                 layers.iter().zip(0..).find(|(name, _)| Some(*name) == result.snapshot.as_ref())
             });
             if let (Some(result), Some((_, layer))) = (result, place) {
-                record.results.push(RecordResult { layer, created_at: result.created_at.clone() });
+                record.add_result((0..=layer).collect(), result.created_at.clone(), *in_order);
             }
             builder.record(record);
         }
+        builder.tie();
         let document = builder.finish();
         (!document.is_empty()).then(|| document.records_to_json())
+    }
+}
+
+impl Record {
+    /// Adds a result: layers that are each on the one before.
+    fn add_result(&mut self, layers: Vec<i64>, created_at: Timestamp, in_order: bool) {
+        if in_order {
+            self.chains.push(RecordChain { layers, created_at });
+        } else if let Some(layer) = layers.last() {
+            self.results.push(RecordResult { layer: *layer, created_at });
+        }
     }
 }
 
@@ -216,7 +233,7 @@ impl Walk<'_> {
             results.push(result);
             results.len() - 1
         });
-        records.push((record, place));
+        records.push(Leading { record, result: place, in_order: false });
         records.len() - 1
     }
 

@@ -1,22 +1,54 @@
 //! Records for older versions of BuildKit, which make other keys of the same ops: without these, what is exported here is a miss there. And for all of
 //! them: images under their manifests' digests, because BuildKit asks no further where it finds nothing by these.
+//!
+//! Each version finds a chain of its own, from the images to the results, and nothing in it is linked from a name that only others use. What
+//! versions agree on, they share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
-use lapstrake_builder_llb::{Graph, Vertex, cache_key, pb};
+use lapstrake_builder_llb::{
+    Graph, Vertex,
+    cache_key::{self, Versions},
+    pb,
+};
 use lapstrake_builder_solver::KeyId;
 use lapstrake_layerstore_oci::Digest;
 
 use crate::document::{Record, RecordInput};
 
-/// Ways in which an input counts, by its number: selectors, where `None` is all of it.
-type Selectors = Vec<BTreeSet<Option<Digest>>>;
+/// What a result is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Name {
+    digest: Digest,
+    /// How each input counts under it, by number: `None` is all of it.
+    selectors: Vec<Option<Digest>>,
+    /// Who calls it so.
+    versions: Versions,
+}
 
 /// What other builders, such as older versions of BuildKit, call the results of a graph's ops.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone)]
 pub struct OlderNames {
-    /// By what they are called today: every name, today's included, and how inputs count under it.
-    names: HashMap<Digest, BTreeMap<Digest, Selectors>>,
+    /// By what they are called today: every name, today's first.
+    names: HashMap<Digest, Vec<Name>>,
+    /// Who is to find them.
+    readers: Versions,
+}
+
+impl Default for OlderNames {
+    fn default() -> Self {
+        Self { names: HashMap::new(), readers: Versions::ALL }
+    }
+}
+
+/// A record that leads to a result.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Leading {
+    pub(crate) record: Record,
+    /// What the result is looked up by.
+    pub(crate) result: Option<usize>,
+    /// Whether the result is to be written as a list of layers, which BuildKit before 0.10 passes over.
+    pub(crate) in_order: bool,
 }
 
 impl OlderNames {
@@ -32,68 +64,83 @@ impl OlderNames {
     /// Names a source otherwise too.
     pub fn source(&mut self, today: &KeyId, other: &KeyId) {
         if let (Ok(today), Ok(other)) = (Digest::parse(today.as_str()), Digest::parse(other.as_str())) {
-            let names = self.names.entry(today.clone()).or_default();
-            names.entry(today).or_default();
-            names.entry(other).or_default();
+            for digest in [&today, &other] {
+                let name = Name { digest: digest.clone(), selectors: Vec::new(), versions: Versions::ALL };
+                self.insert(&today, name);
+            }
         }
+    }
+
+    /// Those of some versions alone, today's among them.
+    #[must_use]
+    pub fn read_by(mut self, readers: Versions) -> Self {
+        self.readers = self.readers.and(readers.or(Versions::TODAY));
+        for names in self.names.values_mut() {
+            names.iter_mut().for_each(|name| name.versions = name.versions.and(self.readers));
+            names.retain(|name| !name.versions.is_empty());
+        }
+        self
     }
 
     /// These and those of another graph.
     #[must_use]
     pub fn and(mut self, other: &Self) -> Self {
         for (today, names) in &other.names {
-            self.names.entry(today.clone()).or_default().extend(names.clone());
+            names.iter().for_each(|name| self.insert(today, name.clone()));
         }
         self
     }
 
+    fn insert(&mut self, today: &Digest, name: Name) {
+        let names = self.names.entry(today.clone()).or_default();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+
     fn add(&mut self, vertex: &Vertex) {
-        let older = cache_key::older(&vertex.op, vertex.inputs.len());
-        let Some(today) = cache_key::today(&vertex.op, vertex.inputs.len()).filter(|_| !older.is_empty())
-        else {
-            return;
-        };
+        let keys = cache_key::in_versions(&vertex.op, vertex.inputs.len());
+        let ([today, ..], true) = (&keys[..], keys.len() > 1) else { return };
         for output in 0..outputs(&vertex.op) {
             let name = |digest: &Digest| {
                 Digest::parse(KeyId::root(digest, output).as_str()).expect("a root key is a digest")
             };
-            let names = self.names.entry(name(&today.digest)).or_default();
-            // 0.11 and 0.12 differ from today in selectors alone. A record that is linked in both ways is missed by today's BuildKit every now and then,
-            // so they go without.
-            let older = older.iter().filter(|key| key.digest != today.digest);
-            for key in std::iter::once(&today).chain(older) {
-                let selectors = names.entry(name(&key.digest)).or_default();
-                selectors.resize(key.selectors.len().max(selectors.len()), BTreeSet::new());
-                for (known, selector) in selectors.iter_mut().zip(&key.selectors) {
-                    known.insert(selector.clone());
-                }
+            for key in &keys {
+                let (selectors, versions) = (key.selectors.clone(), key.versions);
+                self.insert(&name(&today.digest), Name { digest: name(&key.digest), selectors, versions });
             }
         }
     }
 
-    /// The records, followed by those under older names; each links to its inputs' records under all names. The number is what a record's result is
-    /// looked up by. Inputs' records come before what is made of them, and so they do here.
-    pub(crate) fn extend(&self, records: Vec<(Record, Option<usize>)>) -> Vec<(Record, Option<usize>)> {
-        if self.names.is_empty() {
-            return records;
-        }
-        let mut extended: Vec<(Record, Option<usize>)> = Vec::with_capacity(records.len());
-        // Where the records that stand for each of the given ones are.
-        let mut places: Vec<Vec<usize>> = Vec::with_capacity(records.len());
-        for (record, result) in records {
-            let names = record.digest.as_ref().and_then(|digest| self.names.get(digest));
+    /// The records, among those that other versions find the same results by. Inputs' records come before what is made of them, and so they do
+    /// here.
+    pub(crate) fn extend(&self, records: Vec<Leading>) -> Vec<Leading> {
+        let before_0_10 = !self.readers.and(Versions::BEFORE_0_10).is_empty();
+        let mut extended: Vec<Leading> = Vec::with_capacity(records.len());
+        // Where the records that stand for each of the given ones are, and for whom.
+        let mut places: Vec<Vec<(usize, Versions)>> = Vec::with_capacity(records.len());
+        for leading in records {
+            let today = leading.record.digest.as_ref();
+            let names = today.and_then(|digest| self.names.get(digest)).map_or(&[][..], Vec::as_slice);
+            if names.is_empty() {
+                places.push(vec![(extended.len(), Versions::ALL)]);
+                let record = linked(&leading.record, None, &[], &places);
+                extended.push(Leading { record, ..leading });
+                continue;
+            }
             let mut at = Vec::new();
-            // Today's first.
-            at.push(extended.len());
-            let today = record.digest.as_ref().and_then(|digest| names?.get(digest));
-            extended.push((linked(&record, today, today, &places), result));
-            for (digest, selectors) in names.into_iter().flatten() {
-                if Some(digest) != record.digest.as_ref() {
-                    at.push(extended.len());
-                    let mut older = linked(&record, today, Some(selectors), &places);
-                    older.digest = Some(digest.clone());
-                    extended.push((older, result));
-                }
+            let mut digests: Vec<&Digest> = names.iter().map(|name| &name.digest).collect();
+            digests.sort_unstable();
+            digests.dedup();
+            for digest in digests {
+                let uses: Vec<&Name> = names.iter().filter(|name| name.digest == *digest).collect();
+                let versions = uses.iter().fold(Versions::NONE, |all, name| all.or(name.versions));
+                at.push((extended.len(), versions));
+                let mut record = linked(&leading.record, names.first(), &uses, &places);
+                record.digest = Some(digest.clone());
+                // BuildKit before 0.9.1 finds a result in one record only, any of those that have it. So the one that is for it has it alone.
+                let in_order = before_0_10 && versions.and(Versions::BEFORE_0_10).is_empty();
+                extended.push(Leading { record, result: leading.result, in_order });
             }
             places.push(at);
         }
@@ -101,34 +148,33 @@ impl OlderNames {
     }
 }
 
-/// A record whose links lead to all that stands for its inputs.
+/// A record under one of its names, linked from what its inputs are called by the same versions. `uses` are the ways to use this name, none of
+/// them if there is no other.
 fn linked(
     record: &Record,
-    today: Option<&Selectors>,
-    selectors: Option<&Selectors>,
-    places: &[Vec<usize>],
+    today: Option<&Name>,
+    uses: &[&Name],
+    places: &[Vec<(usize, Versions)>],
 ) -> Record {
     let mut linked = Record { inputs: Vec::with_capacity(record.inputs.len()), ..record.clone() };
     for (number, alternatives) in record.inputs.iter().enumerate() {
+        let written = |selector: Option<&Option<Digest>>| {
+            selector.and_then(Option::as_ref).map_or("", Digest::as_str).to_owned()
+        };
+        let selected = today.map(|today| written(today.selectors.get(number)));
         let mut all = BTreeSet::new();
         for RecordInput { selector, link } in alternatives {
-            // What is known by its content is known so in all versions.
-            let by_definition = today
-                .and_then(|today| today.get(number))
-                .is_some_and(|known| known.iter().flatten().any(|known| known.as_str() == selector));
-            let wanted: BTreeSet<String> = match selectors.and_then(|selectors| selectors.get(number)) {
-                Some(selectors) if by_definition => selectors
-                    .iter()
-                    .map(|selector| {
-                        selector.as_ref().map_or(String::new(), |digest| digest.as_str().to_owned())
-                    })
-                    .collect(),
-                _ => BTreeSet::from([selector.clone()]),
-            };
-            for place in &places[*link] {
-                all.extend(
-                    wanted.iter().map(|selector| RecordInput { selector: selector.clone(), link: *place }),
-                );
+            // What is known by its content has no selector, in no version.
+            let by_definition = !selector.is_empty() && selected.as_ref() == Some(selector);
+            for (place, versions) in &places[*link] {
+                if uses.is_empty() {
+                    all.insert(RecordInput { selector: selector.clone(), link: *place });
+                }
+                for name in uses.iter().filter(|name| !name.versions.and(*versions).is_empty()) {
+                    let older = by_definition.then(|| written(name.selectors.get(number)));
+                    let selector = older.unwrap_or_else(|| selector.clone());
+                    all.insert(RecordInput { selector, link: *place });
+                }
             }
         }
         linked.inputs.push(all.into_iter().collect());
@@ -148,66 +194,111 @@ fn outputs(op: &pb::Op) -> u32 {
 mod tests {
     use super::*;
 
+    const OLD: Versions = Versions::BEFORE_0_10;
+
     fn digest(name: &str) -> Digest {
         Digest::sha256_of(name)
     }
 
-    fn record(name: &str, inputs: &[(&str, usize)]) -> (Record, Option<usize>) {
+    fn leading(name: &str, inputs: &[(&str, usize)]) -> Leading {
         let input = |(selector, link): &(&str, usize)| {
             let selector = if selector.is_empty() { String::new() } else { digest(selector).to_string() };
             vec![RecordInput { selector, link: *link }]
         };
         let inputs = inputs.iter().map(input).collect();
-        (Record { digest: Some(digest(name)), inputs, ..Record::default() }, None)
+        let record = Record { digest: Some(digest(name)), inputs, ..Record::default() };
+        Leading { record, result: Some(0), in_order: false }
     }
 
-    #[test]
-    fn a_step_is_found_by_its_older_name_from_its_input_by_any() {
-        let set = |selectors: &[Option<&str>]| selectors.iter().map(|name| name.map(digest)).collect();
+    fn name(text: &str, selector: Option<&str>, versions: Versions) -> Name {
+        Name { digest: digest(text), selectors: vec![selector.map(digest)], versions }
+    }
+
+    /// Steps that select `/` today and nothing before, and have another name in the oldest versions.
+    fn steps() -> OlderNames {
         let mut names = OlderNames::default();
         for step in ["one", "two"] {
             names.names.insert(
                 digest(step),
-                BTreeMap::from([
-                    (digest(step), vec![set(&[Some("/"), None])]),
-                    (digest(&format!("{step} of 0.8")), vec![set(&[None])]),
-                ]),
+                vec![
+                    name(step, Some("/"), Versions::TODAY),
+                    name(step, None, Versions::SINCE_0_11.without(Versions::TODAY)),
+                    name(&format!("{step} of 0.8"), None, OLD),
+                ],
             );
         }
-        let records = vec![record("base", &[]), record("one", &[("/", 0)]), record("two", &[("/", 1)])];
-        let extended = names.extend(records);
-        let shown: Vec<(Digest, Vec<(bool, usize)>)> = extended
-            .into_iter()
-            .map(|(record, _)| {
-                let links = record.inputs.iter().flatten();
-                let links = links.map(|input| (!input.selector.is_empty(), input.link)).collect();
-                (record.digest.unwrap(), links)
-            })
-            .collect();
+        names
+    }
+
+    fn chain() -> Vec<Leading> {
+        vec![leading("base", &[]), leading("one", &[("/", 0)]), leading("two", &[("/", 1)])]
+    }
+
+    /// A record's name, whether its result is a list, and what it is linked from: whether by a selector, and a name.
+    type Shown = (Digest, bool, Vec<(bool, Digest)>);
+
+    fn shown(extended: &[Leading]) -> BTreeSet<Shown> {
+        let named = |leading: &Leading| leading.record.digest.clone().unwrap();
+        let links = |leading: &Leading| {
+            let links = leading.record.inputs.iter().flatten();
+            links.map(|input| (!input.selector.is_empty(), named(&extended[input.link]))).collect()
+        };
+        extended.iter().map(|leading| (named(leading), leading.in_order, links(leading))).collect()
+    }
+
+    #[test]
+    fn every_version_has_a_chain_of_its_own() {
+        let both = |link: &str| vec![(false, digest(link)), (true, digest(link))];
         assert_eq!(
-            shown,
-            [
-                (digest("base"), vec![]),
-                (digest("one"), vec![(false, 0), (true, 0)]),
-                (digest("one of 0.8"), vec![(false, 0)]),
-                (digest("two"), vec![(false, 1), (false, 2), (true, 1), (true, 2)]),
-                (digest("two of 0.8"), vec![(false, 1), (false, 2)]),
-            ]
+            shown(&steps().extend(chain())),
+            BTreeSet::from([
+                (digest("base"), false, vec![]),
+                (digest("one"), true, both("base")),
+                (digest("one of 0.8"), false, vec![(false, digest("base"))]),
+                (digest("two"), true, both("one")),
+                (digest("two of 0.8"), false, vec![(false, digest("one of 0.8"))]),
+            ])
         );
+    }
+
+    #[test]
+    fn names_that_no_reader_uses_are_left_out() {
+        let both = |link: &str| vec![(false, digest(link)), (true, digest(link))];
+        assert_eq!(
+            shown(&steps().read_by(Versions::SINCE_0_11).extend(chain())),
+            BTreeSet::from([
+                (digest("base"), false, vec![]),
+                (digest("one"), false, both("base")),
+                (digest("two"), false, both("one")),
+            ])
+        );
+        assert_eq!(
+            shown(&steps().read_by(Versions::TODAY).extend(chain())),
+            shown(&OlderNames::default().extend(chain()))
+        );
+    }
+
+    #[test]
+    fn all_versions_call_an_image_by_its_layers_and_its_manifest() {
+        let mut names = steps();
+        let key = |name: &str| KeyId::new(digest(name).as_str());
+        names.source(&key("base"), &key("manifest"));
+        let extended = names.read_by(Versions::TODAY).extend(chain());
+        assert_eq!(extended.len(), 4);
+        let one = extended.iter().find(|leading| leading.record.digest == Some(digest("one"))).unwrap();
+        let links: BTreeSet<_> =
+            one.record.inputs[0].iter().map(|input| &extended[input.link].record.digest).collect();
+        assert_eq!(links, BTreeSet::from([&Some(digest("base")), &Some(digest("manifest"))]));
     }
 
     #[test]
     fn links_by_content_stay_as_they_are() {
         let mut names = OlderNames::default();
-        let selectors = vec![BTreeSet::from([Some(digest("/src"))])];
-        names.names.insert(
-            digest("copy"),
-            BTreeMap::from([(digest("copy"), selectors.clone()), (digest("old copy"), selectors)]),
-        );
-        let extended = names.extend(vec![record("content", &[]), record("copy", &[("", 0)])]);
+        let copy = [name("copy", Some("/src"), Versions::TODAY), name("old copy", Some("/src"), OLD)];
+        names.names.insert(digest("copy"), copy.to_vec());
+        let extended = names.extend(vec![leading("content", &[]), leading("copy", &[("", 0)])]);
         assert_eq!(extended.len(), 3);
-        assert!(
-            extended.iter().all(|(record, _)| record.inputs.iter().flatten().all(|i| i.selector.is_empty()))
-        );
+        let links = extended.iter().flat_map(|leading| leading.record.inputs.iter().flatten());
+        assert!(links.clone().count() == 2 && links.into_iter().all(|input| input.selector.is_empty()));
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{clean_path, pb};
 use dialect::Dialect;
+pub use dialect::Versions;
 use json::{Object, copy_action, exec_op, mkdir_action, mkfile_action, rm_action, symlink_action};
 
 /// An op's key.
@@ -46,25 +47,28 @@ pub struct VersionKey {
     pub digest: Digest,
     /// As [`DepKey::selector`], for each input.
     pub selectors: Vec<Option<Digest>>,
+    /// Who makes it so.
+    pub versions: Versions,
 }
 
-/// What older versions of BuildKit call an op: caches that they made have it under these keys, and they find it in caches that have it under
-/// these. Empty for what they agree on, for sources, and for what has no key.
-pub fn older(op: &pb::Op, inputs: usize) -> Vec<VersionKey> {
+/// What BuildKit's versions call an op: today's first, and every version in one of them. Empty for sources, and for what has no key.
+pub fn in_versions(op: &pb::Op, inputs: usize) -> Vec<VersionKey> {
     let mut known: Vec<VersionKey> = Vec::new();
-    for dialect in std::iter::once(Dialect::TODAY).chain(Dialect::OLDER) {
+    for dialect in Dialect::ALL {
         let Some(key) = in_dialect(op, inputs, dialect) else { return Vec::new() };
-        if !known.contains(&key) {
-            known.push(key);
+        let same = |known: &&mut VersionKey| known.digest == key.digest && known.selectors == key.selectors;
+        match known.iter_mut().find(same) {
+            Some(known) => known.versions = known.versions.or(key.versions),
+            None => known.push(key),
         }
     }
-    // The first is today's.
-    known.split_off(1)
+    known
 }
 
-/// What today's BuildKit calls an op, in the same form; `None` for sources, and for what has no key.
-pub fn today(op: &pb::Op, inputs: usize) -> Option<VersionKey> {
-    in_dialect(op, inputs, Dialect::TODAY)
+/// What older versions of BuildKit call an op: caches that they made have it under these keys. Empty for what they agree on, for sources, and
+/// for what has no key.
+pub fn older(op: &pb::Op, inputs: usize) -> Vec<VersionKey> {
+    in_versions(op, inputs).into_iter().skip(1).collect()
 }
 
 fn in_dialect(op: &pb::Op, inputs: usize, dialect: Dialect) -> Option<VersionKey> {
@@ -78,7 +82,8 @@ fn in_dialect(op: &pb::Op, inputs: usize, dialect: Dialect) -> Option<VersionKey
         pb::op::Op::Diff(diff) => diff_in(diff, inputs, dialect),
         pb::op::Op::Source(_) | pb::op::Op::Build(_) => return None,
     };
-    Some(VersionKey { digest, selectors: deps.into_iter().map(|dep| dep.selector).collect() })
+    let selectors = deps.into_iter().map(|dep| dep.selector).collect();
+    Some(VersionKey { digest, selectors, versions: dialect.into() })
 }
 
 /// How an input counts.
@@ -525,9 +530,17 @@ mod tests {
             );
             Digest::sha256_of(json)
         };
-        let until_0_12 =
-            VersionKey { digest: json(r#","removeMountStubsRecursive":true"#), selectors: vec![None] };
-        let until_0_10 = VersionKey { digest: json(""), selectors: vec![None] };
+        let key = |digest, selector: Option<&str>, versions: &[Dialect]| VersionKey {
+            digest,
+            selectors: vec![selector.map(Digest::sha256_of)],
+            versions: versions.iter().fold(Versions::NONE, |all, one| all.or((*one).into())),
+        };
+        let digest = json(r#","removeMountStubsRecursive":true"#);
+        let since_0_13 = [Dialect::V0_18, Dialect::V0_17, Dialect::V0_15, Dialect::V0_14, Dialect::V0_13];
+        let today = key(digest.clone(), Some("/"), &since_0_13);
+        let until_0_12 = key(digest, None, &[Dialect::V0_11]);
+        let until_0_10 = key(json(""), None, &[Dialect::V0_10, Dialect::V0_8]);
+        assert_eq!(in_versions(&op, 1), [today, until_0_12.clone(), until_0_10.clone()]);
         assert_eq!(older(&op, 1), [until_0_12, until_0_10]);
     }
 
@@ -553,9 +566,10 @@ mod tests {
             let action = json::base64(action.as_bytes());
             let digest =
                 Digest::sha256_of(format!(r#"{{"Type":"buildkit.file.v0","Actions":["{action}"]}}"#));
-            VersionKey { digest, selectors: vec![None] }
+            (digest, vec![None])
         };
-        assert_eq!(older(&op, 1), [key("ByID"), key("byID")]);
+        let older = older(&op, 1).into_iter().map(|key| (key.digest, key.selectors));
+        assert_eq!(older.collect::<Vec<_>>(), [key("ByID"), key("byID")]);
     }
 
     #[test]

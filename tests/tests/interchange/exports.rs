@@ -14,6 +14,7 @@ async fn caches_are_written_for_buildkit() {
         let target = |name: &str, mode, form| CacheTarget::Local {
             directory: directory.clone().into(),
             tag: format!("{name}-{}", case.name),
+            reset: false,
             options: CacheExportOptions { mode, form, ..CacheExportOptions::default() },
         };
         let targets = vec![

@@ -17,6 +17,8 @@ use crate::golden::manifest_keys;
 pub(crate) struct Record {
     #[serde(default, rename = "layers")]
     results: Vec<RecordResult>,
+    #[serde(default)]
+    chains: Vec<RecordChain>,
     digest: String,
     #[serde(default)]
     inputs: Vec<Vec<RecordInput>>,
@@ -25,6 +27,11 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, Deserialize)]
 struct RecordResult {
     layer: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct RecordChain {
+    layers: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -67,6 +74,10 @@ impl Shape {
                 }
             }
             let depths = record.results.iter().map(|result| depth(result.layer));
+            // What is not on the layers below it in the image is not compared.
+            let on_each_other =
+                record.chains.iter().filter(|chain| chain.layers.iter().copied().eq(0..chain.layers.len()));
+            let depths = depths.chain(on_each_other.map(|chain| chain.layers.len()));
             shape.results.entry(name(index)).or_default().extend(depths);
         }
         shape

@@ -6,6 +6,7 @@ use std::{
 };
 
 use lapstrake_builder_cache::{ExportedRecords, ExportedResults, ImportedResult, OlderNames};
+use lapstrake_builder_llb::cache_key::Versions;
 use lapstrake_builder_progress::{Progress, StatusHandle, VertexHandle};
 use lapstrake_builder_solver::KeyId;
 use lapstrake_layerstore_oci::{
@@ -27,6 +28,9 @@ use crate::{
     ops::Workshop,
     scope::BuildScope,
 };
+
+/// Longest document of a cache that BuildKit reads (`cache/remotecache/import.go`).
+const BUILDKIT_READS: usize = 1 << 20;
 
 /// What a build made, for the caches that it leaves.
 #[derive(Default)]
@@ -248,6 +252,7 @@ impl Export {
     ) -> Result<Option<Prepared>, CacheFault> {
         let preparing = self.vertex.part("preparing build cache for export", "", 0);
         let records = self.records(solved, options.mode).await?;
+        let older = solved.keys.iter().fold(OlderNames::default(), |all, keys| all.and(&keys.older));
         let mut packer = Packer {
             stores: self.workshop.stores.clone(),
             options: options.clone(),
@@ -284,7 +289,27 @@ impl Export {
         }
         let digests: Vec<Vec<Digest>> =
             chains.iter().map(|chain| chain.iter().map(|blob| blob.digest.clone()).collect()).collect();
-        let document = records.document(&digests);
+        // BuildKit before 0.12 reads no document that is an image manifest's.
+        let readers =
+            if options.form == CacheForm::ImageManifest { Versions::SINCE_0_11 } else { Versions::ALL };
+        let document_for = |readers| {
+            let document = records.clone().with_older(&older.clone().read_by(readers)).document(&digests);
+            let json = document.to_json();
+            (document, json)
+        };
+        let (mut document, mut json) = document_for(readers);
+        if json.len() > BUILDKIT_READS {
+            (document, json) = document_for(Versions::TODAY);
+            let without = "the cache is large: steps are not named as BuildKit before 0.18 does";
+            warn(&self.vertex, without.to_owned());
+        }
+        if json.len() > BUILDKIT_READS {
+            let size = json.len();
+            warn(
+                &self.vertex,
+                format!("the cache's document has {size} bytes; BuildKit reads {BUILDKIT_READS} at most"),
+            );
+        }
         if document.is_empty() {
             drop(preparing);
             self.vertex.part("skipping cache export for empty result", "", 0).done();
@@ -293,7 +318,6 @@ impl Export {
         let known: HashMap<&Digest, &Descriptor> =
             chains.iter().flatten().map(|blob| (&blob.digest, blob)).collect();
         let blobs: Vec<Descriptor> = document.blobs().map(|digest| known[digest].clone()).collect();
-        let json = document.to_json();
         let config = Descriptor::of(MediaType::BUILDKIT_CACHE_CONFIG, &json);
         let (media_type, manifest) = manifest(options.form, &blobs, &config)?;
         let lease = packer.lease;
@@ -314,7 +338,6 @@ impl Export {
         // Asked now, when the brought caches that matter have come.
         let keys: Vec<Vec<KeyId>> = solved.keys.iter().flat_map(BuildKeys::all).collect();
         let targets = solved.targets.clone();
-        let older = solved.keys.iter().fold(OlderNames::default(), |all, keys| all.and(&keys.older));
         let brought: Vec<_> = self.brought.iter().map(|brought| Arc::clone(&brought.cache)).collect();
         CacheFault::blocking(move || {
             let mut names = Vec::new();
@@ -325,7 +348,7 @@ impl Export {
                 CacheMode::Min => ExportedResults::Layers(&names),
                 CacheMode::Max => ExportedResults::All(&brought),
             };
-            Ok(workshop.cache.records_of(&keys, &targets, wanted)?.with_older(&older))
+            Ok(workshop.cache.records_of(&keys, &targets, wanted)?)
         })
         .await
     }

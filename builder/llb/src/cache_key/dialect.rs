@@ -26,9 +26,17 @@ pub(super) enum Dialect {
 impl Dialect {
     /// What today's BuildKit makes.
     pub(super) const TODAY: Self = Self::V0_18;
-    /// All others.
-    pub(super) const OLDER: [Self; 7] =
-        [Self::V0_17, Self::V0_15, Self::V0_14, Self::V0_13, Self::V0_11, Self::V0_10, Self::V0_8];
+    /// All of them, today's first.
+    pub(super) const ALL: [Self; 8] = [
+        Self::TODAY,
+        Self::V0_17,
+        Self::V0_15,
+        Self::V0_14,
+        Self::V0_13,
+        Self::V0_11,
+        Self::V0_10,
+        Self::V0_8,
+    ];
 
     fn since(self, first: Self) -> bool {
         self <= first
@@ -71,5 +79,55 @@ impl Dialect {
 
     pub(super) fn sizes_tmpfs(self) -> bool {
         self.since(Self::V0_10)
+    }
+}
+
+/// Some of BuildKit's versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Versions(u8);
+
+impl Versions {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// Every one.
+    pub const ALL: Self = Self(u8::MAX);
+    /// Those that make today's keys.
+    pub const TODAY: Self = Self::of(Dialect::TODAY);
+    /// 0.11 and later.
+    pub const SINCE_0_11: Self = Self::ALL.without(Self::of(Dialect::V0_10)).without(Self::of(Dialect::V0_8));
+    /// 0.8 and 0.9.
+    pub const BEFORE_0_10: Self = Self::of(Dialect::V0_8);
+
+    const fn of(dialect: Dialect) -> Self {
+        Self(1 << dialect as u8)
+    }
+
+    /// These and those.
+    #[must_use]
+    pub fn or(self, those: Self) -> Self {
+        Self(self.0 | those.0)
+    }
+
+    /// Those of these that are among those.
+    #[must_use]
+    pub fn and(self, those: Self) -> Self {
+        Self(self.0 & those.0)
+    }
+
+    /// These but for those.
+    #[must_use]
+    pub const fn without(self, those: Self) -> Self {
+        Self(self.0 & !those.0)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self == Self::NONE
+    }
+}
+
+impl From<Dialect> for Versions {
+    fn from(dialect: Dialect) -> Self {
+        Self::of(dialect)
     }
 }
