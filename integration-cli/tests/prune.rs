@@ -186,6 +186,48 @@ async fn each_filter_takes_what_it_names_and_nothing_else() {
     daemon.docker().run(["save", "one"]).success();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn lapstrake_prune_has_what_docker_and_buildctl_have() {
+    let mut daemon = Daemon::with_base();
+    build(&daemon, "one");
+    daemon.docker().run(["rmi", "one"]).success();
+    let (root, host) = (daemon.root().display().to_string(), daemon.host());
+    let prune = |arguments: &[&str]| {
+        lapstrake_integration_cli::lapstrake(
+            ["prune", "--root", &root, "--host", &host].iter().chain(arguments).copied(),
+        )
+    };
+    let all = records(&daemon).await.len();
+    for kept in [
+        &["--keep-duration", "48h"][..],
+        &["--filter", "until=48h"],
+        &["--keep-storage", "10g"],
+        &["--reserved-space", "10g", "--all"],
+        &["--max-used-space", "10g"],
+        &["--filter", "type=frontend"],
+    ] {
+        assert!(prune(kept).success().stdout.starts_with("Removed 0 cache entries"), "{kept:?}");
+    }
+    assert_eq!(records(&daemon).await.len(), all);
+    for (wrong, why) in [
+        (&["--keep-duration", "soon"][..], "soon"),
+        (&["--keep-duration", "2h", "--filter", "until=1h"], "one"),
+        (&["--filter", "nope=1"], "nope"),
+    ] {
+        assert!(prune(wrong).failure().stderr.contains(why), "{wrong:?}");
+    }
+    let mounts =
+        prune(&["-v", "--filter", "type=exec.cachemount", "--keep-duration", "1ns"]).success().stdout;
+    assert!(mounts.contains("Removed 1 cache entries; freed 3") && mounts.lines().count() == 2, "{mounts}");
+    // And without the daemon.
+    daemon.process().stop();
+    let wrong = prune(&["--keep-duration", "2h", "--filter", "until=1h"]).failure().stderr;
+    assert!(wrong.contains("more than one"), "{wrong}");
+    assert!(prune(&["--keep-duration", "48h"]).success().stdout.starts_with("Removed 0 cache entries"));
+    let rest = prune(&["--verbose", "--max-used-space", "1"]).success().stdout;
+    assert!(rest.contains("COPY data /data") && rest.contains("; freed "), "{rest}");
+}
+
 /// Files that the docker CLI sends through a session; a base that is in them, as `system prune` takes every image.
 fn stressed_context(daemon: &Daemon, builder: usize) -> std::path::PathBuf {
     let dir = daemon.scratch().join(format!("stress-{builder}"));

@@ -193,12 +193,26 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) min_free_space: Option<i64>,
 
+    /// Only what was not used for this long, such as 48h; the same as --filter until=48h
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) keep_duration: Option<String>,
+
     /// Only entries like this; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) filter: Vec<String>,
+
+    /// List what was removed
+    #[arg(long, short = 'v')]
+    pub(crate) verbose: bool,
 }
 
 impl PruneArgs {
+    /// What entries must be like, with --keep-duration among it.
+    pub(crate) fn filters(&self) -> Vec<String> {
+        let age = self.keep_duration.iter().map(|age| format!("until={age}"));
+        self.filter.iter().cloned().chain(age).collect()
+    }
+
     /// When to stop; 0 is no bound.
     pub(crate) fn bound(&self) -> PruneBound {
         let bytes = |given: Option<i64>| given.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);

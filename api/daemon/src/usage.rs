@@ -60,12 +60,36 @@ pub(crate) fn df(args: &DfArgs) -> Result<(), ProgramError> {
 /// Removes from the store what can be made again.
 pub(crate) fn prune(args: &PruneArgs) -> Result<(), ProgramError> {
     let settings = begin(&args.store)?;
-    let (removed, freed) = match open_store(&settings)? {
+    let removed = match open_store(&settings)? {
         Some(store) => prune_store(&store, args)?,
         None => daemon(args.host.as_ref())?.prune(args)?,
     };
-    crate::say(&format!("Removed {removed}; freed {}\n", size(freed)));
+    crate::say(&removed.told(args));
     Ok(())
+}
+
+/// What went.
+#[derive(Debug, Default)]
+struct Removed {
+    /// A line for each entry.
+    entries: Vec<String>,
+    images: usize,
+    freed: u64,
+}
+
+impl Removed {
+    fn told(&self, args: &PruneArgs) -> String {
+        let mut text = String::new();
+        if args.verbose {
+            text.extend(self.entries.iter().flat_map(|entry| [entry, "\n"]));
+        }
+        text.push_str(&format!("Removed {} cache entries", self.entries.len()));
+        if args.images {
+            text.push_str(&format!(" and {} dangling images", self.images));
+        }
+        text.push_str(&format!("; freed {}\n", size(self.freed)));
+        text
+    }
 }
 
 pub(crate) fn begin(args: &crate::cli::StoreArgs) -> Result<StoreSettings, ProgramError> {
@@ -106,7 +130,7 @@ fn entries(cache: &BuildCache) -> Result<Vec<Entry>, ProgramError> {
     Ok(cache.usage()?.into_iter().map(entry).collect())
 }
 
-fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<(String, u64), ProgramError> {
+fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<Removed, ProgramError> {
     let mut images = 0;
     if args.images {
         for image in store.stores.images.list()?.iter().filter(|image| image.is_dangling()) {
@@ -114,8 +138,9 @@ fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<(String, u64), Pro
             images += 1;
         }
     }
+    let filters = args.filters();
     let (ages, fields): (Vec<_>, Vec<_>) =
-        args.filter.iter().map(|text| field(text)).partition(|(name, _)| AGES.contains(name));
+        filters.iter().map(|text| field(text)).partition(|(name, _)| AGES.contains(name));
     let request = PruneRequest {
         all: args.all,
         filter: EntryFilter::of_fields(fields)?,
@@ -125,7 +150,10 @@ fn prune_store(store: &OpenStore, args: &PruneArgs) -> Result<(String, u64), Pro
     let pruned = store.cache.prune(&request)?;
     // Nobody has the store open but us: what earlier runs left goes as well.
     let collected = store.collector.collect_at_start(&store.metadata)?;
-    Ok((counted(pruned.entries.len(), images, args), collected.bytes))
+    let told = |entry: &lapstrake_builder_cache::CacheEntry| {
+        format!("{}  {:>9}  {}", entry.id, size(entry.size), entry.description)
+    };
+    Ok(Removed { entries: pruned.entries.iter().map(told).collect(), images, freed: collected.bytes })
 }
 
 /// The filters that are about time rather than about what an entry is.
@@ -146,14 +174,6 @@ fn unused_for(ages: &[(&str, Option<&str>)]) -> Result<Option<Duration>, Program
     let since = parse_time(value, now)
         .map_err(|why| ProgramError::setting(format!("--filter {name}={value}"), why.to_string()))?;
     Ok(Some(SystemTime::from(now.0).duration_since(SystemTime::from(since.0)).unwrap_or(Duration::ZERO)))
-}
-
-fn counted(entries: usize, images: usize, args: &PruneArgs) -> String {
-    let mut text = format!("{entries} cache entries");
-    if args.images {
-        text.push_str(&format!(" and {images} dangling images"));
-    }
-    text
 }
 
 #[derive(Deserialize)]
@@ -181,7 +201,7 @@ struct RecordAnswer {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
 struct PruneAnswer {
-    caches_deleted: Option<Vec<serde::de::IgnoredAny>>,
+    caches_deleted: Option<Vec<String>>,
     images_deleted: Option<Vec<ImageAnswer>>,
     space_reclaimed: u64,
 }
@@ -211,7 +231,7 @@ impl DaemonClient {
         })
     }
 
-    fn prune(&self, args: &PruneArgs) -> Result<(String, u64), ProgramError> {
+    fn prune(&self, args: &PruneArgs) -> Result<Removed, ProgramError> {
         let (mut freed, mut images) = (0, 0);
         if args.images {
             let answer: PruneAnswer = self.post("/v1.48/images/prune")?;
@@ -219,8 +239,9 @@ impl DaemonClient {
             let deleted = answer.images_deleted.unwrap_or_default();
             images = deleted.iter().filter(|image| !image.deleted.is_empty()).count();
         }
+        let given = args.filters();
         let mut filters: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, value) in args.filter.iter().map(|text| field(text)) {
+        for (name, value) in given.iter().map(|text| field(text)) {
             filters.entry(name).or_default().extend(value);
         }
         let filters = serde_json::to_string(&filters).expect("strings are JSON");
@@ -233,7 +254,7 @@ impl DaemonClient {
         );
         let cache: PruneAnswer = self.post(&path)?;
         freed += cache.space_reclaimed;
-        Ok((counted(cache.caches_deleted.unwrap_or_default().len(), images, args), freed))
+        Ok(Removed { entries: cache.caches_deleted.unwrap_or_default(), images, freed })
     }
 }
 

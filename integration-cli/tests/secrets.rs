@@ -1,0 +1,272 @@
+//! What a client lends to a build is in nothing that the build leaves: every byte of it is looked at.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+#[allow(unreachable_pub)]
+mod common;
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use base64::Engine as _;
+use common::send;
+use lapstrake_integration_cli::{
+    Daemon, Process, Registry, busybox_rootfs, lapstrake_command, require, wait_for_socket,
+};
+
+const FILE: &str = "s3cret-of-the-file-QxW7";
+const ENVIRONMENT: &str = "s3cret-of-the-environment-Zk29";
+const PROXY: &str = "s3cret-of-the-proxy-Lm31";
+
+/// A secret in every form in which it is looked for.
+struct Needles(Vec<(String, Vec<u8>)>);
+
+impl Needles {
+    fn new(secrets: &[&str]) -> Self {
+        let mut forms = Vec::new();
+        for secret in secrets {
+            forms.push(((*secret).to_owned(), secret.as_bytes().to_vec()));
+            // As base64 has it, wherever it begins: without what depends on its neighbours.
+            for before in 0..3 {
+                let text = [vec![b' '; before], secret.as_bytes().to_vec()].concat();
+                let coded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(text);
+                forms.push((format!("{secret} as base64"), coded.as_bytes()[4..coded.len() - 4].to_vec()));
+            }
+            let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+            forms.push((format!("{secret} as hex"), hex.into_bytes()));
+        }
+        Self(forms)
+    }
+
+    /// Looks into bytes, and into what they are compressed or packed from. How many bytes were seen.
+    fn assert_not_in(&self, place: &str, bytes: &[u8]) -> usize {
+        for (name, form) in &self.0 {
+            assert!(!contains(bytes, form), "{name} is in {place}");
+        }
+        let mut seen = bytes.len();
+        let mut unpacked = Vec::new();
+        if bytes.starts_with(&[0x1f, 0x8b]) {
+            flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut unpacked).unwrap();
+            seen += self.assert_not_in(&format!("{place}, unpacked"), &unpacked);
+        } else if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            zstd::Decoder::new(bytes).unwrap().read_to_end(&mut unpacked).unwrap();
+            seen += self.assert_not_in(&format!("{place}, unpacked"), &unpacked);
+        } else if bytes.get(257..262) == Some(b"ustar") {
+            for entry in tar::Archive::new(bytes).entries().unwrap() {
+                let mut entry = entry.unwrap();
+                let path = entry.path().unwrap().display().to_string();
+                let mut data = Vec::new();
+                entry.read_to_end(&mut data).unwrap();
+                // Not packed itself, it has been looked at.
+                if data.starts_with(&[0x1f, 0x8b]) || data.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+                    seen += self.assert_not_in(&format!("{path} in {place}"), &data);
+                }
+            }
+        }
+        seen
+    }
+
+    /// Looks into every file below a directory, and at its name. How many bytes were seen.
+    fn assert_not_below(&self, directory: &Path) -> usize {
+        let mut seen = 0;
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            self.assert_not_in("a name", path.display().to_string().as_bytes());
+            match entry.file_type().unwrap() {
+                kind if kind.is_dir() => seen += self.assert_not_below(&path),
+                kind if kind.is_file() => {
+                    seen += self.assert_not_in(&path.display().to_string(), &fs::read(&path).unwrap());
+                }
+                _ => {}
+            }
+        }
+        seen
+    }
+}
+
+/// Looks by the first byte: the haystacks are large.
+fn contains(bytes: &[u8], form: &[u8]) -> bool {
+    let (mut rest, first) = (bytes, form[0]);
+    while let Some(at) = rest.iter().position(|byte| *byte == first) {
+        rest = &rest[at..];
+        if rest.starts_with(form) {
+            return true;
+        }
+        rest = &rest[1..];
+    }
+    false
+}
+
+/// An agent with a key, and the key.
+fn agent(directory: &Path) -> (Process, PathBuf, String) {
+    for program in ["ssh-agent", "ssh-add", "ssh-keygen"] {
+        require(program, "openssh-client");
+    }
+    let (key, socket) = (directory.join("key"), directory.join("agent.sock"));
+    let run = |command: &mut Command| assert!(command.stderr(Stdio::null()).status().unwrap().success());
+    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    let mut agent = Process::start(
+        Command::new("ssh-agent")
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    wait_for_socket(&mut agent, &socket);
+    run(Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket));
+    let text = fs::read_to_string(&key).unwrap();
+    let private = text.lines().nth(2).unwrap().to_owned();
+    (agent, socket, private)
+}
+
+/// Every step is given something, and checks that it has it.
+const DOCKERFILE: &str = "FROM scratch AS base\nADD base.tar /\n\
+    FROM base AS make\n\
+    RUN --mount=type=secret,id=key,required=true test -s /run/secrets/key && echo file > /file\n\
+    RUN --mount=type=secret,id=env,required=true,target=/env test -s /env && echo env > /env-was-there\n\
+    RUN --mount=type=ssh,required=true test -S \"$SSH_AUTH_SOCK\" && echo ssh > /ssh\n\
+    RUN test ${#HTTP_PROXY} -gt 20 && test ${#https_proxy} -gt 20 && echo proxy > /proxy\n\
+    FROM base\nCOPY --from=make /file /ssh /proxy /\nRUN --mount=type=secret,id=key cat /run/secrets/key > /dev/null\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_client_lends_is_in_anything_that_is_left() {
+    let (registry, daemon) = (Registry::start(), Daemon::with_base_and(&["--debug"]));
+    // What the client has is beside what the daemon has.
+    let client = tempfile::tempdir().unwrap();
+    let (_agent, socket, private) = agent(client.path());
+    let secret = client.path().join("secret");
+    fs::write(&secret, FILE).unwrap();
+    let needles = Needles::new(&[FILE, ENVIRONMENT, PROXY, &private]);
+    let context = daemon.scratch().join("context");
+    fs::create_dir_all(&context).unwrap();
+    fs::write(context.join("base.tar"), busybox_rootfs()).unwrap();
+    fs::write(context.join("Dockerfile"), DOCKERFILE).unwrap();
+    let fails = context.join("Dockerfile.fails");
+    fs::write(&fails, DOCKERFILE.replace("&& echo file", "&& false && echo file")).unwrap();
+    let (context, fails) = (context.to_str().unwrap(), fails.to_str().unwrap());
+
+    let lent = |proxy: &str| {
+        [
+            "--progress=plain".to_owned(),
+            format!("--secret=id=key,src={}", secret.display()),
+            "--secret=id=env,env=LENT_TO_BUILDS".to_owned(),
+            format!("--ssh=default={}", socket.display()),
+            format!("--build-arg=HTTP_PROXY=http://user:{proxy}@proxy.invalid:3128"),
+            format!("--build-arg=https_proxy=http://user:{proxy}@proxy.invalid:3128"),
+        ]
+    };
+    let mut told: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut run = |command: &mut Command, succeeds: bool| -> String {
+        let output = command.env("LENT_TO_BUILDS", ENVIRONMENT).output().unwrap();
+        let all = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&all).into_owned();
+        assert_eq!(output.status.success(), succeeds, "{text}");
+        told.push((format!("what {command:?} prints").replace(PROXY, "…"), all));
+        text
+    };
+
+    // Through the daemon.
+    let docker = daemon.docker().buildkit();
+    let image = registry.image("app:1");
+    let mut build = |more: &[&str], proxy: &str, succeeds: bool| {
+        let lent = lent(proxy);
+        let arguments = ["build"].into_iter().chain(lent.iter().map(String::as_str));
+        run(&mut docker.command(arguments.chain(more.iter().copied()).chain([context])), succeeds)
+    };
+    build(&["-t", &image, "--build-arg", "BUILDKIT_INLINE_CACHE=1"], PROXY, true);
+    build(&["-f", fails], PROXY, false);
+    // Nor are they in the keys: another proxy, and all is as before.
+    let again = build(&["-t", &image], "quite-another-proxy", true);
+    assert_eq!(again.matches("CACHED").count(), 7, "{again}");
+    docker.run(["push", &image]).success();
+    for (name, arguments) in [
+        ("history", vec!["history", "--no-trunc", &image]),
+        ("inspect", vec!["inspect", &image]),
+        ("df", vec!["system", "df", "-v"]),
+        ("save", vec!["save", &image]),
+    ] {
+        told.push((name.to_owned(), docker.run(arguments).success().bytes));
+    }
+    let builds = send(&daemon, "GET", "/lapstrake/v1/builds", &[], Vec::new()).await.body;
+    let listed: serde_json::Value = serde_json::from_str(&builds).unwrap();
+    for build in listed["builds"].as_array().unwrap() {
+        let id = build["id"].as_str().unwrap();
+        for path in [format!("/lapstrake/v1/builds/{id}"), format!("/lapstrake/v1/builds/{id}/log")] {
+            told.push((path.clone(), send(&daemon, "GET", &path, &[], Vec::new()).await.body.into_bytes()));
+        }
+    }
+    told.push(("builds".to_owned(), builds.into_bytes()));
+    told.push(("the daemon's log".to_owned(), daemon.log().into_bytes()));
+
+    // Without it, with every form of cache and of image.
+    let own = daemon.scratch().join("own");
+    let (root, out) = (own.join("root"), own.join("out"));
+    fs::create_dir_all(&out).unwrap();
+    let to = |path: &str| out.join(path).display().to_string();
+    for (cache, output) in [
+        (format!("type=local,dest={},mode=max", to("cache")), format!("type=oci,dest={}", to("oci.tar"))),
+        (
+            format!("type=local,dest={},mode=max,compression=zstd,force-compression=true", to("zstd")),
+            format!("type=docker,name=app,dest={}", to("docker.tar")),
+        ),
+        (
+            format!("type=registry,ref={},mode=max", registry.image("cache:1")),
+            "type=image,name=app".to_owned(),
+        ),
+        ("type=inline".to_owned(), "type=image,name=inline".to_owned()),
+    ] {
+        let arguments =
+            ["build", "--root", root.to_str().unwrap(), "--cache-to", &cache, "-o", &output, context];
+        let mut command = lapstrake_command(arguments);
+        let output = command.args(lent(PROXY)).env("LENT_TO_BUILDS", ENVIRONMENT).output().unwrap();
+        let all = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&all));
+        told.push((format!("what lapstrake build prints of {cache}"), all));
+    }
+
+    let mut seen = 0;
+    for (place, bytes) in &told {
+        seen += needles.assert_not_in(place, bytes);
+    }
+    for directory in [&daemon.root(), &root, &out, &registry.storage()] {
+        let here = needles.assert_not_below(directory);
+        assert!(here > 1_000_000, "{} has only {here} bytes", directory.display());
+        seen += here;
+    }
+    needles.assert_not_in("the registry's log", registry.log().as_bytes());
+    println!("{seen} bytes of {} outputs and four directories", told.len());
+}
+
+#[test]
+fn what_is_looked_for_is_found_where_it_is() {
+    let needles = Needles::new(&["s3cret-of-this-test"]);
+    let plain = b"before s3cret-of-this-test behind".to_vec();
+    let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut zipped, &plain).unwrap();
+    let zipped = zipped.finish().unwrap();
+    let mut packed = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(zipped.len() as u64);
+    packed.append_data(&mut header, "layer", zipped.as_slice()).unwrap();
+    let coded = |before: &str| {
+        base64::engine::general_purpose::STANDARD.encode(format!("{before}s3cret-of-this-test…")).into_bytes()
+    };
+    for bytes in [
+        zstd::encode_all(plain.as_slice(), 1).unwrap(),
+        packed.into_inner().unwrap(),
+        zipped,
+        coded(""),
+        coded("x"),
+        coded("xy"),
+        plain,
+    ] {
+        assert!(std::panic::catch_unwind(|| needles.assert_not_in("it", &bytes)).is_err());
+    }
+    needles.assert_not_in("it", b"s3cret-of-this-tes");
+}
