@@ -77,6 +77,44 @@ async fn a_build_that_is_cancelled_leaves_a_shared_step_to_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_fails_is_run_once_for_all_who_wait() {
+    let failing = || {
+        Context::new(
+            "FROM busybox\nCOPY a /\nRUN echo begun && sleep 1 && cat /proc/sys/kernel/random/uuid && exit 3\n",
+        )
+        .file("a", "same")
+    };
+    let bench = Workbench::new();
+    let (shown_first, mut first_says) = progress();
+    let (shown_second, mut second_says) = progress();
+    let first = bench.request(failing(), "one").await.unwrap();
+    let second = bench.request(failing(), "two").await.unwrap();
+    let mut first = pin!(bench.engine.build(first, shown_first, None, CancellationToken::new()));
+    assert!(during(first.as_mut(), until(&mut first_says, begun)).await);
+    let second = bench.engine.build(second, shown_second, None, CancellationToken::new());
+    let (first, second) = tokio::join!(first, second);
+    for error in [first.unwrap_err(), second.unwrap_err()] {
+        assert!(error.to_string().contains("exit code: 3"), "{error}");
+    }
+    // Both hear the same process to its end.
+    let (first, second) = (said(&mut first_says).await, said(&mut second_says).await);
+    assert!(!first.is_empty() && second.trim_start_matches("begun\n") == first, "{first} | {second}");
+}
+
+/// What steps say from here on.
+async fn said(subscription: &mut Subscription) -> String {
+    let mut said = String::new();
+    while let Some(response) = subscription.next().await.expect("the log can be read") {
+        for event in from_response(response) {
+            if let Event::Log(log) = event {
+                said.push_str(&String::from_utf8_lossy(&log.data));
+            }
+        }
+    }
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_waits_for_the_machine_says_so() {
     // Six stages that need nothing of each other, and four slots.
     let stages =

@@ -71,7 +71,8 @@ impl Registry {
             more_settings(dir.path())
         );
         fs::write(path("config.yml"), settings).unwrap();
-        let mut log = File::create(path("log")).unwrap();
+        // Two write to it: each line goes to its end.
+        let mut log = File::options().create(true).append(true).open(path("log")).unwrap();
         let mut child = Command::new("docker-registry")
             .arg("serve")
             .arg(path("config.yml"))
