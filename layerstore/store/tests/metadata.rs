@@ -1,6 +1,18 @@
 //! The database file: who may open it, what damage looks like, and tables of other components.
 
-use std::{fs, io::Write, path::Path, process::Command, sync::Arc, thread};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use lapstrake_layerstore_conformance::fixture::bare;
 use lapstrake_layerstore_store::{ErrorKind, ImageStore, LocalStore, Metadata, StoreError};
@@ -275,4 +287,47 @@ fn more_readers_and_writers_than_connections_all_get_their_turn() {
         }
     });
     assert_eq!(count(&store.metadata), 160);
+}
+
+#[test]
+fn who_looks_something_up_does_not_wait_for_those_who_read_on_and_on() {
+    let (_directory, store) = store();
+    store.metadata.migrate("notes", &["CREATE TABLE note (text TEXT) STRICT"]).expect("migrate");
+    let (reading, all_read) = mpsc::channel();
+    let (looked_up, end) = mpsc::channel();
+    let metadata = store.metadata.clone();
+    thread::scope(|scope| {
+        let stop = Arc::new(AtomicBool::new(false));
+        for _ in 0..8 {
+            let (reading, metadata, stop) = (reading.clone(), metadata.clone(), Arc::clone(&stop));
+            scope.spawn(move || {
+                let read = metadata.read(|_| {
+                    _ = reading.send(());
+                    while !stop.load(Ordering::SeqCst) {
+                        thread::yield_now();
+                    }
+                    Ok(())
+                });
+                read.expect("read");
+            });
+        }
+        // Four read, and the others wait for them.
+        for _ in 0..4 {
+            all_read.recv().expect("it reads");
+        }
+        let metadata = &metadata;
+        scope.spawn(move || {
+            for _ in 0..100 {
+                let one = metadata.look_up(|db| {
+                    db.query_row("SELECT count(*) FROM note", [], |row| row.get::<_, i64>(0))
+                        .map_err(StoreError::metadata("count"))
+                });
+                assert_eq!(one.expect("look up"), 0);
+            }
+            looked_up.send(()).expect("the test waits");
+        });
+        let in_time = end.recv_timeout(Duration::from_secs(60));
+        stop.store(true, Ordering::SeqCst);
+        in_time.expect("nothing waits for the readers");
+    });
 }

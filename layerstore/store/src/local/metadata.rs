@@ -23,7 +23,9 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, ffi};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, config::DbConfig, ffi,
+};
 
 use super::reserve::Reserve;
 use crate::StoreError;
@@ -34,6 +36,8 @@ const APPLICATION: i32 = 0x4c61_7073;
 const FORMAT: i32 = 1;
 /// Connections that read; a reader waits for a free one.
 const READERS: usize = 4;
+/// Connections that look one thing up.
+const LOOKERS: usize = 4;
 /// Other processes that look into the file (backups, the `sqlite3` tool) may hold locks for a moment.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -46,16 +50,48 @@ pub struct Metadata(Arc<Shared>);
 struct Shared {
     path: PathBuf,
     writer: Mutex<Connection>,
-    readers: Mutex<Readers>,
-    freed: Condvar,
+    readers: Pool,
+    lookers: Pool,
     reserve: Reserve,
     // Last, and so closed last: the lock on the store outlives every part of it, because every part has the database.
     _lock: File,
 }
 
-struct Readers {
+/// Connections of one kind, opened when first needed.
+struct Pool {
+    most: usize,
+    connections: Mutex<Connections>,
+    freed: Condvar,
+}
+
+struct Connections {
     idle: Vec<Connection>,
     opened: usize,
+}
+
+impl Pool {
+    fn of(most: usize) -> Self {
+        let connections = Mutex::new(Connections { idle: Vec::new(), opened: 0 });
+        Self { most, connections, freed: Condvar::new() }
+    }
+
+    fn take(&self, path: &Path) -> Result<Reader<'_>, StoreError> {
+        let mut connections = self.connections.lock();
+        loop {
+            if let Some(connection) = connections.idle.pop() {
+                return Ok(Reader { pool: self, connection: Some(connection) });
+            }
+            if connections.opened < self.most {
+                connections.opened += 1;
+                drop(connections);
+                // From here on the place is given back by the drop, also when opening fails.
+                let mut reader = Reader { pool: self, connection: None };
+                reader.connection = Some(open_reader(path)?);
+                return Ok(reader);
+            }
+            self.freed.wait(&mut connections);
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -119,8 +155,8 @@ impl Metadata {
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             writer: Mutex::new(writer),
-            readers: Mutex::new(Readers { idle: Vec::new(), opened: 0 }),
-            freed: Condvar::new(),
+            readers: Pool::of(READERS),
+            lookers: Pool::of(LOOKERS),
             reserve: Reserve::new(path.with_extension("reserve")),
             _lock: lock,
         })))
@@ -169,7 +205,24 @@ impl Metadata {
 
     /// Runs `read` on the database as of one instant. Writers do not disturb it, nor does it hold them up.
     pub fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut reader = self.reader()?;
+        self.read_by(&self.0.readers, read)
+    }
+
+    /// The same for a question that an index answers at once. It waits for others like it at most, never for those who read on and on (a listing,
+    /// an export), so it may be asked where nothing may block for long.
+    pub fn look_up<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.read_by(&self.0.lookers, read)
+    }
+
+    fn read_by<T>(
+        &self,
+        pool: &Pool,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut reader = pool.take(&self.0.path)?;
         let done = (|| {
             let txn = reader.connection().transaction().map_err(StoreError::metadata("begin reading"))?;
             read(&txn)
@@ -253,24 +306,6 @@ impl Metadata {
         done.map_err(|error| self.name_damage(error))
     }
 
-    fn reader(&self) -> Result<Reader<'_>, StoreError> {
-        let mut readers = self.0.readers.lock();
-        loop {
-            if let Some(connection) = readers.idle.pop() {
-                return Ok(Reader { shared: &self.0, connection: Some(connection) });
-            }
-            if readers.opened < READERS {
-                readers.opened += 1;
-                drop(readers);
-                // From here on the place is given back by the drop, also when opening fails.
-                let mut reader = Reader { shared: &self.0, connection: None };
-                reader.connection = Some(open_reader(&self.0.path)?);
-                return Ok(reader);
-            }
-            self.0.freed.wait(&mut readers);
-        }
-    }
-
     fn name_damage(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Metadata { doing, source } => of_file(&self.0.path, doing, source),
@@ -287,7 +322,7 @@ impl std::fmt::Debug for Metadata {
 
 /// A connection on loan from the pool.
 struct Reader<'a> {
-    shared: &'a Shared,
+    pool: &'a Pool,
     connection: Option<Connection>,
 }
 
@@ -299,13 +334,13 @@ impl Reader<'_> {
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
-        let mut readers = self.shared.readers.lock();
+        let mut connections = self.pool.connections.lock();
         match self.connection.take() {
-            Some(connection) => readers.idle.push(connection),
-            None => readers.opened -= 1,
+            Some(connection) => connections.idle.push(connection),
+            None => connections.opened -= 1,
         }
-        drop(readers);
-        self.shared.freed.notify_one();
+        drop(connections);
+        self.pool.freed.notify_one();
     }
 }
 
@@ -323,6 +358,8 @@ fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 
 fn prepare_connection(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(64);
+    // Else a statement that meets an index with a condition is compiled anew for each set of parameters.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     // What a hand-made file could otherwise do to us: run SQL functions from its schema.
     connection.pragma_update(None, "trusted_schema", false)
