@@ -64,6 +64,11 @@ impl Dockerd {
         Docker::new(host, self.dir.path().join("docker-config"))
     }
 
+    /// The socket's path.
+    pub fn socket(&self) -> PathBuf {
+        socket(self.dir.path())
+    }
+
     /// The directories of an image's layers, highest first.
     pub fn layer_directories(&self, image: &str) -> Vec<PathBuf> {
         let data = self

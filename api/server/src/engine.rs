@@ -284,6 +284,9 @@ fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
             let message = format!("The command '{}' returned a non-zero code: {code}", args.join(" "));
             return ApiError { exit_code: code.into(), ..ApiError::new(ApiErrorKind::Internal, message) };
         }
+        if let Some(why) = error.not_run() {
+            return ApiError::new(ApiErrorKind::Internal, why);
+        }
         if let EngineError::Dockerfile(DockerfileError::Lower {
             problem: LowerError::UnknownTarget { name, .. },
             ..
@@ -292,7 +295,12 @@ fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
             return ApiError::invalid(format!("failed to reach build target {name} in Dockerfile"));
         }
         if let EngineError::NoDockerfile { name } = error {
-            return ApiError::invalid(format!("Cannot locate specified Dockerfile: {name}"));
+            let leaves = name.split('/').next() == Some("..");
+            let message = match leaves {
+                true => format!("forbidden path outside the build context: {name} ()"),
+                false => format!("Cannot locate specified Dockerfile: {name}"),
+            };
+            return ApiError::new(ApiErrorKind::Internal, message);
         }
     }
     told(error)

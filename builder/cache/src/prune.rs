@@ -11,6 +11,9 @@ use lapstrake_layerstore_store::{Resource, SnapshotKey, SnapshotName, StoreError
 
 use crate::{BuildCache, CacheEntry, CacheError, EntryFilter, RecordKind};
 
+/// So many results that are the empty tree stay, unless everything goes. They take no more than their rows.
+const EMPTY_RESULTS: u32 = 1000;
+
 /// What to forget.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PruneRequest {
@@ -36,6 +39,15 @@ pub struct PruneBound {
     pub max_used: u64,
     /// What of the disk is to be free.
     pub min_free: u64,
+}
+
+impl PruneRequest {
+    /// Whether it leaves nothing that may go.
+    fn is_everything(&self) -> bool {
+        self.filter == EntryFilter::default()
+            && self.unused_for.is_none()
+            && self.bound == PruneBound::default()
+    }
 }
 
 impl PruneBound {
@@ -104,7 +116,13 @@ impl BuildCache {
         let free = if is_bounded { self.disk()?.free } else { 0 };
         let doomed = choose(&entries, requests, free, SystemTime::now());
         let mut pruned = Pruned::default();
+        let kept = if requests.iter().any(PruneRequest::is_everything) { 0 } else { EMPTY_RESULTS };
+        // What a crash leaves, the next one finds, as with the links below.
+        let emptied = self.metadata.write_lazily(|txn| forget_empty_results(txn, kept))?;
         if doomed.is_empty() {
+            if emptied > 0 {
+                self.metadata.write_lazily(forget_links)?;
+            }
             return Ok(pruned);
         }
         // Nothing may begin to use them between the question and the answer.
@@ -145,6 +163,16 @@ fn resource(entry: &CacheEntry) -> Resource {
     } else {
         Resource::Snapshot(SnapshotName::new(entry.id.as_str()))
     }
+}
+
+/// Forgets results that are the empty tree, but for the newest `kept`; tells how many. They have no entry that they could go with.
+fn forget_empty_results(txn: &rusqlite::Transaction<'_>, kept: u32) -> Result<usize, StoreError> {
+    txn.execute(
+        "DELETE FROM cache_result WHERE snapshot IS NULL AND seq NOT IN
+             (SELECT seq FROM cache_result WHERE snapshot IS NULL ORDER BY seq DESC LIMIT ?1)",
+        [kept],
+    )
+    .map_err(StoreError::metadata("forget cached results"))
 }
 
 /// Links go when no result can be reached through them any more.

@@ -10,8 +10,9 @@ use std::{collections::HashSet, error::Error, sync::Arc};
 use futures::future::{try_join, try_join_all};
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{
-    Answer, CopyQuery, CopySource, DockerfileOptions, Facts, ImageOrigin, ImageQuery, LowerError, Place, Plan,
-    PlatformPlan, Restored, StageHistory, Step, StepKind, options::NoCache, plan,
+    Answer, CopyQuery, CopySource, DockerfileOptions, Error as DockerfileError, Facts, ImageOrigin,
+    ImageQuery, LowerError, Place, Plan, PlatformPlan, Restored, StageHistory, Step, StepKind,
+    options::NoCache, parser::SyntaxError, plan,
 };
 use lapstrake_builder_files::{CopiedFrom, FilesError, copied, copied_together, downloaded};
 use lapstrake_builder_llb::{Definition, Graph, Limits, ResolveMode, pb};
@@ -72,8 +73,16 @@ impl<'a> ClassicBuild<'a> {
         (options, facts, plan): (DockerfileOptions, Facts, Plan),
         cache_from: &[CacheSource],
     ) -> Result<Self, EngineError> {
-        let mut build =
-            Self { engine, scope: Arc::clone(scope), progress, options, facts, plan, others: Vec::new(), unsure: HashSet::new() };
+        let mut build = Self {
+            engine,
+            scope: Arc::clone(scope),
+            progress,
+            options,
+            facts,
+            plan,
+            others: Vec::new(),
+            unsure: HashSet::new(),
+        };
         build.learn(|query| query.sources.iter().all(is_at_hand)).await?;
         if !cache_from.is_empty() && build.options.no_cache == NoCache::None {
             let names = cache_from.iter().filter_map(|source| match source {
@@ -123,7 +132,7 @@ impl<'a> ClassicBuild<'a> {
         let classic = target.classic.clone().unwrap_or_default();
         let others = try_join_all(classic.others.iter().map(solve));
         let result = try_join(solve(&target.definition), others).await;
-        self.remember(&target.steps, result.as_ref().err()).await;
+        self.remember(&target.steps, result.as_ref().map(|((tree, _), _)| tree)).await;
         let (resolved, others) = result.map_err(|error| in_moby_words(error, &target.steps))?;
         self.others = others.into_iter().map(|(_, keys)| keys).collect();
         match classic.failure {
@@ -246,7 +255,13 @@ impl<'a> ClassicBuild<'a> {
             let tree = match trees.iter().find(|(known, _)| known == definition) {
                 Some((_, tree)) => tree.clone(),
                 None => {
-                    let tree = self.engine.solve(definition, &self.scope, self.progress).await?;
+                    let solved = self.engine.solve(definition, &self.scope, self.progress).await;
+                    let tree = match (solved, source) {
+                        (Err(error), CopySource::Download { .. }) if !error.is_canceled() => {
+                            return Ok(Err(format!("{keyword} failed: {}", words(&error))));
+                        }
+                        (solved, _) => solved?,
+                    };
                     trees.push((definition.clone(), tree.clone()));
                     tree
                 }
@@ -265,6 +280,8 @@ impl<'a> ClassicBuild<'a> {
                         self.unsure.insert(query.place);
                     }
                 }
+                // To Go's `filepath.Match`, as it is called there, such a pattern matches nothing.
+                (Err(FilesError::BadGlob { .. }), _) => {}
                 (Err(FilesError::NotFound { path, .. }), CopySource::Context { .. }) => {
                     return Ok(Err(format!(
                         "{keyword} failed: file not found in build context or excluded by .dockerignore: stat {path}: file does not exist"
@@ -325,7 +342,9 @@ impl<'a> ClassicBuild<'a> {
             let (copied, unsure) = (&self.facts.copied, &self.unsure);
             let best = |stage: &StageHistory| {
                 let found = images.iter().filter_map(|(reference, config)| {
-                    restored(stage, reference, config, |place| copied.contains_key(place) && !unsure.contains(place))
+                    restored(stage, reference, config, |place| {
+                        copied.contains_key(place) && !unsure.contains(place)
+                    })
                 });
                 // The first of those that have most.
                 found.reduce(|best, other| if other.count > best.count { other } else { best })
@@ -347,19 +366,22 @@ impl<'a> ClassicBuild<'a> {
         matches!(cache.load(&key(step)).await, Ok(Some(_)))
     }
 
-    /// Keeps in mind which configs were made, up to the step that failed: for the transcript alone, so that failing to is no failure.
-    async fn remember(&self, steps: &[Step], error: Option<&EngineError>) {
-        let failed = match error {
-            Some(EngineError::Step(SolveError::Op { vertex, .. })) => {
+    /// Keeps in mind which configs were made, up to the step that failed: for the transcript alone, so that failing to is no failure. What is kept goes
+    /// with the result of the build, when that is pruned.
+    async fn remember(&self, steps: &[Step], result: Result<&Tree, &EngineError>) {
+        let made = match result {
+            Err(EngineError::Step(SolveError::Op { vertex, .. })) => {
                 steps.iter().position(|step| step.vertex.as_ref() == Some(vertex))
             }
-            None => Some(steps.len()),
-            Some(_) => None,
+            Ok(_) => Some(steps.len()),
+            Err(_) => None,
         };
+        let nothing = Tree::empty();
+        let tree = result.unwrap_or(&nothing);
         let cache: &BuildCache = self.engine.cache();
-        for step in steps.iter().take(failed.unwrap_or(0)).filter(|step| is_config(step)) {
+        for step in steps.iter().take(made.unwrap_or(0)).filter(|step| is_config(step)) {
             if !self.is_known(step).await
-                && let Err(error) = cache.save(&key(step), Vec::new(), Some(&Tree::empty())).await
+                && let Err(error) = cache.save(&key(step), Vec::new(), Some(tree)).await
             {
                 tracing::warn!(%error, "a step is not kept in mind");
                 return;
@@ -373,7 +395,7 @@ fn is_config(step: &Step) -> bool {
     step.vertex.is_none() && step.kind == StepKind::Other
 }
 
-/// By which the cache knows that a step was made: as the empty tree, because there is nothing to keep.
+/// By which the cache knows that a step was made.
 fn key(step: &Step) -> KeyId {
     KeyId::new(format!("classic:{}", step.state))
 }
@@ -448,19 +470,43 @@ fn restored(
 /// What a step that copies from a stage fails with, where that has no such file.
 fn in_moby_words(error: EngineError, steps: &[Step]) -> EngineError {
     let EngineError::Step(SolveError::Op { vertex, source, .. }) = &error else { return error };
+    if let StepError::Source(source) = &**source {
+        let told = words(source);
+        return of_download(&told, steps).unwrap_or(error);
+    }
     let StepError::Files(files) = &**source else { return error };
     let step = steps.iter().find(|step| step.kind == StepKind::Copy && step.vertex.as_ref() == Some(vertex));
-    match (step, missing_path(files)) {
-        (Some(step), Some(path)) => {
+    let Some(step) = step else { return error };
+    let words = match (missing_path(files), unknown_owner(files)) {
+        (Some(path), _) => {
             let keyword = step.text.split_whitespace().next().unwrap_or_default().to_uppercase();
-            let path = path.trim_start_matches('/');
-            let words = format!("{keyword} failed: stat {path}: file does not exist");
-            EngineError::Dockerfile(lapstrake_builder_dockerfile::Error::Lower {
-                problem: LowerError::Classic(words),
-                lines: vec![step.lines],
-            })
+            format!("{keyword} failed: stat {}: file does not exist", path.trim_start_matches('/'))
         }
-        _ => error,
+        (None, Some(words)) => words,
+        (None, None) => return error,
+    };
+    EngineError::Dockerfile(DockerfileError::Lower {
+        problem: LowerError::Classic(words),
+        lines: vec![step.lines],
+    })
+}
+
+/// What an `ADD` fails with whose URL gives nothing: the words `told` name the URL.
+fn of_download(told: &str, steps: &[Step]) -> Option<EngineError> {
+    let names_url = |step: &&Step| {
+        let is_add = step.text.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("ADD"));
+        is_add && step.text.split_whitespace().any(|word| word.contains("://") && told.contains(word))
+    };
+    let step = steps.iter().find(names_url)?;
+    let problem = LowerError::Classic(format!("ADD failed: {told}"));
+    Some(EngineError::Dockerfile(DockerfileError::Lower { problem, lines: vec![step.lines] }))
+}
+
+fn unknown_owner(error: &FilesError) -> Option<String> {
+    match error {
+        FilesError::UnknownOwner { .. } => Some(error.to_string()),
+        FilesError::Action { source, .. } => unknown_owner(source),
+        _ => None,
     }
 }
 
@@ -470,6 +516,27 @@ fn missing_path(error: &FilesError) -> Option<&str> {
         FilesError::Digest { source, .. } | FilesError::Action { source, .. } => missing_path(source),
         _ => None,
     }
+}
+
+/// Why an image cannot be had, as Moby says it: without its name before everything else.
+pub(crate) fn why_missing(reference: &Reference, error: &dyn Error) -> String {
+    let text = words(error);
+    let bare = text.strip_prefix(&format!("{reference}: "));
+    bare.or_else(|| text.strip_prefix(&format!("{}: ", reference.familiar()))).unwrap_or(&text).to_owned()
+}
+
+/// What is wrong with a Dockerfile as a whole, as Moby says it.
+pub(crate) fn unreadable(error: DockerfileError, name: &str) -> DockerfileError {
+    let words = match &error {
+        DockerfileError::Syntax { problem: SyntaxError::NoStage, .. } => return error,
+        DockerfileError::Syntax { .. } => format!("failed to parse {name}: {error}"),
+        DockerfileError::Empty | DockerfileError::Lower { problem: LowerError::EmptyDockerfile, .. } => {
+            format!("the Dockerfile ({name}) cannot be empty")
+        }
+        _ => return error,
+    };
+    let lines = error.lines().into_iter().collect();
+    DockerfileError::Lower { problem: LowerError::Classic(words), lines }
 }
 
 /// An error in one line: itself and its causes.

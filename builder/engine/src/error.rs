@@ -104,6 +104,17 @@ impl EngineError {
         }
     }
 
+    /// Why a process could not be run, when that is what failed the build.
+    pub fn not_run(&self) -> Option<String> {
+        match self {
+            Self::Step(SolveError::Op { source, .. }) => match &**source {
+                StepError::Run { source, .. } => Some(source.to_string()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// How a caller should treat this error.
     pub fn kind(&self) -> ErrorKind {
         match self {

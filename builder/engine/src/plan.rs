@@ -20,7 +20,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ContextInput, Engine, EngineError, StepError, classic::words, engine::internal_vertex, scope::BuildScope,
+    ContextInput, Engine, EngineError, StepError,
+    classic::{unreadable, why_missing},
+    engine::internal_vertex,
+    scope::BuildScope,
 };
 
 /// A Dockerfile or ignore file larger than this is a mistake or an attack: 16 MiB.
@@ -83,9 +86,17 @@ impl Engine {
         let dockerfile = dockerfile_definition(options, &facts)?;
         self.read_dockerfile(options, &dockerfile, &mut facts, scope, progress).await?;
         self.identify(scope, Some(&facts.dockerfile)).await;
-        check_frontend(options, &facts.dockerfile)?;
+        let is_classic = options.dialect == Dialect::Classic;
+        // To the classic builder a syntax directive is a comment.
+        if !is_classic {
+            check_frontend(options, &facts.dockerfile)?;
+        }
         for _ in 0..ROUNDS {
-            match plan(options, &facts)? {
+            let planned = plan(options, &facts);
+            match planned.map_err(|error| match is_classic {
+                true => unreadable(error, &options.dockerfile_name),
+                false => error,
+            })? {
                 Answer::Plan(plan) => {
                     warn(&plan.warnings, options, &dockerfile, &facts, progress)?;
                     return Ok((*plan, facts));
@@ -122,7 +133,7 @@ impl Engine {
                 let fact: ImageFact = match found {
                     // Steps before it run all the same.
                     Err(error) if dialect == Dialect::Classic && !cancel.is_cancelled() => {
-                        let why = words(&error);
+                        let why = why_missing(&query.reference, &error);
                         return Ok(Box::new(move |facts| {
                             facts.missing.insert(query, why);
                         }));

@@ -19,7 +19,7 @@ pub enum ExecError {
         reason: &'static str,
     },
     /// The user or group is not one of the image's.
-    #[error("unable to find {kind} {name}: no matching entries in {file}")]
+    #[error("unable to find {kind} {name}: no matching entries in {} file", file.trim_start_matches("/etc/"))]
     NoSuchUser {
         /// `user` or `group`.
         kind: &'static str,

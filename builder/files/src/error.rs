@@ -41,6 +41,18 @@ pub enum FilesError {
         #[source]
         source: Box<FilesError>,
     },
+    /// An owner's name is nobody's. The words are those of Moby's classic builder.
+    #[error(
+        "unable to convert uid/gid chown string to host mapping: can't find {id} for {kind} {name}: no such {kind}: {name}"
+    )]
+    UnknownOwner {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// `uid` or `gid`.
+        id: &'static str,
+        /// The name.
+        name: String,
+    },
     /// A pattern without any match, where one is needed.
     #[error("{path} not found")]
     NoMatch {

@@ -27,7 +27,7 @@ mod glob;
 mod layers;
 mod tarsum;
 
-pub use action::apply;
+pub use action::{UnknownOwner, apply, apply_with};
 pub use digest::{ContentHasher, FileDigest};
 pub use error::{FilesError, OsError};
 pub use layers::{diff, merge};

@@ -67,12 +67,7 @@ pub struct Hashed {
 /// The hashes of what a source of `COPY` chooses. Blocks.
 ///
 /// Errors: [`FilesError::NotFound`] with the path as Moby tells it, for a path where nothing is.
-pub fn copied(
-    stores: &Stores,
-    tree: &Tree,
-    source: &str,
-    from: CopiedFrom,
-) -> Result<Hashed, FilesError> {
+pub fn copied(stores: &Stores, tree: &Tree, source: &str, from: CopiedFrom) -> Result<Hashed, FilesError> {
     let source = source.strip_prefix('/').unwrap_or(source);
     let source = source.strip_prefix("./").unwrap_or(source);
     let Some(open) = stores.open(tree)? else {
@@ -270,7 +265,12 @@ impl<'a> Sums<'a> {
     }
 
     /// The other name that a hard link of a context is a link to; `None` for what is no such link.
-    fn first_name(&self, resolved: &Path, stat: &Stat, kind: FileType) -> Result<Option<PathBuf>, FilesError> {
+    fn first_name(
+        &self,
+        resolved: &Path,
+        stat: &Stat,
+        kind: FileType,
+    ) -> Result<Option<PathBuf>, FilesError> {
         if self.from == CopiedFrom::Tree || kind != FileType::RegularFile || stat.st_nlink < 2 {
             return Ok(None);
         }

@@ -30,6 +30,7 @@ struct Config<'a> {
     /// The stage or image that it copies from, as far as it cannot be had.
     missing: Option<String>,
     chown: Option<&'a str>,
+    is_classic: bool,
     chmod: Option<&'a str>,
     mode: Option<CopyMode>,
     excludes: &'a [String],
@@ -59,6 +60,7 @@ impl Lowering<'_> {
             from_context: true,
             missing: None,
             chown: add.chown.as_deref(),
+            is_classic: self.is_classic(),
             chmod: add.chmod.as_deref(),
             mode: parse_mode(add.chmod.as_deref()).map_err(|e| e.at(at.lines))?,
             excludes: &add.excludes,
@@ -95,6 +97,7 @@ impl Lowering<'_> {
             from_context: from.is_none(),
             missing: from.and_then(|from| self.stages[from].missing.clone()),
             chown: copy.chown.as_deref(),
+            is_classic: self.is_classic(),
             chmod: copy.chmod.as_deref(),
             mode: parse_mode(copy.chmod.as_deref()).map_err(|e| e.at(at.lines))?,
             excludes: &copy.excludes,
@@ -124,6 +127,10 @@ impl Lowering<'_> {
 
         if let Some(why) = &config.missing {
             return Err(LowerError::Classic(why.clone()).at(at.lines));
+        }
+        if let Some(chown) = config.chown.filter(|chown| self.is_classic() && chown.split(':').count() > 2) {
+            let why = "unable to convert uid/gid chown string to host mapping: invalid chown string format";
+            return Err(LowerError::Classic(format!("{why}: {chown}")).at(at.lines));
         }
         let mut actions = Vec::with_capacity(config.transfer.sources.len());
         for source in &config.transfer.sources {
@@ -288,7 +295,11 @@ impl Config<'_> {
     fn copy(&self, from: State, source: &str) -> CopyAction {
         let mut copy = CopyAction::new(from, source, self.destination.clone());
         copy.mode = self.mode.clone();
-        copy.owner = self.chown.map(Owner::parse);
+        copy.owner = self.chown.map(|chown| match (self.is_classic, chown.contains(':')) {
+            // There a group's name is the user's unless it is said.
+            (true, false) => Owner::parse(&format!("{chown}:{chown}")),
+            _ => Owner::parse(chown),
+        });
         copy.exclude_patterns = self.excludes.to_vec();
         copy
     }

@@ -23,6 +23,10 @@ impl Lowering<'_> {
         }
         let lines = stage.lines;
         let unregistered = stage.number.is_none();
+        if stage.missing.is_some() {
+            self.start_from_missing(index, unregistered);
+            return Ok(());
+        }
         if stage.base_name == SCRATCH && stage.named_context.is_none() {
             let platform = self.target_platform.clone();
             let classic = self.is_classic();
@@ -38,9 +42,19 @@ impl Lowering<'_> {
             return Ok(());
         }
         let name = stage.base_name.clone();
-        let reference = Reference::parse(&name)
-            .map_err(|e| LowerError::StageName { name: name.clone(), problem: e.to_string() }.at(lines))?
-            .with_default_tag();
+        let reference = match Reference::parse(&name) {
+            Ok(reference) => reference.with_default_tag(),
+            Err(problem) if self.is_classic() => {
+                let problem = problem.to_string();
+                self.stages[index].missing = Some(match unregistered {
+                    true => format!("invalid from flag value {name}: {problem}"),
+                    false => problem,
+                });
+                self.start_from_missing(index, unregistered);
+                return Ok(());
+            }
+            Err(e) => return Err(LowerError::StageName { name, problem: e.to_string() }.at(lines)),
+        };
         if !reachable {
             return Ok(());
         }
@@ -53,6 +67,16 @@ impl Lowering<'_> {
             self.stages[index].dispatched |= unregistered;
         }
         Ok(())
+    }
+
+    /// A stage whose base cannot be had fails when its turn comes.
+    fn start_from_missing(&mut self, index: usize, unregistered: bool) {
+        let platform = self.stages[index].platform.clone().unwrap_or_else(|| self.target_platform.clone());
+        let stage = &mut self.stages[index];
+        stage.image = empty_image(&platform);
+        stage.platform = Some(platform);
+        stage.resolved = true;
+        stage.dispatched |= unregistered;
     }
 
     /// A stage that the client replaced by a context of the same name is done with.

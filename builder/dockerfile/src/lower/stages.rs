@@ -140,17 +140,27 @@ impl Lowering<'_> {
         let name = self.lexer.expand(&stage.base, &self.global_args);
         let name = name.map_err(|e| LowerError::Word(e).at(lines))?;
         self.check_from_args(&name.missing, stage);
+        let mut missing = None;
         if name.value.is_empty() {
-            return Err(LowerError::BlankBase(stage.base.clone()).at(lines));
+            let blank = LowerError::BlankBase(stage.base.clone());
+            missing = Some(self.when_its_turn_comes(blank.at(lines))?);
         }
+        let platform = match self.stage_platform(stage) {
+            Ok(platform) => platform,
+            Err(error) => {
+                missing = Some(self.when_its_turn_comes(error)?);
+                None
+            }
+        };
         let paths = self.new_path_set();
         let mut state = StageState::new(name.value, lines, paths);
+        state.missing = missing;
         state.number = Some(number);
         state.name = stage.name.clone();
         state.display_name = stage.name.clone().unwrap_or_else(|| format!("stage-{number}"));
         state.code = stage.source.code.clone();
         state.comments = stage.source.comments.clone();
-        state.platform = self.stage_platform(stage)?;
+        state.platform = platform;
         if let Some(name) = &stage.name {
             state.named_context = self.named_context(name, state.platform.as_ref(), lines)?;
         }
@@ -177,6 +187,11 @@ impl Lowering<'_> {
             + state.commands.iter().filter(|c| counts(&c.command.instruction)).count();
         state.ignore_cache = self.options.no_cache.applies_to(stage.name.as_deref().unwrap_or_default());
         Ok(())
+    }
+
+    /// What the classic builder says of a stage when its turn comes; to BuildKit it is an error at once.
+    pub(super) fn when_its_turn_comes(&self, error: Error) -> Lowered<String> {
+        if self.is_classic() { Ok(error.to_string()) } else { Err(error) }
     }
 
     fn stage_platform(&mut self, stage: &Stage) -> Lowered<Option<Platform>> {
@@ -255,7 +270,7 @@ impl Lowering<'_> {
     fn connect(&mut self, index: usize, command: &Command, lines: LineRange) -> Lowered<Vec<usize>> {
         let sources = match &command.instruction {
             Instruction::Copy(copy) => match copy.from.as_deref().filter(|from| !from.is_empty()) {
-                Some(from) => vec![self.copy_source(from, lines)?],
+                Some(from) => vec![self.copy_source(index, from, lines)?],
                 None => Vec::new(),
             },
             Instruction::Run(run) => {
@@ -273,16 +288,40 @@ impl Lowering<'_> {
         Ok(sources)
     }
 
-    fn copy_source(&mut self, from: &str, lines: LineRange) -> Lowered<usize> {
+    fn copy_source(&mut self, index: usize, from: &str, lines: LineRange) -> Lowered<usize> {
         let expansion = self.lexer.expand(from, &NoVariables).map_err(|e| LowerError::Word(e).at(lines))?;
         if expansion.value != from {
             return Err(LowerError::VariableInFrom.at(lines));
+        }
+        if self.is_classic() {
+            return Ok(self.classic_source(index, from, lines));
         }
         let Ok(number) = from.parse::<i64>() else { return Ok(self.source_named(from, lines, true)) };
         match usize::try_from(number) {
             Ok(index) if index < self.stages.len() => Ok(index),
             _ => Err(LowerError::StageIndex(number).at(lines)),
         }
+    }
+
+    /// To the classic builder the stages that come later are not there yet (`stagesBuildResults` in moby/moby).
+    fn classic_source(&mut self, index: usize, from: &str, lines: LineRange) -> usize {
+        let current = self.stages[index].number.unwrap_or(index);
+        let is_before = |found: &usize| self.stages[*found].number.is_none_or(|number| number < current);
+        let problem = match (self.find_stage(from).filter(is_before), from.parse::<i64>()) {
+            (Some(stage), _) => return stage,
+            (None, Err(_)) => None,
+            (None, Ok(number)) => match usize::try_from(number) {
+                Ok(number) if number < current => return number,
+                Ok(number) if number == current => Some("refers to current build stage"),
+                _ => Some("index out of bounds"),
+            },
+        };
+        let paths = self.new_path_set();
+        let missing = problem.map(|problem| format!("invalid from flag value {from}: {problem}"));
+        let image = self.push_stage(StageState { missing, ..StageState::new(from.to_owned(), lines, paths) });
+        // What is named like a stage is an image here.
+        self.stages[image].base = None;
+        image
     }
 
     /// The stage of that name, or an image that nobody has named yet. BuildKit counts each such use as a stage, and that shows in the

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
+use lapstrake_builder_files::{UnknownOwner, apply_with};
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
@@ -36,7 +37,8 @@ impl FileStep {
         let (op, name, cancel) = (self.op.clone(), self.name.clone(), cx.cancel.clone());
         let is_classic = self.is_classic;
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
-            let mut trees = lapstrake_builder_files::apply(&workshop.stores, &op, &inputs, &cancel)?;
+            let unknown = if is_classic { UnknownOwner::IsAnError } else { UnknownOwner::IsRoot };
+            let mut trees = apply_with(&workshop.stores, &op, &inputs, unknown, &cancel)?;
             if is_classic {
                 let keep = |tree| classic::without_nothing(&workshop.stores, tree, &inputs);
                 trees = trees.into_iter().map(keep).collect::<Result<_, _>>()?;

@@ -129,7 +129,7 @@ pub(crate) async fn unknown_user_is_an_error(kind: Kind) {
         matches!(&error, ExecError::NoSuchUser { kind: "user", name, .. } if name == "ghost"),
         "{error:?}"
     );
-    assert_eq!(error.to_string(), "unable to find user ghost: no matching entries in /etc/passwd");
+    assert_eq!(error.to_string(), "unable to find user ghost: no matching entries in passwd file");
 }
 
 pub(crate) async fn seccomp_is_on_and_new_privileges_are_allowed(kind: Kind) {

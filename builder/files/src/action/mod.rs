@@ -41,8 +41,28 @@ pub fn apply(
     inputs: &[Tree],
     cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, FilesError> {
+    apply_with(stores, op, inputs, UnknownOwner::IsRoot, cancel)
+}
+
+/// What becomes of an owner whose name is nobody's in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownOwner {
+    /// It is root, as to BuildKit.
+    IsRoot,
+    /// It is [`FilesError::UnknownOwner`], as to Moby's classic builder.
+    IsAnError,
+}
+
+/// [`apply`], with a say in what an unknown owner is.
+pub fn apply_with(
+    stores: &Stores,
+    op: &pb::FileOp,
+    inputs: &[Tree],
+    unknown: UnknownOwner,
+    cancel: &CancellationToken,
+) -> Result<Vec<Tree>, FilesError> {
     let plan = Plan::new(&op.actions, inputs.len())?;
-    let mut run = Run { stores, inputs, cancel, made: op.actions.iter().map(|_| None).collect() };
+    let mut run = Run { stores, inputs, unknown, cancel, made: op.actions.iter().map(|_| None).collect() };
     for index in &plan.order {
         let action = &op.actions[*index];
         let made = run.run(action, &plan).and_then(|working| {
@@ -136,6 +156,7 @@ impl View {
 struct Run<'a> {
     stores: &'a Stores,
     inputs: &'a [Tree],
+    unknown: UnknownOwner,
     cancel: &'a CancellationToken,
     made: Vec<Option<Made>>,
 }
@@ -210,7 +231,7 @@ impl Run<'_> {
         primary: BorrowedFd<'_>,
     ) -> Result<Option<Owner>, FilesError> {
         let Some(wanted) = wanted else { return Ok(None) };
-        Owner::look_up(wanted, |input, read| {
+        Owner::look_up(wanted, self.unknown, |input, read| {
             if input < 0 {
                 return Err(FilesError::Invalid { what: format!("invalid user index: {input}") });
             }

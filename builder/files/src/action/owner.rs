@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use crate::{
-    FilesError,
+    FilesError, UnknownOwner,
     at::{self, Last},
 };
 
@@ -32,18 +32,24 @@ pub(crate) struct Owner {
 type Reading<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<(), FilesError>;
 
 impl Owner {
-    /// Looks up an owner; names in the trees that `with_tree` opens. As with BuildKit a name that is not found, also because
-    /// there is no file, is root, and a user without a group brings its own: that of its name, or the one of the same number.
+    /// Looks up an owner; names in the trees that `with_tree` opens. A name that is not found, also because there is no file, is
+    /// what `unknown` says. A user without a group brings its own: that of its name, or the one of the same number.
     pub(super) fn look_up(
         wanted: &pb::ChownOpt,
+        unknown: UnknownOwner,
         with_tree: impl Fn(i64, Reading<'_>) -> Result<(), FilesError>,
     ) -> Result<Self, FilesError> {
         let mut owner = Self::default();
+        let not_found = |kind, id, name: &str| match unknown {
+            UnknownOwner::IsRoot => Ok(()),
+            UnknownOwner::IsAnError => Err(FilesError::UnknownOwner { kind, id, name: name.to_owned() }),
+        };
         match wanted.user.as_ref().and_then(|user| user.user.as_ref()) {
             Some(User::ById(id)) => owner = Self { uid: *id, gid: *id },
             Some(User::ByName(name)) => with_tree(name.input, &mut |root| {
-                if let Some(fields) = find(root, "/etc/passwd", &name.name)? {
-                    owner = Self { uid: number(&fields, 2), gid: number(&fields, 3) };
+                match find(root, "/etc/passwd", &name.name)? {
+                    Some(fields) => owner = Self { uid: number(&fields, 2), gid: number(&fields, 3) },
+                    None => not_found("user", "uid", &name.name)?,
                 }
                 Ok(())
             })?,
@@ -52,8 +58,9 @@ impl Owner {
         match wanted.group.as_ref().and_then(|group| group.user.as_ref()) {
             Some(User::ById(id)) => owner.gid = *id,
             Some(User::ByName(name)) => with_tree(name.input, &mut |root| {
-                if let Some(fields) = find(root, "/etc/group", &name.name)? {
-                    owner.gid = number(&fields, 2);
+                match find(root, "/etc/group", &name.name)? {
+                    Some(fields) => owner.gid = number(&fields, 2),
+                    None => not_found("group", "gid", &name.name)?,
                 }
                 Ok(())
             })?,
