@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def _arguments():
-    names = [scenario.name for scenario in all_scenarios(0)]
+    names = [scenario.name for scenario in all_scenarios(0, None)]
     parser = argparse.ArgumentParser(
         prog="contrib/bench/run",
         description="Runs the same work against Lapstrake and its peers, in turn, several rounds with fresh content each, and prints "
@@ -51,7 +51,7 @@ def _arguments():
         parser.error("--rounds, --scale and --images are above zero")
     if len(arguments.host_pid) > len(arguments.host):
         parser.error("there are more --host-pid than --host")
-    arguments.scenarios = all_scenarios(arguments.images)
+    arguments.scenarios = all_scenarios(arguments.images, arguments.lapstrake)
     if arguments.only:
         wanted = arguments.only.split(",")
         for want in wanted:

@@ -5,13 +5,17 @@ To add one: a subclass of Scenario with its rows, `fresh` and `measure`, and its
 
 import os
 import shutil
+import statistics
+import subprocess
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from . import content
 from .client import BenchError
+from .registry import Registry
 
 MIB = 1 << 20
 BASE = f"FROM {content.BASE_IMAGE}\n"
@@ -248,6 +252,105 @@ class CachedWide(Scenario):
         return {"first": first, "rebuild": daemon.client.build(directory, self.tag())}
 
 
+def _wide(stages, steps, nonce):
+    """A Dockerfile of stages × steps vertices that need no base image and run nothing."""
+    lines = []
+    for stage in range(stages):
+        lines.append(f"FROM scratch AS s{stage}")
+        lines += [f"WORKDIR /{nonce}/s{stage}/{step}" for step in range(steps)]
+    lines.append("FROM scratch")
+    lines += [f"COPY --from=s{stage} / /" for stage in range(stages)]
+    return "\n".join(lines) + "\n"
+
+
+class CacheFrom(Scenario):
+    """A rebuild in which every step is cached, without and with a cache of a thousand records that is asked, too."""
+
+    name = "cache-from-1000"
+    rows = {
+        "without": Row("1,000 records here, all cached, docker CLI"),
+        "with": Row("the same with `--cache-from` the same 1,000 records in a registry"),
+        "adds": Row("what `--cache-from` adds", goal="≤ 0.1 s"),
+        "empty": Row("the same in an empty store, all from that cache"),
+    }
+
+    def __init__(self, lapstrake):
+        self.lapstrake = lapstrake
+
+    def fresh(self, directory, scale):
+        self.context, self.storage = directory / "context", directory / "registry"
+        _write(self.context, _wide(20, max(1, int(49 * scale)), uuid.uuid4().hex))
+        with Registry(self.storage) as registry:
+            command = [self.lapstrake, "build", "--progress", "quiet", "--root", str(directory / "root"), "--cache-to"]
+            command += [f"type=registry,ref={registry.host}/bench:cache,mode=max", str(self.context)]
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def measure(self, daemon, directory):
+        client = daemon.client
+        client.build(self.context, self.tag())
+        with Registry(self.storage) as registry:
+            options = ["--cache-from", f"{registry.host}/bench:cache"]
+            client.build(self.context, self.tag(), options=options)
+            pairs = []
+            for _ in range(5):
+                _settle()
+                without = client.build(self.context, self.tag())
+                pairs.append((without, client.build(self.context, self.tag(), options=options)))
+            client.remove(self.tag())
+            client.prune()
+            _settle()
+            empty_store = client.build(self.context, self.tag(), options=options)
+        return {
+            "without": statistics.median(without for without, _ in pairs),
+            "with": statistics.median(with_it for _, with_it in pairs),
+            "adds": statistics.median(with_it - without for without, with_it in pairs),
+            "empty": empty_store,
+        }
+
+
+class DiskUsage(Scenario):
+    """`system df` over a build cache of many records."""
+
+    name = "df"
+    rows = {
+        "first-1000": Row("`system df`, 1,000 records, the first time after the build"),
+        "again-1000": Row("the same again", goal="≤ 0.1 s"),
+        "first-10000": Row("`system df`, 10,000 records, the first time after the builds"),
+        "again-10000": Row("the same again"),
+        "prune-none-10000": Row("`builder prune --filter until=24h` of them: nothing to remove"),
+    }
+
+    def fresh(self, directory, scale):
+        self.contexts = [directory / str(number) for number in range(10)]
+        for context in self.contexts:
+            _write(context, _wide(20, max(1, int(49 * scale)), uuid.uuid4().hex))
+
+    def measure(self, daemon, directory):
+        found = {}
+        for built, context in enumerate(self.contexts, 1):
+            daemon.client.build(context, f"{self.tag()}-{built}")
+            if built not in (1, 10):
+                continue
+            key = f"{built}000"
+            found[f"first-{key}"] = self._ask(daemon)
+            found[f"again-{key}"] = statistics.median(self._ask(daemon) for _ in range(5))
+        filters = quote('{"until":["24h"]}')
+        begin = time.monotonic()
+        daemon.client.succeed("POST", f"/build/prune?filters={filters}")
+        found["prune-none-10000"] = time.monotonic() - begin
+        return found
+
+    def _ask(self, daemon):
+        begin = time.monotonic()
+        daemon.client.succeed("GET", "/v1.41/system/df")
+        return time.monotonic() - begin
+
+    def finish(self, daemon):
+        for built in range(1, 11):
+            daemon.client.remove(f"{self.tag()}-{built}")
+        daemon.client.prune()
+
+
 class SmallFiles(Scenario):
     """A context of many small files; then one of them changes."""
 
@@ -365,7 +468,7 @@ class CopyFrom(Scenario):
         return {"build": daemon.client.build(directory, self.tag())}
 
 
-def all_scenarios(images):
+def all_scenarios(images, lapstrake):
     """In the order in which they run and are shown."""
     return [
         Start(images),
@@ -373,6 +476,8 @@ def all_scenarios(images):
         Example(),
         Cached(),
         CachedWide(),
+        CacheFrom(lapstrake),
+        DiskUsage(),
         RunChain(),
         FanIn(),
         AtOnce(),

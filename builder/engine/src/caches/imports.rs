@@ -280,48 +280,42 @@ impl Import {
         blobs: Arc<dyn BlobSource>,
         name: &str,
     ) -> Result<Vec<Brought>, CacheFault> {
-        // A document cannot be read as both.
-        if let Ok(index) = Index::from_json(bytes)
-            && !index.manifests.is_empty()
-        {
-            let is_config = |d: &&Descriptor| d.media_type == MediaType::BUILDKIT_CACHE_CONFIG;
-            return match index.manifests.iter().find(is_config) {
-                Some(config) => {
-                    let layers = index.manifests.iter().filter(|d| !is_config(d));
-                    Ok(vec![self.cache(config, layers, blobs, name).await?])
-                }
-                None => self.images(&index, blobs, name).await,
-            };
+        let bytes = bytes.to_vec();
+        match CacheFault::blocking(move || Document::parse(&bytes)).await? {
+            Document::Cache { config, layers } => Ok(vec![self.cache(&config, layers, blobs, name).await?]),
+            Document::Images(index) => self.images(&index, blobs, name).await,
+            Document::Image(manifest) => {
+                Ok(self.carried(&manifest, blobs, name).await?.into_iter().collect())
+            }
         }
-        let manifest = Manifest::from_json(bytes)?;
-        if manifest.config.media_type == MediaType::BUILDKIT_CACHE_CONFIG {
-            return Ok(vec![self.cache(&manifest.config, manifest.layers.iter(), blobs, name).await?]);
-        }
-        Ok(self.carried(&manifest, blobs, name).await?.into_iter().collect())
     }
 
     async fn cache(
         &self,
         config: &Descriptor,
-        layers: impl Iterator<Item = &Descriptor>,
+        layers: Vec<Descriptor>,
         blobs: Arc<dyn BlobSource>,
         name: &str,
     ) -> Result<Brought, CacheFault> {
-        let mut known = HashMap::new();
-        for blob in layers.filter(|blob| blob.media_type.is_layer()) {
-            let diff_id = blob.annotations.get(UNCOMPRESSED);
-            let diff_id = diff_id.map(|text| Digest::parse(text)).transpose()?.map(DiffId::from);
-            known.insert(blob.digest.clone(), ImportedLayer { blob: blob.clone(), diff_id });
-        }
         let json = document(&self.workshop, &*blobs, config, MAX_DOCUMENT).await?;
-        let document = CacheDocument::parse(&json)?;
-        self.brought(&document, &known, blobs, name)
+        let read = move || {
+            let mut known = HashMap::new();
+            for blob in layers.into_iter().filter(|blob| blob.media_type.is_layer()) {
+                let diff_id = blob.annotations.get(UNCOMPRESSED);
+                let diff_id = diff_id.map(|text| Digest::parse(text)).transpose()?.map(DiffId::from);
+                known.insert(blob.digest.clone(), ImportedLayer { blob, diff_id });
+            }
+            Ok((CacheDocument::parse(&json)?, known))
+        };
+        self.brought(read, blobs, name).await
     }
 
-    fn brought(
+    /// Documents may be long: they are read on a thread that may take its time, and nobody waits for who is not needed any more.
+    async fn brought(
         &self,
-        document: &CacheDocument,
-        layers: &HashMap<Digest, ImportedLayer>,
+        read: impl FnOnce() -> Result<(CacheDocument, HashMap<Digest, ImportedLayer>), CacheFault>
+        + Send
+        + 'static,
         blobs: Arc<dyn BlobSource>,
         name: &str,
     ) -> Result<Brought, CacheFault> {
@@ -332,8 +326,11 @@ impl Import {
             vertex: self.vertex.clone(),
             cancel: self.cx.cancel.clone(),
         });
-        let cache = ImportedCache::new(document, layers, source)?;
-        Ok(Brought { cache: Arc::new(cache), blobs: Some(blobs) })
+        let cache = CacheFault::blocking(move || {
+            let (document, layers) = read()?;
+            Ok(ImportedCache::new(&document, &layers, source)?)
+        });
+        Ok(Brought { cache: Arc::new(cache.await?), blobs: Some(blobs) })
     }
 
     /// What the images of an index carry.
@@ -374,13 +371,44 @@ impl Import {
                 "the manifest has {layers} layers, its config {ids}"
             )));
         }
-        let digests: Vec<Digest> = manifest.layers.iter().map(|layer| layer.digest.clone()).collect();
-        let document = CacheDocument::parse_inline(&records, &digests)?;
-        let layers = manifest.layers.iter().zip(diff_ids).map(|(blob, diff_id)| {
-            let layer = ImportedLayer { blob: blob.clone(), diff_id: Some(diff_id.clone()) };
-            (blob.digest.clone(), layer)
-        });
-        self.brought(&document, &layers.collect(), blobs, name).map(Some)
+        let layers: Vec<_> = manifest.layers.iter().cloned().zip(diff_ids.iter().cloned()).collect();
+        let read = move || {
+            let digests: Vec<Digest> = layers.iter().map(|(blob, _)| blob.digest.clone()).collect();
+            let document = CacheDocument::parse_inline(&records, &digests)?;
+            let layers = layers
+                .into_iter()
+                .map(|(blob, diff_id)| (blob.digest.clone(), ImportedLayer { blob, diff_id: Some(diff_id) }));
+            Ok((document, layers.collect()))
+        };
+        self.brought(read, blobs, name).await.map(Some)
+    }
+}
+
+/// What a name or tag leads to.
+enum Document {
+    Cache { config: Descriptor, layers: Vec<Descriptor> },
+    Images(Index),
+    Image(Manifest),
+}
+
+impl Document {
+    fn parse(bytes: &[u8]) -> Result<Self, CacheFault> {
+        // A document cannot be read as both.
+        if let Ok(index) = Index::from_json(bytes)
+            && !index.manifests.is_empty()
+        {
+            let is_config = |d: &Descriptor| d.media_type == MediaType::BUILDKIT_CACHE_CONFIG;
+            let Some(config) = index.manifests.iter().find(|d| is_config(d)).cloned() else {
+                return Ok(Self::Images(index));
+            };
+            let layers = index.manifests.into_iter().filter(|d| !is_config(d)).collect();
+            return Ok(Self::Cache { config, layers });
+        }
+        let manifest = Manifest::from_json(bytes)?;
+        if manifest.config.media_type == MediaType::BUILDKIT_CACHE_CONFIG {
+            return Ok(Self::Cache { config: manifest.config, layers: manifest.layers });
+        }
+        Ok(Self::Image(manifest))
     }
 }
 
