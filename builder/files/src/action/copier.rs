@@ -1,5 +1,9 @@
 //! Copying one file or directory into a tree. Facts: `github.com/tonistiigi/fsutil/copy`.
 //!
+//! ```text
+//!   Copier: walks directories, and makes those of the target ──each entry in them──► Entries (entry): makes it
+//! ```
+//!
 //! Directories are walked with a stack of open ones, source and target side by side; each entry is named relative to them
 //! and never followed. Owner, mode and times of a directory are set when all is in it.
 //!
@@ -7,16 +11,18 @@
 //! made through the overlay will hold is nowhere below it, so that it can be written to the upper directory as it is. The
 //! overlay may not be used to look at it then: it is opened anew for what comes later.
 
+mod entry;
+
 use std::{
-    collections::HashMap,
     ffi::{OsStr, OsString},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
+use entry::{Entries, Entry};
 use lapstrake_builder_dockerfile::ignore::{ParentMatch, PatternMatcher};
 use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid},
+    fs::{Mode, Stat, Timespec, Timestamps},
     io::Errno,
 };
 
@@ -126,12 +132,10 @@ struct Verdict {
 
 pub(super) struct Copier<'a> {
     options: &'a Options,
-    copying: Copying<'a>,
+    entries: Entries<'a>,
     root: BorrowedFd<'a>,
     upper: Option<BorrowedFd<'a>>,
     wrote_directly: bool,
-    /// Where files with several links were copied to, and how many links may still come.
-    links: HashMap<(u64, u64), (PathBuf, u64)>,
     frames: Vec<Frame>,
     /// The entry that is worked on, below what is copied.
     relative: PathBuf,
@@ -143,11 +147,10 @@ impl<'a> Copier<'a> {
     pub(super) fn new(target: &Target<'a>, options: &'a Options, copying: Copying<'a>) -> Self {
         Self {
             options,
-            copying,
+            entries: Entries::new(target, options, copying),
             root: target.root,
             upper: target.upper,
             wrote_directly: false,
-            links: HashMap::new(),
             frames: Vec::new(),
             relative: PathBuf::new(),
             target: PathBuf::new(),
@@ -170,7 +173,16 @@ impl<'a> Copier<'a> {
         if !at::is_directory(&stat) {
             let (parent, name) = open_parent(source_root, source, "lstat")?;
             let (target_parent, target_name) = open_parent(self.root, target, "open")?;
-            self.entry(parent.as_fd(), name, &stat, target_parent.as_fd(), target_name, false)?;
+            self.entries.copy(&Entry {
+                source: parent.as_fd(),
+                name,
+                stat: &stat,
+                target: target_parent.as_fd(),
+                target_name,
+                direct: false,
+                relative: &self.relative,
+                path: &self.target,
+            })?;
             return Ok(false);
         }
         let directory =
@@ -191,7 +203,7 @@ impl<'a> Copier<'a> {
 
     fn walk(&mut self) -> Result<(), FilesError> {
         while let Some(frame) = self.frames.last_mut() {
-            self.copying.check()?;
+            self.entries.check()?;
             let Some(name) = frame.names.next() else {
                 let frame = self.frames.pop().expect("it was there");
                 self.leave(&frame)?;
@@ -243,11 +255,17 @@ impl<'a> Copier<'a> {
         }
         if verdict.wanted {
             self.make_parents()?;
-            let frame = self.frames.pop().expect("a child has a parent");
-            let target = frame.target.as_ref().expect("parents were made");
-            let copied = self.entry(frame.source.as_fd(), name, &stat, target.as_fd(), name, frame.direct);
-            self.frames.push(frame);
-            copied?;
+            let frame = self.frames.last().expect("a child has a parent");
+            self.entries.copy(&Entry {
+                source: frame.source.as_fd(),
+                name,
+                stat: &stat,
+                target: frame.target.as_ref().expect("parents were made").as_fd(),
+                target_name: name,
+                direct: frame.direct,
+                relative: &self.relative,
+                path: &self.target,
+            })?;
         }
         Ok(false)
     }
@@ -300,8 +318,8 @@ impl<'a> Copier<'a> {
         let Some(target) = &frame.target else { return Ok(()) };
         match frame.finish {
             Finish::All => {
-                self.attributes(target.as_fd(), &frame.stat)?;
-                self.xattrs(Node::Open(frame.source.as_fd()), Node::Open(target.as_fd()))
+                self.entries.attributes(target.as_fd(), &frame.stat, &self.target)?;
+                entry::xattrs(Node::Open(frame.source.as_fd()), Node::Open(target.as_fd()), &self.target)
             }
             Finish::Times => rustix::fs::futimens(target, &self.options.times(&frame.stat))
                 .map_err(FilesError::io("utime", &self.target)),
@@ -375,227 +393,5 @@ impl<'a> Copier<'a> {
             }
         }
         Ok(Opened { directory, made, direct })
-    }
-
-    /// Copies what is no directory. `direct`: into the upper directory.
-    fn entry(
-        &mut self,
-        source: BorrowedFd<'_>,
-        name: &OsStr,
-        stat: &Stat,
-        target: BorrowedFd<'_>,
-        target_name: &OsStr,
-        direct: bool,
-    ) -> Result<(), FilesError> {
-        match at::kind(stat) {
-            FileType::RegularFile | FileType::Symlink
-                if self.options.share && self.shared(source, name, target, target_name)? =>
-            {
-                Ok(())
-            }
-            FileType::Socket if self.options.share => Ok(()),
-            FileType::RegularFile => self.file(source, name, stat, target, target_name, direct),
-            FileType::Symlink => {
-                let io = |doing| FilesError::io(doing, &self.target);
-                let link = rustix::fs::readlinkat(source, name, Vec::new()).map_err(io("readlink"))?;
-                self.make(target, target_name, || {
-                    rustix::fs::symlinkat(link.as_c_str(), target, target_name)
-                })
-                .map_err(|error| error.named("symlink", &self.target))?;
-                self.node_attributes(source, name, stat, target, target_name)
-            }
-            kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) => {
-                let device = if kind == FileType::Fifo { 0 } else { stat.st_rdev };
-                let mode = Mode::RUSR | Mode::WUSR;
-                self.make(target, target_name, || {
-                    rustix::fs::mknodat(target, target_name, kind, mode, device)
-                })
-                .map_err(|error| error.named("mknod", &self.target))?;
-                self.node_attributes(source, name, stat, target, target_name)
-            }
-            // A socket means nothing without its process; as with BuildKit an empty file takes its place.
-            FileType::Socket => {
-                let mode = Mode::RUSR | Mode::WUSR;
-                let kind = FileType::RegularFile;
-                self.make(target, target_name, || rustix::fs::mknodat(target, target_name, kind, mode, 0))
-                    .map_err(|error| error.named("mknod", &self.target))?;
-                self.node_attributes(source, name, stat, target, target_name)
-            }
-            FileType::Directory | FileType::Unknown => {
-                let why = "is of a type that cannot be copied";
-                Err(FilesError::Unsupported { path: self.relative.clone(), why })
-            }
-        }
-    }
-
-    fn file(
-        &mut self,
-        source: BorrowedFd<'_>,
-        name: &OsStr,
-        stat: &Stat,
-        target: BorrowedFd<'_>,
-        target_name: &OsStr,
-        direct: bool,
-    ) -> Result<(), FilesError> {
-        if stat.st_nlink > 1 && self.link(stat, target, target_name, direct)? {
-            return Ok(());
-        }
-        let from = rustix::fs::openat(source, name, at::READ, Mode::empty())
-            .map_err(FilesError::io("open", &self.relative))?;
-        let opened = rustix::fs::fstat(&from).map_err(FilesError::io("stat", &self.relative))?;
-        if at::kind(&opened) != FileType::RegularFile {
-            let why = "became something else while it was copied";
-            return Err(FilesError::Unsupported { path: self.relative.clone(), why });
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = self
-            .make(target, target_name, || {
-                rustix::fs::openat(target, target_name, flags, Mode::RUSR | Mode::WUSR)
-            })
-            .map_err(|error| error.named("open", &self.target))?;
-        self.copying.copy(from.as_fd(), &opened, to.as_fd(), &self.target)?;
-        self.attributes(to.as_fd(), &opened)?;
-        self.xattrs(Node::Open(from.as_fd()), Node::Open(to.as_fd()))
-    }
-
-    /// Makes another link to the source itself, if the file system can.
-    fn shared(
-        &self,
-        source: BorrowedFd<'_>,
-        name: &OsStr,
-        target: BorrowedFd<'_>,
-        target_name: &OsStr,
-    ) -> Result<bool, FilesError> {
-        let link = || rustix::fs::linkat(source, name, target, target_name, AtFlags::empty());
-        match self.make(target, target_name, link) {
-            Ok(()) => Ok(true),
-            Err(MakeError::Errno(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP)) => Ok(false),
-            Err(error) => Err(error.named("link", &self.target)),
-        }
-    }
-
-    /// Links to the copy of another link to the same file, if there is one.
-    fn link(
-        &mut self,
-        stat: &Stat,
-        target: BorrowedFd<'_>,
-        name: &OsStr,
-        direct: bool,
-    ) -> Result<bool, FilesError> {
-        let inode = (stat.st_dev, stat.st_ino);
-        let Some((copy, left)) = self.links.get_mut(&inode) else {
-            self.links.insert(inode, (self.target.clone(), stat.st_nlink - 1));
-            return Ok(false);
-        };
-        *left -= 1;
-        let (copy, left) = (copy.clone(), *left);
-        if left == 0 {
-            self.links.remove(&inode);
-        }
-        // All that was copied is in the upper directory under the same path, however it came there.
-        let root = self.upper.filter(|_| direct).unwrap_or(self.root);
-        let (parent, copy_name) = open_parent(root, &copy, "link")?;
-        let linked = self
-            .make(target, name, || rustix::fs::linkat(&parent, copy_name, target, name, AtFlags::empty()));
-        match linked {
-            Ok(()) => Ok(true),
-            Err(MakeError::Errno(Errno::MLINK)) => Ok(false),
-            Err(error) => Err(error.named("link", &self.target)),
-        }
-    }
-
-    /// Makes an entry, after what is in its way was removed.
-    fn make<T>(
-        &self,
-        target: BorrowedFd<'_>,
-        name: &OsStr,
-        make: impl Fn() -> rustix::io::Result<T>,
-    ) -> Result<T, MakeError> {
-        match make() {
-            Err(Errno::EXIST) => {}
-            made => return made.map_err(MakeError::Errno),
-        }
-        if self.options.replace {
-            at::remove(target, name)?;
-        } else {
-            match rustix::fs::unlinkat(target, name, AtFlags::empty()) {
-                Err(Errno::ISDIR | Errno::PERM)
-                    if at::stat(target, name)?.is_some_and(|stat| at::is_directory(&stat)) =>
-                {
-                    return Err(MakeError::Files(FilesError::IsADirectory { path: self.target.clone() }));
-                }
-                removed => removed?,
-            }
-        }
-        Ok(make()?)
-    }
-
-    /// Owner, then mode, which a change of owner takes bits from, then times.
-    fn attributes(&self, target: BorrowedFd<'_>, stat: &Stat) -> Result<(), FilesError> {
-        let io = |doing| FilesError::io(doing, &self.target);
-        let owner = self.options.owner(stat);
-        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-        rustix::fs::fchown(target, Some(uid), Some(gid)).map_err(io("chown"))?;
-        rustix::fs::fchmod(target, at::mode(self.options.mode(stat))).map_err(io("chmod"))?;
-        rustix::fs::futimens(target, &self.options.times(stat)).map_err(io("utime"))
-    }
-
-    /// The same for what cannot be opened.
-    fn node_attributes(
-        &self,
-        source: BorrowedFd<'_>,
-        name: &OsStr,
-        stat: &Stat,
-        target: BorrowedFd<'_>,
-        target_name: &OsStr,
-    ) -> Result<(), FilesError> {
-        let io = |doing| FilesError::io(doing, &self.target);
-        let owner = self.options.owner(stat);
-        at::chown(target, target_name, owner.uid, owner.gid).map_err(io("chown"))?;
-        if at::kind(stat) != FileType::Symlink {
-            // It was made a moment ago in a draft that is ours alone, and is no link.
-            let mode = at::mode(self.options.mode(stat));
-            rustix::fs::chmodat(target, target_name, mode, AtFlags::empty()).map_err(io("chmod"))?;
-        }
-        at::set_times(target, target_name, &self.options.times(stat)).map_err(io("utime"))?;
-        self.xattrs(Node::Entry(source, name), Node::Entry(target, target_name))
-    }
-
-    /// Attributes that the target's file system cannot have are left out, as by BuildKit.
-    fn xattrs(&self, source: Node<'_>, target: Node<'_>) -> Result<(), FilesError> {
-        for (name, value) in at::xattrs(source).map_err(FilesError::io("listxattr", &self.target))? {
-            match at::set_xattr(target, &name, &value) {
-                Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
-                    return Err(FilesError::io("setxattr", &self.target)(errno));
-                }
-                Err(errno) => {
-                    let name = String::from_utf8_lossy(&name).into_owned();
-                    tracing::debug!(path = %self.target.display(), name, %errno, "extended attribute not copied");
-                }
-                Ok(()) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Why an entry could not be made.
-enum MakeError {
-    Errno(Errno),
-    Files(FilesError),
-}
-
-impl From<Errno> for MakeError {
-    fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
-    }
-}
-
-impl MakeError {
-    fn named(self, doing: &'static str, path: &Path) -> FilesError {
-        match self {
-            Self::Errno(errno) => FilesError::io(doing, path)(errno),
-            Self::Files(error) => error,
-        }
     }
 }
