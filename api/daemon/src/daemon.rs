@@ -31,10 +31,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
     process::raise_open_files();
     // Before the runtime's threads.
     let helper = assembly::start_helper()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(ProgramError::system("start threads"))?;
+    let runtime = process::start_threads()?;
     let served = runtime.block_on(async {
         let stop = CancellationToken::new();
         process::stop_on_signals(stop.clone())?;

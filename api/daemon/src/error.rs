@@ -1,7 +1,8 @@
 //! Why the program could not do what it was started for.
 
-use std::{error::Error, fmt::Write as _, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
+pub(crate) use lapstrake_api_server::chain;
 use lapstrake_builder_cache::CacheError;
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_history::HistoryError;
@@ -97,48 +98,5 @@ impl ProgramError {
     /// For `map_err`: what the machine refused.
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { doing, source }
-    }
-}
-
-/// An error and its causes on one line; a cause that the line says already is left out.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        // A cause that ends in the text is the same said with its place before it, as a failed step's.
-        if !text.contains(&cause) && !cause.ends_with(&text) {
-            let _ = write!(text, ": {cause}"); // a String takes everything
-        }
-        next = source.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("{text}")]
-    struct Said {
-        text: &'static str,
-        source: Option<Box<Said>>,
-    }
-
-    fn chained(texts: &[&'static str]) -> String {
-        let make = |source: Option<Box<Said>>, text: &&'static str| Some(Box::new(Said { text, source }));
-        let error = texts.iter().rev().fold(None, make).unwrap();
-        chain(error.as_ref())
-    }
-
-    #[test]
-    fn every_cause_is_said_once() {
-        assert_eq!(chained(&["open x", "no such file"]), "open x: no such file");
-        assert_eq!(chained(&["open x: no such file", "no such file"]), "open x: no such file");
-        assert_eq!(
-            chained(&["exit code: 1", "[2/2] RUN false: exit code: 1", "exit code: 1"]),
-            "exit code: 1"
-        );
     }
 }

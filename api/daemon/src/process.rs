@@ -7,7 +7,10 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ProgramError;
@@ -23,6 +26,12 @@ pub(crate) fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "limit of open files not raised");
     }
+}
+
+/// Starts the threads that everything runs on: the last thing before there is more than one.
+pub(crate) fn start_threads() -> Result<Runtime, ProgramError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build().map_err(ProgramError::system("start threads"))
 }
 
 /// The file that says which process the daemon is. Removed when dropped.

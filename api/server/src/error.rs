@@ -88,8 +88,8 @@ impl ApiError {
     }
 }
 
-/// An error and its causes as one line; causes whose text the line has already are left out.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+/// An error and its causes on one line; a cause that the line says already is left out.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
@@ -119,5 +119,33 @@ impl From<StoreError> for ApiError {
             ErrorKind::Corrupt | ErrorKind::Internal => ApiErrorKind::Internal,
         };
         Self::new(kind, chain(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Said {
+        text: &'static str,
+        source: Option<Box<Said>>,
+    }
+
+    fn chained(texts: &[&'static str]) -> String {
+        let make = |source: Option<Box<Said>>, text: &&'static str| Some(Box::new(Said { text, source }));
+        let error = texts.iter().rev().fold(None, make).unwrap();
+        chain(error.as_ref())
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        assert_eq!(chained(&["open x", "no such file"]), "open x: no such file");
+        assert_eq!(chained(&["open x: no such file", "no such file"]), "open x: no such file");
+        assert_eq!(
+            chained(&["exit code: 1", "[2/2] RUN false: exit code: 1", "exit code: 1"]),
+            "exit code: 1"
+        );
     }
 }

@@ -49,7 +49,7 @@ pub use backend::{
     TransferNews, TransferSink,
 };
 pub use engine::EngineBuilds;
-pub use error::{ApiError, ApiErrorKind};
+pub use error::{ApiError, ApiErrorKind, chain};
 pub use events::EventBus;
 pub use history::{build_detail, build_item};
 pub use images::check_platform;

@@ -66,10 +66,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let credentials = DockerConfig::read()?;
     process::raise_open_files();
     let helper = assembly::start_helper()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(ProgramError::system("start threads"))?;
+    let runtime = process::start_threads()?;
     let code = runtime.block_on(async {
         let stop = CancellationToken::new();
         process::stop_on_signals(stop.clone())?;
