@@ -419,6 +419,46 @@ fn faults_before_the_first_step_have_mobys_status() {
     differences.none();
 }
 
+/// What no directory of a test holds: hard links, in another order than Docker's client walks; modes without the file's type, as docker-py sends
+/// them; owners. And a stage's files with owners that this machine names, and hard links.
+#[test]
+fn hashes_of_unusual_files_are_those_of_moby() {
+    let (ours, engine, mine, theirs) = two_engines();
+    const DOCKERFILE: &str = "FROM busybox AS made\nRUN mkdir /m && echo a > /m/a && ln /m/a /m/b && ln -s a /m/l && chown 1000:2000 /m/a \
+        && chown 65534:1 /m && chmod 6711 /m/a && mkfifo /m/p\n\
+        FROM busybox\nCOPY a /1/\nCOPY h /2/\nCOPY z/ /3/\nCOPY . /4/\nCOPY z/h2 a /5/\nCOPY --from=made /m /6/\nCOPY --from=made /m/b /m/l /7/\n";
+    let mut differences = Differences::default();
+    for (name, kind) in [("typed", 0o100_000), ("bare", 0)] {
+        let mut archive = tar::Builder::new(Vec::new());
+        let header = |entry, mode, size: usize| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(entry);
+            header.set_mode(mode);
+            header.set_size(size as u64);
+            (header.set_uid(1000), header.set_gid(7));
+            header
+        };
+        let directory = if kind == 0 { 0o755 } else { 0o40_755 };
+        let file = |mode, size| header(tar::EntryType::Regular, kind | mode, size);
+        archive.append_data(&mut file(0o644, DOCKERFILE.len()), "Dockerfile", DOCKERFILE.as_bytes()).unwrap();
+        archive.append_data(&mut file(0o4755, 2), "a", &b"a\n"[..]).unwrap();
+        let link = || header(tar::EntryType::Link, kind | 0o4755, 0);
+        archive.append_link(&mut link(), "h", "a").unwrap();
+        archive.append_data(&mut header(tar::EntryType::Directory, directory, 0), "z/", &b""[..]).unwrap();
+        archive.append_link(&mut link(), "z/h2", "a").unwrap();
+        archive.append_data(&mut file(0o600, 0), "z/none", &b""[..]).unwrap();
+        let body = archive.into_inner().unwrap();
+        let built = |socket: PathBuf, docker: &Docker| {
+            let query = format!("t={name}&networkmode=host");
+            let answer = post_build(&socket, &query, &body);
+            assert!(answer.contains("Successfully built"), "{answer}");
+            made(docker, name).0.join("\n")
+        };
+        differences.compare(name, &built(ours.socket(), &mine), &built(engine.socket(), &theirs));
+    }
+    differences.none();
+}
+
 /// Status and body of `POST /build` with a tar archive.
 fn post_build(socket: &Path, query: &str, body: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();

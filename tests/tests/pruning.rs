@@ -13,10 +13,12 @@ use std::{
 };
 
 use lapstrake_builder_cache::{EntryFilter, PruneBound, PruneRequest, RecordKind};
+use lapstrake_builder_dockerfile::Dialect;
 use lapstrake_builder_engine::{BuildRequest, ContextInput, EngineError, Input};
 use lapstrake_builder_progress::{Event, Progress, from_response};
+use lapstrake_builder_solver::{CacheStore as _, KeyId};
 use lapstrake_layerstore_oci::Reference;
-use lapstrake_layerstore_store::{disk_usage, disk_usage_of_images};
+use lapstrake_layerstore_store::{StoreError, Tree, disk_usage, disk_usage_of_images};
 use lapstrake_tests::{Context, Workbench};
 use tokio_util::sync::CancellationToken;
 
@@ -350,4 +352,63 @@ async fn stressed_build(bench: &Workbench, builder: usize, round: usize) {
         // By its name: others may have built the same image.
         bench.stores.images.untag(&Reference::parse(&name).unwrap().with_default_tag()).unwrap();
     }
+}
+
+/// How many results the cache has that begin so.
+fn results(bench: &Workbench, prefix: &str) -> u64 {
+    let count = "SELECT count(*) FROM cache_result WHERE substr(key, 1, length(?1)) = ?1";
+    let failed = StoreError::metadata("count results");
+    bench
+        .metadata
+        .read(|db| db.query_row(count, [prefix], |row| row.get::<_, i64>(0)).map_err(failed))
+        .unwrap()
+        .try_into()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_remembered_of_classic_steps_goes_with_their_results() {
+    let bench = Workbench::new();
+    let classic = |dockerfile: &'static str, name: &'static str| {
+        let bench = &bench;
+        async move {
+            let mut request = bench.request(Context::new(dockerfile), name).await.unwrap();
+            let Input::Dockerfile { options, .. } = &mut request.input else { panic!("a Dockerfile") };
+            options.dialect = Dialect::Classic;
+            bench.run(request).await.1
+        }
+    };
+    // Steps on top of files, on top of nothing, and before a failure.
+    classic("FROM busybox\nENV A=1\nRUN echo one > /one\nCMD [\"a\"]\n", "one").await.unwrap();
+    classic("FROM scratch\nLABEL on=nothing\nCMD [\"b\"]\n", "two").await.unwrap();
+    classic("FROM busybox\nENV B=1\nRUN false\n", "three").await.unwrap_err();
+    assert_eq!(results(&bench, "classic:"), 5);
+
+    // The result of the first goes, and what was remembered with it.
+    forget_images(&bench, "busybox");
+    let only = EntryFilter::parse(&["description~=\"echo one\""]).unwrap();
+    let request = PruneRequest { filter: only, ..PruneRequest::default() };
+    let pruned = bench.engine.cache().prune(&request).unwrap();
+    assert_eq!(pruned.entries.len(), 1, "{pruned:?}");
+    assert_eq!(results(&bench, "classic:"), 3);
+
+    // With everything goes the rest.
+    bench.collector.collect_after(|| bench.engine.cache().prune(&all())).unwrap();
+    assert_eq!(results(&bench, ""), 0);
+    classic("FROM scratch\nLABEL on=nothing\nCMD [\"b\"]\n", "two").await.unwrap();
+    assert_eq!(results(&bench, "classic:"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_without_files_are_bounded() {
+    let bench = Workbench::new();
+    let cache = bench.engine.cache();
+    for number in 0..1010 {
+        let key = KeyId::new(format!("empty:{number}"));
+        cache.save(&key, Vec::new(), Some(&Tree::empty())).await.unwrap();
+    }
+    let some = PruneRequest { bound: PruneBound { max_used: 1 << 40, ..PruneBound::default() }, ..all() };
+    cache.prune(&some).unwrap();
+    assert_eq!(results(&bench, "empty:"), 1000);
+    assert_eq!(results(&bench, "empty:0"), 0, "the oldest go");
 }
