@@ -151,7 +151,7 @@ fn lies_of_blobs(honest: &[u8]) -> Vec<(&'static str, bool, Lie)> {
     let whole = honest.to_vec();
     let bytes = move || whole.clone();
     let length = honest.len();
-    let lie = |name, is_had, reply: Box<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>| (name, is_had, reply);
+    let lie = |name, is_had, reply: Lie| (name, is_had, reply);
     let damaged = {
         let mut bytes = bytes();
         bytes[length / 2] ^= 1;

@@ -386,9 +386,9 @@ impl Import {
 
 /// What a name or tag leads to.
 enum Document {
-    Cache { config: Descriptor, layers: Vec<Descriptor> },
-    Images(Index),
-    Image(Manifest),
+    Cache { config: Box<Descriptor>, layers: Vec<Descriptor> },
+    Images(Box<Index>),
+    Image(Box<Manifest>),
 }
 
 impl Document {
@@ -399,16 +399,16 @@ impl Document {
         {
             let is_config = |d: &Descriptor| d.media_type == MediaType::BUILDKIT_CACHE_CONFIG;
             let Some(config) = index.manifests.iter().find(|d| is_config(d)).cloned() else {
-                return Ok(Self::Images(index));
+                return Ok(Self::Images(Box::new(index)));
             };
             let layers = index.manifests.into_iter().filter(|d| !is_config(d)).collect();
-            return Ok(Self::Cache { config, layers });
+            return Ok(Self::Cache { config: Box::new(config), layers });
         }
         let manifest = Manifest::from_json(bytes)?;
         if manifest.config.media_type == MediaType::BUILDKIT_CACHE_CONFIG {
-            return Ok(Self::Cache { config: manifest.config, layers: manifest.layers });
+            return Ok(Self::Cache { config: Box::new(manifest.config), layers: manifest.layers });
         }
-        Ok(Self::Image(manifest))
+        Ok(Self::Image(Box::new(manifest)))
     }
 }
 
