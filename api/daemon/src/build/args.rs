@@ -75,11 +75,11 @@ pub(crate) struct BuildArgs {
     #[arg(long)]
     pub(crate) pull: bool,
 
-    /// Use this cache, too: a name in a registry, or `type=registry,ref=NAME` or `type=local,src=DIRECTORY[,tag=TAG]`; may be repeated
+    /// Use this cache, too: a name in a registry, or type=registry,ref=NAME or type=local,src=DIRECTORY[,tag=TAG]; may be repeated
     #[arg(long, value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,
 
-    /// Leave the cache of the build there: a name in a registry, or `type=inline|registry|local[,ref=NAME][,dest=DIRECTORY][,mode=max]`;
+    /// Leave the cache of the build there: a name in a registry, or type=inline|registry|local[,ref=NAME][,dest=DIRECTORY][,mode=max];
     /// may be repeated
     #[arg(long, value_name = "CACHE")]
     pub(crate) cache_to: Vec<String>,
@@ -104,7 +104,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "AGENT")]
     pub(crate) ssh: Vec<String>,
 
-    /// What to leave behind: a directory, - for a tar on standard output, or `type=image|local|tar|docker|oci[,dest=PATH][,name=NAME]`
+    /// What to leave behind: a directory, - for a tar on standard output, or type=image|local|tar|docker|oci[,dest=PATH][,name=NAME]
     #[arg(long, short = 'o', value_name = "OUTPUT")]
     pub(crate) output: Option<String>,
 
@@ -113,15 +113,15 @@ pub(crate) struct BuildArgs {
     pub(crate) iidfile: Option<PathBuf>,
 
     /// Accepted as docker has it, and nothing to do: steps leave no containers behind
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true)]
     pub(crate) rm: Option<bool>,
 
     /// Accepted as docker has it, and nothing to do: failed steps leave no containers behind either
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true)]
     pub(crate) force_rm: Option<bool>,
 
     /// Accepted as docker has it, and nothing to do: there is no daemon to send the context to
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true)]
     pub(crate) compress: Option<bool>,
 
     /// Print the image's id and nothing else
