@@ -435,7 +435,8 @@ fn hashes_of_unusual_files_are_those_of_moby() {
             header.set_entry_type(entry);
             header.set_mode(mode);
             header.set_size(size as u64);
-            (header.set_uid(1000), header.set_gid(7));
+            header.set_uid(1000);
+            header.set_gid(7);
             header
         };
         let directory = if kind == 0 { 0o755 } else { 0o40_755 };
