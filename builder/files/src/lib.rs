@@ -28,7 +28,7 @@ mod layers;
 mod tarsum;
 
 pub use action::{UnknownOwner, apply, apply_with};
-pub use digest::{ContentHasher, FileDigest};
+pub use digest::{ContentDigests, ContentHasher, FileDigest};
 pub use error::{FilesError, OsError};
 pub use layers::{diff, merge};
 pub use tarsum::{CopiedFrom, Hashed, copied, copied_together, downloaded};

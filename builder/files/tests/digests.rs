@@ -119,6 +119,40 @@ fn several_selectors_are_joined() {
 }
 
 #[test]
+fn files_that_wildcards_choose_have_an_older_digest_too() {
+    let [yard, _] = Yard::both();
+    let tree = yard.tree(|root| {
+        fs::create_dir(root.join("sub")).unwrap();
+        for name in ["a.txt", "b.txt", "sub/c.txt"] {
+            fs::write(root.join(name), "data0").unwrap();
+        }
+    });
+    let file = "sha256:cd8e75bca50f2d695f220d0cb0997d8ead387e4f926e8669a92d7f104cc9885b";
+    let older = |chosen: &str| of_one(Digest::sha256_of(chosen.as_bytes()).as_str());
+    let wild = |path: &str| Selector { path: path.into(), wildcard: true, ..Selector::default() };
+    let excluding = Selector { exclude_patterns: vec!["b.txt".into()], ..wild("/*.txt") };
+    // Names joined as `Checksum` of BuildKit before 0.26 did.
+    for (selector, expected) in [
+        (wild("/*.txt"), Some(older(&format!("a.txt{file}\0b.txt{file}")))),
+        (wild("/s*b/c.txt"), None),
+        (wild("/*/*.txt"), Some(older(&format!("c.txt{file}")))),
+        (wild("/nothing*"), None),
+        // Where directories or patterns chose, other trees have the same digest.
+        (wild("/s*"), None),
+        (excluding, None),
+        (Selector { path: "/a.txt".into(), ..Selector::default() }, None),
+    ] {
+        // Asked anew, and from memory.
+        let hasher = ContentHasher::new(yard.stores.clone());
+        for _ in 0..2 {
+            let found = hasher.digests(&tree, std::slice::from_ref(&selector)).unwrap();
+            assert_eq!(found.before_0_26, expected, "{selector:?}");
+            assert_eq!(found.digest, hasher.digest(&tree, std::slice::from_ref(&selector)).unwrap());
+        }
+    }
+}
+
+#[test]
 fn a_received_tree_has_the_digest_that_buildkit_gives_it() {
     let [yard, _] = Yard::both();
     let hasher = ContentHasher::new(yard.stores.clone());

@@ -164,7 +164,7 @@ impl<X: Types> Node<X> {
                 let before: Vec<KeyId> = inputs[input].iter().map(|(key, _)| key.clone()).collect();
                 let new: Vec<KeyId> = keys.iter().filter(|key| !before.contains(key)).cloned().collect();
                 inputs[input].extend(with_selector(&new, &map.deps[input]));
-                inputs[input].push((KeyId::content(&content), None));
+                inputs[input].extend(self.content_keys(input, &content));
             }
             let keys = self.follow(&map, output, &inputs, reach);
             if !keys.is_empty() {
@@ -172,6 +172,12 @@ impl<X: Types> Node<X> {
             }
         }
         Ok(Found { keys: Vec::new(), inputs })
+    }
+
+    /// The keys of an input's content.
+    pub(crate) fn content_keys(&self, input: usize, content: &Digest) -> InputKeys {
+        let other = self.op.other_content(input);
+        std::iter::once(content).chain(&other).map(|digest| (KeyId::content(digest), None)).collect()
     }
 
     /// The keys of an input and the digest of its content; `None` if it would have to be made.
@@ -316,7 +322,9 @@ impl<X: Types> Node<X> {
             let content = |input| contents.get(&input).and_then(|flight| flight.done());
             let keyed = |(input, keys): (usize, &Vec<KeyId>)| {
                 let mut keyed = with_selector(keys, &map.deps[input]);
-                keyed.extend(content(input).map(|content| (KeyId::content(&content), None)));
+                keyed.extend(
+                    content(input).into_iter().flat_map(|content| self.content_keys(input, &content)),
+                );
                 keyed
             };
             let inputs: Vec<InputKeys> = inputs.iter().enumerate().map(keyed).collect();

@@ -206,7 +206,7 @@ impl<X: Types> Node<X> {
                             let mut keys = with_selector(&resolved.keys, &map.deps[input]);
                             if map.deps[input].content {
                                 let content = node.content(input, resolved.value.clone()).await?;
-                                keys.push((KeyId::content(&content), None));
+                                keys.extend(node.content_keys(input, &content));
                             }
                             Ok((resolved.value, keys))
                         }

@@ -47,6 +47,12 @@ pub trait Op<X: Types>: Send + Sync {
         value: X::Value,
     ) -> BoxFuture<'a, Result<Digest, X::Error>>;
 
+    /// What older builders made of the same content, if no other content has it. Asked after [`Op::content`] has answered for the input.
+    fn other_content(&self, input: usize) -> Option<Digest> {
+        let _ = input;
+        None
+    }
+
     /// Hears why no cache has the op's result; asked once before each [`Self::exec`], and never for an op whose result is found. By then
     /// the vertex has started. Dropping the future cancels it.
     fn missed<'a>(&'a self, cx: &'a OpContext<X>, miss: Miss<'a, X::Value>) -> BoxFuture<'a, ()> {

@@ -12,7 +12,7 @@ mod merge;
 mod mounts;
 mod source;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::BuildCache;
@@ -109,12 +109,15 @@ struct Keyed<S> {
     vertex: VertexId,
     /// What the solver said of the run that comes next.
     missed: Mutex<Option<Missed>>,
+    /// What older versions of BuildKit made of the inputs' content.
+    older_content: Mutex<BTreeMap<usize, Digest>>,
 }
 
 impl<S: KeyedStep> Keyed<S> {
     fn new((graph, vertex): (&Arc<Graph>, &Vertex), step: S) -> Arc<Self> {
         let vertex = graph.find(&vertex.digest).expect("the vertex is of this graph");
-        Arc::new(Self { step, graph: Arc::clone(graph), vertex, missed: Mutex::default() })
+        let graph = Arc::clone(graph);
+        Arc::new(Self { step, graph, vertex, missed: Mutex::default(), older_content: Mutex::default() })
     }
 }
 
@@ -146,8 +149,16 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
         Box::pin(async move {
             let selectors = self.step.key().deps[input].content.clone().unwrap_or_default();
             let workshop = Arc::clone(self.step.workshop());
-            StepError::blocking(move || workshop.content.digest(&value, &selectors)).await
+            let found = StepError::blocking(move || workshop.content.digests(&value, &selectors)).await?;
+            if let Some(older) = found.before_0_26 {
+                self.older_content.lock().insert(input, older);
+            }
+            Ok(found.digest)
         })
+    }
+
+    fn other_content(&self, input: usize) -> Option<Digest> {
+        self.older_content.lock().get(&input).cloned()
     }
 
     fn missed<'a>(&'a self, cx: &'a OpContext<EngineTypes>, miss: Miss<'a, Tree>) -> BoxFuture<'a, ()> {

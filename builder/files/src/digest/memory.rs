@@ -20,7 +20,7 @@ use lapstrake_layerstore_store::SnapshotName;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::scan::SeenRecord;
+use super::{scan::SeenRecord, select::Selected};
 use crate::at::{self, Node};
 
 /// Selections that are remembered, at least; some 300 bytes each.
@@ -91,14 +91,39 @@ impl FileKey {
     }
 }
 
+/// Whether it is a path, of which all versions of BuildKit make the same digest.
+fn is_plain(selector: &Selector) -> bool {
+    !selector.wildcard && selector.include_patterns.is_empty() && selector.exclude_patterns.is_empty()
+}
+
+/// What the older digest of a selection is remembered by.
+fn before_0_26(selector: &Selector) -> String {
+    format!("before 0.26: {selector:?}")
+}
+
 impl Memory {
-    pub(super) fn selection(&self, snapshot: &SnapshotName, selector: &Selector) -> Option<Digest> {
-        self.selections.lock().get(&(snapshot.clone(), format!("{selector:?}")), SELECTIONS)
+    pub(super) fn selection(&self, snapshot: &SnapshotName, selector: &Selector) -> Option<Selected> {
+        let mut selections = self.selections.lock();
+        let digest = selections.get(&(snapshot.clone(), format!("{selector:?}")), SELECTIONS)?;
+        let older = (snapshot.clone(), before_0_26(selector));
+        // Where it was forgotten alone, no cache of an older version is found by it.
+        let before_0_26 = selections.get(&older, SELECTIONS);
+        let before_0_26 = before_0_26.or_else(|| is_plain(selector).then(|| digest.clone()));
+        Some(Selected { digest, before_0_26 })
     }
 
-    pub(super) fn remember_selection(&self, snapshot: &SnapshotName, selector: &Selector, digest: &Digest) {
+    pub(super) fn remember_selection(
+        &self,
+        snapshot: &SnapshotName,
+        selector: &Selector,
+        selected: &Selected,
+    ) {
+        let mut selections = self.selections.lock();
         let key = (snapshot.clone(), format!("{selector:?}"));
-        self.selections.lock().put(key, digest.clone(), SELECTIONS);
+        selections.put(key, selected.digest.clone(), SELECTIONS);
+        if let Some(older) = selected.before_0_26.as_ref().filter(|_| !is_plain(selector)) {
+            selections.put((snapshot.clone(), before_0_26(selector)), older.clone(), SELECTIONS);
+        }
     }
 
     pub(super) fn listing(

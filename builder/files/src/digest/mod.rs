@@ -23,6 +23,7 @@ use lapstrake_layerstore_store::{OpenSnapshot, SnapshotMount, Stores, Tree};
 use self::{
     memory::Memory,
     scan::{Scan, SeenRecord},
+    select::Selected,
 };
 use crate::FilesError;
 
@@ -34,6 +35,15 @@ use crate::FilesError;
 pub struct ContentHasher {
     stores: Stores,
     memory: Memory,
+}
+
+/// What counts of a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentDigests {
+    /// BuildKit's digest of it.
+    pub digest: Digest,
+    /// The digest that BuildKit before 0.26 made of it, if it was another, and no other content has it.
+    pub before_0_26: Option<Digest>,
 }
 
 /// Something in a tree.
@@ -56,14 +66,27 @@ impl ContentHasher {
     /// Errors: [`FilesError::NotFound`] for a path, without wildcards or patterns, where nothing is, and for a required path
     /// that is not among what was chosen. A wildcard without a match is no error, but the digest of nothing.
     pub fn digest(&self, tree: &Tree, selectors: &[Selector]) -> Result<Digest, FilesError> {
+        Ok(self.digests(tree, selectors)?.digest)
+    }
+
+    /// The same, and what older versions of BuildKit made of it.
+    pub fn digests(&self, tree: &Tree, selectors: &[Selector]) -> Result<ContentDigests, FilesError> {
         let all = [Selector::default()];
         let selectors = if selectors.is_empty() { &all } else { selectors };
         let mut open = None;
-        let digests: Vec<String> = selectors
-            .iter()
-            .map(|selector| self.one(tree, selector, &mut open).map(|digest| digest.as_str().to_owned()))
-            .collect::<Result<_, _>>()?;
-        Ok(Digest::sha256_of(digests.join("\0")))
+        let (mut today, mut older) = (Vec::new(), Some(Vec::new()));
+        for selector in selectors {
+            let Selected { digest, before_0_26 } = self.one(tree, selector, &mut open)?;
+            today.push(digest.as_str().to_owned());
+            older = older.zip(before_0_26).map(|(mut older, digest)| {
+                older.push(digest.as_str().to_owned());
+                older
+            });
+        }
+        let of = |digests: Vec<String>| Digest::sha256_of(digests.join("\0"));
+        let digest = of(today);
+        let before_0_26 = older.map(of).filter(|older| *older != digest);
+        Ok(ContentDigests { digest, before_0_26 })
     }
 
     /// What the selectors choose of a tree: paths (a directory's ends with a slash) and digests of their records. `None` when that is too
@@ -107,16 +130,16 @@ impl ContentHasher {
         tree: &Tree,
         selector: &Selector,
         open: &mut Option<(OpenSnapshot, bool)>,
-    ) -> Result<Digest, FilesError> {
+    ) -> Result<Selected, FilesError> {
         let path = clean_path(&format!("/{}", selector.path));
         let Some(snapshot) = tree.snapshot() else {
             if path == "/" {
-                return Ok(Digest::sha256_of(b""));
+                return Ok(Digest::sha256_of(b"").into());
             }
             return Err(FilesError::NotFound { tree: "scratch".to_owned(), path });
         };
-        if let Some(digest) = self.memory.selection(snapshot, selector) {
-            return Ok(digest);
+        if let Some(selected) = self.memory.selection(snapshot, selector) {
+            return Ok(selected);
         }
         if open.is_none() {
             let Some(mount) = self.stores.mount(tree)? else {
@@ -130,12 +153,12 @@ impl ContentHasher {
         let (snapshot_open, inodes_are_true) = open.as_ref().expect("it was just opened");
         let mut scan = Scan::new(snapshot_open.root(), inodes_are_true.then_some(&self.memory))
             .map_err(|source| failed(tree, source))?;
-        let digest = scan.select(&path, selector).map_err(|source| failed(tree, source))?;
-        self.memory.remember_selection(snapshot, selector, &digest);
+        let selected = scan.select(&path, selector).map_err(|source| failed(tree, source))?;
+        self.memory.remember_selection(snapshot, selector, &selected);
         if let Some(seen) = scan.into_seen() {
             self.memory.remember_listing(snapshot, selector, Arc::new(seen));
         }
-        Ok(digest)
+        Ok(selected)
     }
 }
 

@@ -23,7 +23,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     memory::{FileKey, Memory},
-    record, select,
+    record,
+    select::{self, Selected},
 };
 use crate::{
     FilesError,
@@ -111,13 +112,13 @@ impl<'a> Scan<'a> {
     }
 
     /// The digest of what a selector chooses. `path` is its path, absolute and clean.
-    pub(super) fn select(&mut self, path: &str, selector: &Selector) -> Result<Digest, FilesError> {
+    pub(super) fn select(&mut self, path: &str, selector: &Selector) -> Result<Selected, FilesError> {
         if selector.wildcard || !selector.include_patterns.is_empty() || !selector.exclude_patterns.is_empty()
         {
             return select::select(self, path, selector);
         }
         let last = if selector.follow_links { Last::Follow } else { Last::Keep };
-        self.path(path.as_ref(), last)
+        Ok(self.path(path.as_ref(), last)?.into())
     }
 
     /// The digest of what is at a path.

@@ -29,7 +29,7 @@ use crate::{
     glob::{self, Pattern},
 };
 
-pub(super) fn select(scan: &mut Scan<'_>, path: &str, selector: &Selector) -> Result<Digest, FilesError> {
+pub(super) fn select(scan: &mut Scan<'_>, path: &str, selector: &Selector) -> Result<Selected, FilesError> {
     let include = matcher("includepatterns", &selector.include_patterns)?;
     let exclude = matcher("excludepatterns", &selector.exclude_patterns)?;
     let wildcard = (selector.wildcard && path != "/").then(|| glob::split(path));
@@ -41,6 +41,7 @@ pub(super) fn select(scan: &mut Scan<'_>, path: &str, selector: &Selector) -> Re
     let chosen = Chosen {
         prefix: if prefix == "/" { "" } else { prefix },
         hash: Sha256::new(),
+        by_names: (include.is_none() && exclude.is_none()).then(Sha256::new),
         count: 0,
         first: None,
         required: selector.required_paths.iter().map(|path| (path.as_str(), false)).collect(),
@@ -82,11 +83,26 @@ fn matcher(which: &'static str, patterns: &[String]) -> Result<Option<PatternMat
     })
 }
 
+/// The digest of what was chosen, now and before BuildKit 0.26.
+pub(super) struct Selected {
+    pub(super) digest: Digest,
+    /// Only names counted then, not where they are, so it is none where there are directories: other trees have the same.
+    pub(super) before_0_26: Option<Digest>,
+}
+
+impl From<Digest> for Selected {
+    fn from(digest: Digest) -> Self {
+        Self { before_0_26: Some(digest.clone()), digest }
+    }
+}
+
 /// What was chosen so far.
 struct Chosen<'a> {
     /// What is cut off from paths; empty for the root.
     prefix: &'a str,
     hash: Sha256,
+    /// The same by the last parts of paths alone; none where these do not tell all.
+    by_names: Option<Sha256>,
     count: usize,
     first: Option<(OsString, Digest)>,
     /// Paths that must be the beginning of a chosen one, and whether they were.
@@ -104,6 +120,13 @@ impl Chosen<'_> {
         }
         self.hash.update(&key);
         self.hash.update(digest.as_str());
+        if let Some(hash) = &mut self.by_names {
+            if self.count > 0 {
+                hash.update([0]);
+            }
+            hash.update(base(bytes));
+            hash.update(digest.as_str());
+        }
         self.count += 1;
         if self.first.is_none() {
             self.first = Some((path.to_owned(), digest.clone()));
@@ -113,16 +136,19 @@ impl Chosen<'_> {
         }
     }
 
-    fn finish(self, path: &str) -> Result<Digest, FilesError> {
+    fn finish(self, path: &str) -> Result<Selected, FilesError> {
         if let Some((missing, _)) = self.required.iter().find(|(_, found)| !found) {
             return Err(FilesError::NotFound { tree: String::new(), path: (*missing).to_owned() });
         }
         match self.first {
-            None => Ok(Digest::sha256_of(b"")),
+            None => Ok(Digest::sha256_of(b"").into()),
             Some((only, digest)) if self.count == 1 && base(only.as_bytes()) == base(path.as_bytes()) => {
-                Ok(digest)
+                Ok(digest.into())
             }
-            Some(_) => Ok(record::finish(self.hash)),
+            Some(_) => Ok(Selected {
+                digest: record::finish(self.hash),
+                before_0_26: self.by_names.map(record::finish),
+            }),
         }
     }
 }
@@ -293,6 +319,7 @@ impl Walk<'_, '_, '_> {
         for frame in self.stack.iter_mut().filter(|frame| frame.has_header && !frame.header_added) {
             let digest = self.scan.header(frame.directory.as_fd(), &frame.at)?;
             self.chosen.add(&frame.called, &digest);
+            self.chosen.by_names = None;
             frame.header_added = true;
         }
         Ok(())
