@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
+#[allow(unreachable_pub)]
+mod common;
+
 use std::collections::HashMap;
 
 use bollard::{
@@ -21,14 +24,7 @@ fn client(daemon: &Daemon) -> Docker {
 }
 
 fn archive(files: &[(&str, &str)]) -> Bytes {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (path, data) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(data.len() as u64);
-        header.set_mode(0o644);
-        archive.append_data(&mut header, path, data.as_bytes()).unwrap();
-    }
-    archive.into_inner().unwrap().into()
+    common::archive(files).into()
 }
 
 async fn build(

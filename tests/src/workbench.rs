@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use lapstrake_builder_cache::BuildCache;
+use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Input, Output, Parts, Resources,
@@ -76,6 +76,23 @@ impl Built {
     /// Names of the vertices that were worked on.
     pub fn executed(&self) -> Vec<String> {
         self.vertices(|vertex| !vertex.cached && vertex.completed.is_some())
+    }
+
+    /// Names of the steps that ran, of those that a cache may have, in alphabetical order.
+    pub fn ran(&self) -> Vec<String> {
+        let mut steps = self.executed();
+        steps.retain(|name| name.contains("RUN ") || name.contains("COPY "));
+        steps.sort();
+        steps
+    }
+
+    /// What it was warned of, one line each.
+    pub fn warnings(&self) -> String {
+        let warning = |event: &Event| match event {
+            Event::Warning(warning) => Some(String::from_utf8_lossy(&warning.short).into_owned()),
+            _ => None,
+        };
+        self.events.iter().filter_map(warning).collect::<Vec<_>>().join("\n")
     }
 
     fn vertices(&self, keep: impl Fn(&lapstrake_builder_progress::VertexState) -> bool) -> Vec<String> {
@@ -211,6 +228,16 @@ impl Workbench {
     /// Whether an image has something at a path (symbolic links not followed).
     pub fn has(&self, name: &str, path: &str) -> bool {
         self.open(name).path().join(path).symlink_metadata().is_ok()
+    }
+
+    /// Forgets an image, if it is there, and all that the cache can make again.
+    pub fn forget(&self, name: &str) {
+        if let Ok(image) = self.stores.images.find(name) {
+            self.stores.images.delete_image(&image.id).expect("nothing else has its name");
+        }
+        let all = PruneRequest { all: true, ..PruneRequest::default() };
+        self.engine.cache().prune(&all).expect("it can be pruned");
+        self.collector.collect().expect("it can be collected");
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
 };
 
 use axum::body::Body;
-use lapstrake_builder_cache::PruneRequest;
 use lapstrake_builder_engine::{CacheSource, CacheTarget, EngineError};
 use lapstrake_builder_progress::Event;
 use lapstrake_layerstore_conformance::registry::{Fake, Reply, Seen, Shelf, broken, error, status, stuck};
@@ -113,31 +112,6 @@ async fn build(bench: &Workbench, from: &[&str], to: &[&str]) -> Built {
     built
 }
 
-/// The steps that ran, of those that a cache may have.
-fn ran(built: &Built) -> Vec<String> {
-    let is_step = |name: &String| name.contains("RUN ") || name.contains("COPY ");
-    let mut steps: Vec<String> = built.executed().into_iter().filter(is_step).collect();
-    steps.sort();
-    steps
-}
-
-fn warnings(built: &Built) -> String {
-    let warning = |event: &Event| match event {
-        Event::Warning(warning) => Some(String::from_utf8_lossy(&warning.short).into_owned()),
-        _ => None,
-    };
-    built.events.iter().filter_map(warning).collect::<Vec<_>>().join("\n")
-}
-
-/// Forgets all that was built here.
-fn forget(bench: &Workbench) {
-    if let Ok(image) = bench.stores.images.find("app") {
-        bench.stores.images.delete_image(&image.id).unwrap();
-    }
-    bench.engine.cache().prune(&PruneRequest { all: true, ..PruneRequest::default() }).unwrap();
-    bench.collector.collect().unwrap();
-}
-
 fn now(code: u16, name: &'static str) -> impl Fn() -> Reply + Send + Sync {
     move || error(code, name, "as the test says").into()
 }
@@ -201,11 +175,11 @@ async fn a_step_whose_cached_layer_cannot_be_had_is_run() {
         }),
     ));
     for (case, is_had, lie) in cases {
-        forget(&bench);
+        bench.forget("app");
         let meant = layer.clone();
         liar.tell(move |seen| if seen.is_blob(&meant) { lie(seen) } else { None });
         let built = build(&bench, &[&name], &[]).await;
-        let (ran, warnings) = (ran(&built), warnings(&built));
+        let (ran, warnings) = (built.ran(), built.warnings());
         if is_had {
             assert_eq!((ran.len(), warnings.as_str()), (0, ""), "{case}: {ran:?}");
         } else {
@@ -214,7 +188,7 @@ async fn a_step_whose_cached_layer_cannot_be_had_is_run() {
         }
         // And what was built then is what the next build finds.
         liar.be_honest();
-        assert_eq!(self::ran(&build(&bench, &[], &[]).await), Vec::<String>::new(), "{case}");
+        assert_eq!(build(&bench, &[], &[]).await.ran(), Vec::<String>::new(), "{case}");
     }
 }
 
@@ -224,13 +198,13 @@ async fn a_layer_below_that_cannot_be_had_is_made_again() {
     let name = liar.name("cache");
     build(&bench, &[], &[&format!("type=registry,ref={name},mode=max")]).await;
     for layer in liar.manifest("cache").layers {
-        forget(&bench);
+        bench.forget("app");
         let meant = layer.clone();
         liar.tell(move |seen| seen.is_blob(&meant).then(|| of_bytes(b"another".to_vec())));
         // What is asked for and is not here, is made; never is a layer left out.
         build(&bench, &[&name], &[]).await;
     }
-    forget(&bench);
+    bench.forget("app");
     liar.tell(|seen| {
         let is_layer = seen.method == "GET" && seen.path.contains("/blobs/") && seen.nth > 0;
         is_layer.then(|| error(500, "UNKNOWN", "out of order").into())
@@ -260,23 +234,23 @@ async fn a_cache_that_cannot_be_read_is_warned_of() {
         Box::new(move |seen| of_manifest(seen).then(|| of_bytes(b"{\"schemaVersion\":2".to_vec())));
     cases.push(("manifest: cut off".to_owned(), false, lie));
     for (case, is_had, lie) in cases {
-        forget(&bench);
+        bench.forget("app");
         liar.tell(lie);
         let built = build(&bench, &[&name], &[]).await;
-        let warnings = warnings(&built);
+        let warnings = built.warnings();
         if is_had {
-            assert_eq!((ran(&built).len(), warnings.as_str()), (0, ""), "{case}");
+            assert_eq!((built.ran().len(), warnings.as_str()), (0, ""), "{case}");
         } else {
-            assert_eq!(ran(&built).len(), STEPS, "{case}: {:?}", ran(&built));
+            assert_eq!(built.ran().len(), STEPS, "{case}: {:?}", built.ran());
             let told = format!("failed to import cache from {name}");
             assert!(warnings.contains(&told), "{case}: {warnings}");
         }
     }
     // For a while only.
-    forget(&bench);
+    bench.forget("app");
     liar.tell_first(2, of_manifest, now(429, "TOOMANYREQUESTS"));
     let built = build(&bench, &[&name], &[]).await;
-    assert_eq!((ran(&built).len(), warnings(&built)), (0, String::new()));
+    assert_eq!((built.ran().len(), built.warnings()), (0, String::new()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,25 +260,25 @@ async fn a_registry_that_hangs_is_given_up() {
     let to = format!("type=registry,ref={name},mode=max");
     build(&bench, &[], &[&to]).await;
     let manifest = liar.manifest("cache");
-    forget(&bench);
+    bench.forget("app");
     liar.tell(|seen| seen.path.contains("/manifests/").then_some(Reply::Never));
     let built = build(&bench, &[&name], &[]).await;
-    assert_eq!(ran(&built).len(), STEPS);
+    assert_eq!(built.ran().len(), STEPS);
     assert!(
-        warnings(&built).contains(&format!("failed to import cache from {name}")),
+        built.warnings().contains(&format!("failed to import cache from {name}")),
         "{}",
-        warnings(&built)
+        built.warnings()
     );
 
-    forget(&bench);
+    bench.forget("app");
     let layers = manifest.layers;
     liar.tell(move |seen| {
         let layer = layers.iter().find(|layer| seen.is_blob(layer))?;
         Some(stuck(usize::try_from(layer.size).unwrap(), b"x").into())
     });
     let built = build(&bench, &[&name], &[]).await;
-    assert_eq!(ran(&built).len(), STEPS, "{:?}", ran(&built));
-    assert!(warnings(&built).contains(&liar.fake.host), "{}", warnings(&built));
+    assert_eq!(built.ran().len(), STEPS, "{:?}", built.ran());
+    assert!(built.warnings().contains(&liar.fake.host), "{}", built.warnings());
 
     let never = liar.name("never");
     let to = format!("type=registry,ref={never}");
@@ -312,7 +286,7 @@ async fn a_registry_that_hangs_is_given_up() {
     let error = run(&bench, &[], &[&to]).await.1.unwrap_err().to_string();
     assert!(error.contains(&never), "{error}");
     let built = build(&bench, &[], &[&format!("{to},ignore-error=true")]).await;
-    assert!(warnings(&built).contains(&format!("failed to export cache to {never}")), "{}", warnings(&built));
+    assert!(built.warnings().contains(&format!("failed to export cache to {never}")), "{}", built.warnings());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,7 +327,7 @@ async fn an_export_that_fails_names_the_registry_and_leaves_no_half_of_a_cache()
         assert!(error.contains("export cache to") && error.contains(&name), "{case}: {error}");
         let may = format!("type=registry,ref={name},mode=max,ignore-error=true");
         let built = build(&bench, &[], &[&may]).await;
-        let warnings = warnings(&built);
+        let warnings = built.warnings();
         assert!(warnings.contains(&format!("failed to export cache to {name}")), "{case}: {warnings}");
         assert!(liar.shelf.tagged("team/app", &tag).is_none(), "{case}: what is not whole has no name");
     }
@@ -367,8 +341,8 @@ async fn an_export_that_fails_names_the_registry_and_leaves_no_half_of_a_cache()
     build(&bench, &[], &[&to]).await;
     liar.be_honest();
     for name in [&name, &later] {
-        forget(&bench);
-        assert_eq!(ran(&build(&bench, &[name], &[]).await), Vec::<String>::new());
+        bench.forget("app");
+        assert_eq!(build(&bench, &[name], &[]).await.ran(), Vec::<String>::new());
     }
 }
 
@@ -379,7 +353,7 @@ async fn what_was_brought_and_is_lost_is_left_out_of_what_is_exported() {
     build(&bench, &[], &[&format!("type=registry,ref={name},mode=max")]).await;
     let all = liar.manifest("cache").layers;
     for damage in ["another", ""] {
-        forget(&bench);
+        bench.forget("app");
         // The target's layers come; those of the stage before it are needed by the export alone, and are not to be had then.
         build(&bench, &[&name], &[]).await;
         let here: Vec<Digest> = bench_blobs(&bench);
@@ -398,15 +372,15 @@ async fn what_was_brought_and_is_lost_is_left_out_of_what_is_exported() {
         let at = dir.path().display();
         let to = format!("type=local,dest={at},mode=max");
         let built = build(&bench, &[&name], &[&to]).await;
-        assert!(warnings(&built).contains("left out of the exported cache"), "{}", warnings(&built));
+        assert!(built.warnings().contains("left out of the exported cache"), "{}", built.warnings());
         liar.be_honest();
         for layer in &missing {
             assert!(!dir.path().join("blobs/sha256").join(layer.digest.hex()).exists());
         }
         // What is there is good for the target.
-        forget(&bench);
+        bench.forget("app");
         let built = build(&bench, &[&format!("type=local,src={at}")], &[]).await;
-        assert_eq!((ran(&built), warnings(&built)), (Vec::new(), String::new()));
+        assert_eq!((built.ran(), built.warnings()), (Vec::new(), String::new()));
     }
 }
 
@@ -441,10 +415,10 @@ async fn a_full_disk_leaves_the_cache_that_was_there() {
     let mut request = bench.request(large(), "large").await.unwrap();
     request.cache_to = vec![CacheTarget::parse(&format!("{to},ignore-error=true")).unwrap()];
     let built = bench.run(request).await.1.unwrap();
-    assert!(warnings(&built).contains("failed to export cache to"), "{}", warnings(&built));
+    assert!(built.warnings().contains("failed to export cache to"), "{}", built.warnings());
 
-    forget(&bench);
-    assert_eq!(ran(&build(&bench, &[&from], &[]).await), Vec::<String>::new());
+    bench.forget("app");
+    assert_eq!(build(&bench, &[&from], &[]).await.ran(), Vec::<String>::new());
     // And there is room for what is small.
     build(&bench, &[], &[&to]).await;
 }

@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lapstrake_builder_cache::PruneRequest;
 use lapstrake_builder_engine::{CacheSource, CacheTarget};
-use lapstrake_builder_progress::Event;
 use lapstrake_integration_cli::Registry;
 use lapstrake_layerstore_oci::{LayerCompression, Manifest, MediaType};
 use lapstrake_tests::{Built, Context, Workbench};
@@ -29,30 +27,6 @@ async fn build(bench: &Workbench, context: Context, from: &[&str], to: &[&str]) 
     request.cache_from = from.iter().map(|text| CacheSource::parse(text).unwrap()).collect();
     request.cache_to = to.iter().map(|text| CacheTarget::parse(text).unwrap()).collect();
     bench.run(request).await.1.unwrap()
-}
-
-/// The steps that ran, of those that a cache may have.
-fn ran(built: &Built) -> Vec<String> {
-    let is_step = |name: &String| name.contains("RUN ") || name.contains("COPY ");
-    built.executed().into_iter().filter(is_step).collect()
-}
-
-/// What was said of caches that could not be brought or left.
-fn warnings(built: &Built) -> String {
-    let warning = |event: &Event| match event {
-        Event::Warning(warning) => Some(String::from_utf8_lossy(&warning.short).into_owned()),
-        _ => None,
-    };
-    built.events.iter().filter_map(warning).collect::<Vec<_>>().join("\n")
-}
-
-/// Forgets all that was built here.
-fn forget(bench: &Workbench) {
-    if let Ok(image) = bench.stores.images.find("app") {
-        bench.stores.images.delete_image(&image.id).unwrap();
-    }
-    bench.engine.cache().prune(&PruneRequest { all: true, ..PruneRequest::default() }).unwrap();
-    bench.collector.collect().unwrap();
 }
 
 fn blobs(directory: &Path) -> BTreeSet<PathBuf> {
@@ -89,15 +63,15 @@ async fn a_cache_in_a_directory_has_every_step_for_an_empty_store() {
             // The base, and of each stage what it is made of: two layers of the first, three of the second.
             assert_eq!(manifest.layers.len(), if mode == "min" { 4 } else { 6 }, "{mode}");
 
-            forget(&bench);
+            bench.forget("app");
             let again = build(&bench, context(), &[&format!("type=local,src={at}")], &[]).await;
-            assert_eq!(ran(&again), Vec::<String>::new(), "{compression} {mode}");
+            assert_eq!(again.ran(), Vec::<String>::new(), "{compression} {mode}");
             assert_eq!(bench.read("app", "both"), both);
 
             // What was brought once is here.
             let third = build(&bench, context(), &[], &[]).await;
-            assert_eq!(ran(&third), Vec::<String>::new());
-            forget(&bench);
+            assert_eq!(third.ran(), Vec::<String>::new());
+            bench.forget("app");
         }
     }
 }
@@ -116,11 +90,11 @@ async fn a_cache_in_a_registry_has_every_step_for_an_empty_store() {
         let reference = registry.image(&format!("cache:{tag}"));
         build(&bench, context(), &[], &[&format!("type=registry,ref={reference}{options}")]).await;
         let both = bench.read("app", "both");
-        forget(&bench);
+        bench.forget("app");
         let again = build(&bench, context(), &[&reference], &[]).await;
-        assert_eq!(ran(&again), Vec::<String>::new(), "{tag}: {}", warnings(&again));
+        assert_eq!(again.ran(), Vec::<String>::new(), "{tag}: {}", again.warnings());
         assert_eq!(bench.read("app", "both"), both, "{tag}");
-        forget(&bench);
+        bench.forget("app");
     }
 }
 
@@ -151,12 +125,12 @@ async fn max_has_the_results_of_earlier_stages_and_min_does_not() {
         )
         .file("src", "source")
     };
-    forget(&bench);
+    bench.forget("app");
     let with_max = build(&bench, changed(), &[&format!("type=local,src={}", at("max"))], &[]).await;
-    assert_eq!(ran(&with_max).len(), 1, "only what is new: {:?}", ran(&with_max));
-    forget(&bench);
+    assert_eq!(with_max.ran().len(), 1, "only what is new: {:?}", with_max.ran());
+    bench.forget("app");
     let with_min = build(&bench, changed(), &[&format!("type=local,src={}", at("min"))], &[]).await;
-    assert_eq!(ran(&with_min).len(), 3, "{:?}", ran(&with_min));
+    assert_eq!(with_min.ran().len(), 3, "{:?}", with_min.ran());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,10 +147,10 @@ async fn only_what_the_build_needs_is_fetched() {
     assert!(gets() - before <= 1);
 
     // The target alone: its three layers and the document. The base is here, and the other stage is not asked for.
-    forget(&bench);
+    bench.forget("app");
     let before = gets();
     let built = build(&bench, context(), &[&reference], &[]).await;
-    assert_eq!(ran(&built), Vec::<String>::new());
+    assert_eq!(built.ran(), Vec::<String>::new());
     assert_eq!(gets() - before, 4);
 }
 
@@ -191,7 +165,7 @@ async fn a_cache_goes_on_whole_from_one_who_needed_a_part_of_it() {
         (dir.path().join(name), dir)
     };
     // It gets the target, and nothing of the stage before it; twice, the second time with its own cache.
-    forget(&bench);
+    bench.forget("app");
     let (second, _keep) = document("second");
     for _ in 0..2 {
         let to = [
@@ -202,12 +176,12 @@ async fn a_cache_goes_on_whole_from_one_who_needed_a_part_of_it() {
         assert_eq!(manifest(&second).layers.len(), 6);
     }
     for from in [format!("type=local,src={}", second.display()), registry.image("elsewhere:second")] {
-        forget(&bench);
+        bench.forget("app");
         let changed = Context::new(
             "FROM busybox AS make\nCOPY src /src\nRUN cat /src /proc/sys/kernel/random/uuid > /out\nRUN echo more\n",
         );
         let built = build(&bench, changed.file("src", "source"), &[&from], &[]).await;
-        assert_eq!(ran(&built).len(), 1, "{from}: {:?}", ran(&built));
+        assert_eq!(built.ran().len(), 1, "{from}: {:?}", built.ran());
     }
 }
 
@@ -217,7 +191,7 @@ async fn several_caches_are_asked_and_broken_ones_are_warned_of() {
     let dir = tempfile::tempdir().unwrap();
     let good = dir.path().join("good");
     build(&bench, context(), &[], &[&format!("type=local,dest={}", good.display())]).await;
-    forget(&bench);
+    bench.forget("app");
     fs::create_dir_all(dir.path().join("broken")).unwrap();
     fs::write(dir.path().join("broken/index.json"), "{\"schemaVersion\":2,\"manifests\":[").unwrap();
     let at = |name: &str| format!("type=local,src={}", dir.path().join(name).display());
@@ -225,8 +199,8 @@ async fn several_caches_are_asked_and_broken_ones_are_warned_of() {
     let from = [at("broken"), at("missing"), "localhost:1/nobody".to_owned(), at("good")];
     let from: Vec<&str> = from.iter().map(String::as_str).collect();
     let built = build(&bench, context(), &from, &[]).await;
-    assert_eq!(ran(&built), Vec::<String>::new());
-    let warnings = warnings(&built);
+    assert_eq!(built.ran(), Vec::<String>::new());
+    let warnings = built.warnings();
     for name in ["broken", "missing"] {
         assert!(warnings.contains(name), "{name}: {warnings}");
     }
@@ -253,11 +227,11 @@ async fn a_hit_whose_blob_is_missing_or_damaged_is_a_miss() {
                 _ => fs::write(&path, [fs::read(&path).unwrap(), vec![0]].concat()).unwrap(),
             }
         }
-        forget(&bench);
+        bench.forget("app");
         // The blobs that were made for the export are gone with the rest, or the damage would not be seen.
         let built = build(&bench, context(), &[&format!("type=local,src={at}")], &[]).await;
-        assert_eq!(ran(&built).len(), 5, "{damage}: {:?}", ran(&built));
-        forget(&bench);
+        assert_eq!(built.ran().len(), 5, "{damage}: {:?}", built.ran());
+        bench.forget("app");
     }
 }
 
@@ -274,7 +248,7 @@ async fn an_export_that_fails_fails_the_build_unless_it_may() {
         "{error}"
     );
     let built = build(&bench, context(), &[], &[&format!("{target},ignore-error=true")]).await;
-    assert!(warnings(&built).contains("failed to export cache"), "{}", warnings(&built));
+    assert!(built.warnings().contains("failed to export cache"), "{}", built.warnings());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,5 +284,5 @@ async fn an_import_that_hangs_delays_no_local_hit() {
     let patience = Duration::from_secs(50);
     let built =
         tokio::time::timeout(patience, build(&bench, context(), &[&reference], &["type=inline"])).await;
-    assert_eq!(ran(&built.expect("nothing waits for it")), Vec::<String>::new());
+    assert_eq!(built.expect("nothing waits for it").ran(), Vec::<String>::new());
 }
