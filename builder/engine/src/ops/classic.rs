@@ -74,7 +74,8 @@ impl Write for Short {
     }
 }
 
-/// Overlayfs copies a directory up when a mount point is made in it. Where it is empty again, and as it is below, it is no change.
+/// Overlayfs copies a directory up when a mount point is made in it. Where it is empty again, and as it is below, it is no change. (To Moby it is one
+/// where a step gives it the mode or owner that it has.)
 fn forget_visit(upper: &Path, lower: &[PathBuf]) -> io::Result<()> {
     let visited = upper.join(VISITED);
     let Some(after) = stat(&visited)? else { return Ok(()) };
