@@ -133,8 +133,18 @@ impl CacheStore<Tree> for ImportedCache {
     }
 
     fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
-        let digest = Digest::parse(KeyId::root(&link.digest, link.output).as_str())?;
-        let link = (from.clone(), link.input, digest, link.selector.clone());
+        let name = KeyId::root(&link.digest, link.output);
+        self.linked_as(from, &name, link.input, link.selector.as_ref())
+    }
+
+    fn linked_as(
+        &self,
+        from: &KeyId,
+        name: &KeyId,
+        input: u32,
+        selector: Option<&Digest>,
+    ) -> Result<Vec<KeyId>, CacheStoreError> {
+        let link = (from.clone(), input, Digest::parse(name.as_str())?, selector.cloned());
         Ok(self.links.get(&link).cloned().unwrap_or_default())
     }
 

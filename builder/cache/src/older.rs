@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use lapstrake_builder_llb::{
     Graph, Vertex,
-    cache_key::{self, Versions},
+    cache_key::{self, VersionKey, Versions},
     pb,
 };
 use lapstrake_builder_solver::KeyId;
@@ -102,12 +102,12 @@ impl OlderNames {
         let keys = cache_key::in_versions(&vertex.op, vertex.inputs.len());
         let ([today, ..], true) = (&keys[..], keys.len() > 1) else { return };
         for output in 0..outputs(&vertex.op) {
-            let name = |digest: &Digest| {
-                Digest::parse(KeyId::root(digest, output).as_str()).expect("a root key is a digest")
+            let name = |key: &VersionKey| {
+                Digest::parse(KeyId::root(&key.name, output).as_str()).expect("a root key is a digest")
             };
             for key in &keys {
                 let (selectors, versions) = (key.selectors.clone(), key.versions);
-                self.insert(&name(&today.digest), Name { digest: name(&key.digest), selectors, versions });
+                self.insert(&name(today), Name { digest: name(key), selectors, versions });
             }
         }
     }

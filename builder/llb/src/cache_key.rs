@@ -6,6 +6,8 @@
 mod dialect;
 mod json;
 
+use std::sync::Arc;
+
 use lapstrake_layerstore_oci::{Digest, gojson};
 use serde_json::{Value, json};
 
@@ -43,8 +45,8 @@ impl OpKey {
 /// An op's key as some versions of BuildKit make it. The content of inputs counts in all versions alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionKey {
-    /// As [`OpKey::digest`].
-    pub digest: Digest,
+    /// As [`OpKey::digest`], as text: some versions put there what they should have made a digest of.
+    pub name: Arc<str>,
     /// As [`DepKey::selector`], for each input.
     pub selectors: Vec<Option<Digest>>,
     /// Who makes it so.
@@ -56,7 +58,7 @@ pub fn in_versions(op: &pb::Op, inputs: usize) -> Vec<VersionKey> {
     let mut known: Vec<VersionKey> = Vec::new();
     for dialect in Dialect::ALL {
         let Some(key) = in_dialect(op, inputs, dialect) else { return Vec::new() };
-        let same = |known: &&mut VersionKey| known.digest == key.digest && known.selectors == key.selectors;
+        let same = |known: &&mut VersionKey| known.name == key.name && known.selectors == key.selectors;
         match known.iter_mut().find(same) {
             Some(known) => known.versions = known.versions.or(key.versions),
             None => known.push(key),
@@ -75,15 +77,25 @@ fn in_dialect(op: &pb::Op, inputs: usize, dialect: Dialect) -> Option<VersionKey
     if is_classic(op) {
         return None;
     }
-    let OpKey { digest, deps } = match op.op.as_ref()? {
-        pb::op::Op::Exec(exec) => exec_in(exec, op.platform.as_ref(), inputs, dialect).ok()?,
-        pb::op::Op::File(file) => file_in(file, inputs, dialect),
-        pb::op::Op::Merge(merge) => merge_in(merge, inputs, dialect),
-        pb::op::Op::Diff(diff) => diff_in(diff, inputs, dialect),
+    let of_trees = |json: Value| {
+        let bytes = gojson::to_vec(&json).expect("a value serialises");
+        let name = match dialect.digests_trees() {
+            true => Digest::sha256_of(&bytes).as_str().into(),
+            false => String::from_utf8_lossy(&bytes).into(),
+        };
+        (name, vec![None; inputs])
+    };
+    let of_key = |OpKey { digest, deps }: OpKey| -> (Arc<str>, Vec<Option<Digest>>) {
+        (digest.as_str().into(), deps.into_iter().map(|dep| dep.selector).collect())
+    };
+    let (name, selectors) = match op.op.as_ref()? {
+        pb::op::Op::Exec(exec) => of_key(exec_in(exec, op.platform.as_ref(), inputs, dialect).ok()?),
+        pb::op::Op::File(file) => of_key(file_in(file, inputs, dialect)),
+        pb::op::Op::Merge(merge) => of_trees(merge_json(merge, dialect)),
+        pb::op::Op::Diff(diff) => of_trees(diff_json(diff, dialect)),
         pb::op::Op::Source(_) | pb::op::Op::Build(_) => return None,
     };
-    let selectors = deps.into_iter().map(|dep| dep.selector).collect();
-    Some(VersionKey { digest, selectors, versions: dialect.into() })
+    Some(VersionKey { name, selectors, versions: dialect.into() })
 }
 
 /// How an input counts.
@@ -356,24 +368,24 @@ fn file_deps(op: &pb::FileOp, inputs: usize) -> Vec<DepKey> {
 
 /// The key of a merge op.
 pub fn merge(op: &pb::MergeOp, inputs: usize) -> OpKey {
-    merge_in(op, inputs, Dialect::TODAY)
+    tree_key(&merge_json(op, Dialect::TODAY), inputs)
 }
 
-fn merge_in(op: &pb::MergeOp, inputs: usize, dialect: Dialect) -> OpKey {
+fn merge_json(op: &pb::MergeOp, dialect: Dialect) -> Value {
     let list: Vec<Value> = op.inputs.iter().map(|input| json::index(input.input, dialect)).collect();
     let mut merge = Object::new();
     if !list.is_empty() {
         merge.always("inputs", list);
     }
-    tree_key("buildkit.merge.v0", "Merge", merge, inputs)
+    tree_json("buildkit.merge.v0", "Merge", merge)
 }
 
 /// The key of a diff op.
 pub fn diff(op: &pb::DiffOp, inputs: usize) -> OpKey {
-    diff_in(op, inputs, Dialect::TODAY)
+    tree_key(&diff_json(op, Dialect::TODAY), inputs)
 }
 
-fn diff_in(op: &pb::DiffOp, inputs: usize, dialect: Dialect) -> OpKey {
+fn diff_json(op: &pb::DiffOp, dialect: Dialect) -> Value {
     let mut diff = Object::new();
     if let Some(lower) = &op.lower {
         diff.always("lower", json::index(lower.input, dialect));
@@ -381,14 +393,18 @@ fn diff_in(op: &pb::DiffOp, inputs: usize, dialect: Dialect) -> OpKey {
     if let Some(upper) = &op.upper {
         diff.always("upper", json::index(upper.input, dialect));
     }
-    tree_key("buildkit.diff.v0", "Diff", diff, inputs)
+    tree_json("buildkit.diff.v0", "Diff", diff)
 }
 
-fn tree_key(kind: &str, field: &'static str, op: Object, inputs: usize) -> OpKey {
+fn tree_json(kind: &str, field: &'static str, op: Object) -> Value {
     let mut key = Object::new();
     key.always("Type", kind);
     key.always(field, Value::from(op));
-    OpKey { digest: digest_of(&key.into()), deps: vec![DepKey::default(); inputs] }
+    key.into()
+}
+
+fn tree_key(json: &Value, inputs: usize) -> OpKey {
+    OpKey { digest: digest_of(json), deps: vec![DepKey::default(); inputs] }
 }
 
 /// Names are looked up in these files of an input, so they count.
@@ -530,8 +546,8 @@ mod tests {
             );
             Digest::sha256_of(json)
         };
-        let key = |digest, selector: Option<&str>, versions: &[Dialect]| VersionKey {
-            digest,
+        let key = |digest: Digest, selector: Option<&str>, versions: &[Dialect]| VersionKey {
+            name: digest.as_str().into(),
             selectors: vec![selector.map(Digest::sha256_of)],
             versions: versions.iter().fold(Versions::NONE, |all, one| all.or((*one).into())),
         };
@@ -566,10 +582,22 @@ mod tests {
             let action = json::base64(action.as_bytes());
             let digest =
                 Digest::sha256_of(format!(r#"{{"Type":"buildkit.file.v0","Actions":["{action}"]}}"#));
-            (digest, vec![None])
+            (digest.as_str().into(), vec![None])
         };
-        let older = older(&op, 1).into_iter().map(|key| (key.digest, key.selectors));
+        let older = older(&op, 1).into_iter().map(|key| (key.name, key.selectors));
         assert_eq!(older.collect::<Vec<_>>(), [key("ByID"), key("byID")]);
+    }
+
+    #[test]
+    fn older_versions_name_merges_by_their_json() {
+        let inputs = (0..2).map(|input| pb::MergeInput { input }).collect();
+        let op = pb::Op { op: Some(pb::op::Op::Merge(pb::MergeOp { inputs })), ..Default::default() };
+        let json = r#"{"Type":"buildkit.merge.v0","Merge":{"inputs":[{"input":0},{"input":1}]}}"#;
+        let keys = in_versions(&op, 2);
+        let until_0_12 = keys.last().unwrap();
+        assert_eq!((&*until_0_12.name, &until_0_12.selectors), (json, &vec![None, None]));
+        assert_eq!(keys[keys.len() - 2].name, Digest::sha256_of(json).as_str().into());
+        assert!(!until_0_12.versions.and(Versions::SINCE_0_11).is_empty());
     }
 
     #[test]

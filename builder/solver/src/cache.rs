@@ -20,9 +20,10 @@ const FOREIGN: &str = "foreign:";
 pub struct KeyId(Arc<str>);
 
 impl KeyId {
-    /// The key of an op without inputs, in BuildKit's form: the digest of `<digest>@<output>`.
-    pub fn root(digest: &Digest, output: u32) -> Self {
-        Self(Digest::sha256_of(format!("{digest}@{output}").as_bytes()).as_str().into())
+    /// The key of an op without inputs, in BuildKit's form: the digest of `<digest>@<output>`. The name is a digest, but for what other builders
+    /// called so ([`Alias`](crate::Alias)).
+    pub fn root(name: impl fmt::Display, output: u32) -> Self {
+        Self(Digest::sha256_of(format!("{name}@{output}").as_bytes()).as_str().into())
     }
 
     /// The key of content, whatever made it: BuildKit's output number for it is -1.
@@ -85,6 +86,19 @@ pub trait CacheStore<V>: Send + Sync {
 
     /// The keys that `link` leads to from `from`, newest first.
     fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError>;
+
+    /// The same for an op that other builders call otherwise; `name` is the key that it would have without inputs. Asked of caches that a build
+    /// brings with it.
+    fn linked_as(
+        &self,
+        from: &KeyId,
+        name: &KeyId,
+        input: u32,
+        selector: Option<&Digest>,
+    ) -> Result<Vec<KeyId>, CacheStoreError> {
+        let _ = (from, name, input, selector);
+        Ok(Vec::new())
+    }
 
     /// A result of the key that can still be used, kept alive by the returned value; the newest where there are several.
     fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<V>, CacheStoreError>>;

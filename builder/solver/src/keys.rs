@@ -7,7 +7,7 @@ use lapstrake_layerstore_oci::Digest;
 use parking_lot::Mutex;
 
 use crate::{
-    Alias, CacheMap, CacheStore, InputKeys, KeyId, Link, MissCause, Resolved, Types,
+    Alias, CacheMap, CacheStore, CacheStoreError, InputKeys, KeyId, Link, MissCause, Resolved, Types,
     node::{Answer, Node, by, droppable},
 };
 
@@ -92,7 +92,7 @@ impl<X: Types> Node<X> {
                     if node.inputs.is_empty() {
                         let mut keys = vec![KeyId::root(&map.digest, output)];
                         let aliases = node.aliases(reach).iter();
-                        keys.extend(aliases.map(|alias| KeyId::root(&alias.digest, output)));
+                        keys.extend(aliases.map(|alias| KeyId::root(&alias.name, output)));
                         return Ok(Arc::new(Found { keys, inputs: Vec::new() }));
                     }
                     if node.ignore_cache {
@@ -257,7 +257,7 @@ impl<X: Types> Node<X> {
     ) -> Vec<KeyId> {
         let mut seen = BTreeSet::new();
         let mut reached = Vec::new();
-        let mut look_up = |cache: &Cache<X::Value>, from, link: &Link| match cache.linked(from, link) {
+        let mut reach_on = |found: Result<Vec<KeyId>, CacheStoreError>| match found {
             Ok(keys) => reached.extend(keys.into_iter().filter(|key| seen.insert(key.clone()))),
             Err(error) => {
                 tracing::warn!(%error, vertex = %self.name, "cache lookup failed; taken as a miss");
@@ -267,14 +267,14 @@ impl<X: Types> Node<X> {
         for (from, selector) in keys {
             let link = link(map, output, input, selector.clone());
             for cache in &caches {
-                look_up(cache, from, &link);
+                reach_on(cache.linked(from, &link));
             }
             for alias in self.aliases(reach) {
                 // A key of content has no selector by any name.
                 let selector = selector.as_ref().and_then(|_| alias.selectors.get(input).cloned().flatten());
-                let link = Link { digest: alias.digest.clone(), selector, ..link.clone() };
+                let name = KeyId::root(&alias.name, output);
                 for cache in caches.iter().filter(|cache| !Arc::ptr_eq(cache, &self.caches.own)) {
-                    look_up(cache, from, &link);
+                    reach_on(cache.linked_as(from, &name, link.input, selector.as_ref()));
                 }
             }
         }

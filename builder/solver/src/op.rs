@@ -1,5 +1,7 @@
 //! What the solver asks of ops.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use lapstrake_builder_progress::VertexHandle;
 use lapstrake_layerstore_oci::Digest;
@@ -84,8 +86,8 @@ pub struct CacheMap {
 /// What else an op may be known as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alias {
-    /// As [`CacheMap::digest`].
-    pub digest: Digest,
+    /// As [`CacheMap::digest`], as text: not all builders made digests.
+    pub name: Arc<str>,
     /// As [`Dep::selector`], for each input.
     pub selectors: Vec<Option<Digest>>,
 }

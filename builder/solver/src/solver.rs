@@ -223,8 +223,7 @@ impl<X: Types> Build<X> {
         let of_node = |node: &Arc<Node<X>>| {
             let map = node.stages.cache_map.done()?;
             let aliases = node.op.aliases().into_iter();
-            let pair =
-                move |alias: crate::Alias| (KeyId::root(&map.digest, 0), KeyId::root(&alias.digest, 0));
+            let pair = move |alias: crate::Alias| (KeyId::root(&map.digest, 0), KeyId::root(&alias.name, 0));
             Some(aliases.map(pair).collect::<Vec<_>>())
         };
         sources.filter_map(of_node).flatten().collect()

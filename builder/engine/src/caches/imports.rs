@@ -106,6 +106,20 @@ impl CacheStore<Tree> for Coming {
         Ok(keys)
     }
 
+    fn linked_as(
+        &self,
+        from: &KeyId,
+        name: &KeyId,
+        input: u32,
+        selector: Option<&Digest>,
+    ) -> Result<Vec<KeyId>, CacheStoreError> {
+        let mut keys = Vec::new();
+        for brought in self.found() {
+            keys.extend(brought.cache.linked_as(from, name, input, selector)?);
+        }
+        Ok(keys)
+    }
+
     fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<Tree>, CacheStoreError>> {
         Box::pin(async move {
             for brought in self.found() {

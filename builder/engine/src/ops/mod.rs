@@ -137,7 +137,7 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
     fn aliases(&self) -> Vec<Alias> {
         let vertex = self.graph.vertex(self.vertex);
         let older = cache_key::older(&vertex.op, vertex.inputs.len()).into_iter();
-        older.map(|key| Alias { digest: key.digest, selectors: key.selectors }).collect()
+        older.map(|key| Alias { name: key.name, selectors: key.selectors }).collect()
     }
 
     fn content<'a>(

@@ -71,7 +71,7 @@ impl Op<EngineTypes> for SourceStep {
 
     fn aliases(&self) -> Vec<Alias> {
         let digests = self.source.also_known_as().into_iter();
-        digests.map(|digest| Alias { digest, selectors: Vec::new() }).collect()
+        digests.map(|digest| Alias { name: digest.as_str().into(), selectors: Vec::new() }).collect()
     }
 
     fn content<'a>(

@@ -69,6 +69,11 @@ impl Dialect {
         self.since(Self::V0_13)
     }
 
+    /// Whether a merge or a diff is known by the digest of its JSON, rather than by the JSON.
+    pub(super) fn digests_trees(self) -> bool {
+        self.since(Self::V0_13)
+    }
+
     pub(super) fn clears_cache_options(self) -> bool {
         self.since(Self::V0_13)
     }
