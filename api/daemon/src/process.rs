@@ -50,6 +50,10 @@ impl PidFile {
                 format!("process {pid} is running; is it another daemon?"),
             ));
         }
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+            let why = "there is something that is no regular file";
+            return Err(ProgramError::setting(format!("pid file {}", path.display()), why));
+        }
         // Written beside it and renamed, so that nobody reads half a number.
         let new = path.with_extension("new");
         let write = || -> io::Result<()> {

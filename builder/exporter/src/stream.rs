@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{File, Permissions},
     io::{self, BufWriter, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use bytes::{Bytes, BytesMut};
 use lapstrake_session::{ExporterId, FileSink};
-use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Destination, ExportError, exporter::Client};
@@ -59,15 +60,29 @@ pub(crate) async fn write_to(
     }
 }
 
-/// Writes beside the target, then renames: whoever looks sees the old file or the new one.
+/// Writes beside the target, then renames: whoever looks sees the old file or the new one. Links are followed, and what is no regular
+/// file (`/dev/null`, a pipe) is written to as it is.
 fn write_file(
     path: &Path,
     cancel: &CancellationToken,
     write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
-    if path.is_dir() {
-        return Err(ExportError::io("write to", path)(io::Error::from(io::ErrorKind::IsADirectory)));
-    }
+    let mut mode = 0o644;
+    let target = match path.metadata() {
+        Ok(there) if there.is_dir() => {
+            return Err(ExportError::io("write to", path)(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        Ok(there) if !there.is_file() => {
+            let there = File::options().write(true).open(path).map_err(ExportError::io("open", path))?;
+            return write_through(there, path, cancel, write).map(drop);
+        }
+        Ok(there) => {
+            mode = there.permissions().mode();
+            path.canonicalize().map_err(ExportError::io("follow", path))?
+        }
+        Err(_) => path.to_owned(),
+    };
+    let path = target.as_path();
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -75,18 +90,25 @@ fn write_file(
     let failed = |doing| ExportError::io::<io::Error>(doing, path);
     let temporary = tempfile::Builder::new()
         .prefix(".lapstrake-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .permissions(Permissions::from_mode(mode))
         .tempfile_in(&directory)
         .map_err(failed("create"))?;
-    let mut out = Cancellable { out: BufWriter::with_capacity(CHUNK, temporary), cancel };
-    canceled_or(write(&mut out), cancel)?;
-    let temporary: NamedTempFile =
-        out.out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
+    let temporary = write_through(temporary, path, cancel, write)?;
     temporary.as_file().sync_all().map_err(failed("flush"))?;
     temporary.persist(path).map_err(|error| failed("rename to")(error.error))?;
-    std::fs::File::open(&directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("flush directory of"))
+    File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed("flush directory of"))
+}
+
+/// Has `write` write to `out`, which is the file at `path`.
+fn write_through<W: Write>(
+    out: W,
+    path: &Path,
+    cancel: &CancellationToken,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
+) -> Result<W, ExportError> {
+    let mut out = Cancellable { out: BufWriter::with_capacity(CHUNK, out), cancel };
+    canceled_or(write(&mut out), cancel)?;
+    out.out.into_inner().map_err(|error| ExportError::io("write", path)(error.into_error()))
 }
 
 /// An error that came of cancellation is cancellation.
@@ -183,6 +205,39 @@ mod tests {
         };
         assert!(matches!(write_file(&path, &cancel, canceling), Err(ExportError::Canceled)));
         assert_eq!(std::fs::read(&path).unwrap(), b"before");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    fn said(path: &Path) -> Result<(), ExportError> {
+        let write = |out: &mut dyn Write| out.write_all(b"new").map_err(ExportError::io("write", "test"));
+        write_file(path, &CancellationToken::new(), write)
+    }
+
+    #[test]
+    fn a_link_stays_and_the_file_behind_it_is_replaced_with_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let (link, file) = (directory.path().join("link"), directory.path().join("file"));
+        std::fs::write(&file, "before").unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        said(&link).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_written_to_and_stays() {
+        use std::io::Read;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        // Both ends, so that nobody waits for another.
+        let mut pipe = File::options().read(true).write(true).open(&path).unwrap();
+        said(&path).unwrap();
+        let mut read = [0; 3];
+        pipe.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"new");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }
