@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use lapstrake_builder_llb::cache_key::Versions;
 use lapstrake_builder_solver::KeyId;
 use lapstrake_layerstore_oci::{Digest, Timestamp};
 use lapstrake_layerstore_store::{SnapshotName, StoreError};
@@ -119,6 +120,28 @@ impl ExportedRecords {
         }
         builder.tie();
         builder.finish()
+    }
+
+    /// The document as JSON, with the names that `readers` find it by; with today's alone if it would be longer than `limit` bytes. Also tells whether
+    /// that was so.
+    pub fn within(
+        &self,
+        limit: usize,
+        names: &OlderNames,
+        readers: Versions,
+        chains: &[Vec<Digest>],
+    ) -> (CacheDocument, Vec<u8>, bool) {
+        let document_for = |readers| {
+            let document = self.clone().with_older(&names.clone().read_by(readers)).document(chains);
+            let json = document.to_json();
+            (document, json)
+        };
+        let (document, json) = document_for(readers);
+        if json.len() <= limit {
+            return (document, json, false);
+        }
+        let (document, json) = document_for(Versions::TODAY);
+        (document, json, true)
     }
 
     /// The records for an image with these layers to carry; `None` when it has none of the results.
@@ -326,5 +349,37 @@ impl Walk<'_> {
                 .map_or_else(|_| Timestamp::zero(), Timestamp::from),
         };
         rows.map(|row| row.map(result)).collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_that_is_too_long_goes_without_older_names() {
+        let name = |text: &str| Digest::sha256_of(text);
+        let base = Record { digest: Some(name("base")), ..Record::default() };
+        let link = RecordInput { selector: String::new(), link: 0 };
+        let step = Record { digest: Some(name("step")), inputs: vec![vec![link]], ..Record::default() };
+        let leading = [(base, None), (step, Some(0))];
+        let leading = leading.map(|(record, result)| Leading { record, result, in_order: false });
+        let result = ExportedResult { snapshot: None, brought: None, created_at: Timestamp::zero() };
+        let records = ExportedRecords { records: leading.to_vec(), results: vec![result] };
+        let chains = [vec![name("below"), name("layer")]];
+        let mut names = OlderNames::default();
+        names.call_before_0_10(&name("step"), &name("old step"));
+
+        let (whole, json, is_cut) = records.within(1 << 20, &names, Versions::ALL, &chains);
+        assert_eq!((whole.len(), is_cut), (4, false), "the base, both names of the step, and what ties them");
+        // BuildKit before 0.9.1 must find the result in one record only, and knows no lists.
+        let written = String::from_utf8(json.clone()).unwrap();
+        assert_eq!((written.matches("\"layer\"").count(), written.matches("\"chains\"").count()), (1, 1));
+        let read = CacheDocument::parse(&json).unwrap();
+        assert_eq!(read, whole);
+
+        let (cut, shorter, is_cut) = records.within(json.len() - 1, &names, Versions::ALL, &chains);
+        assert_eq!((cut.len(), is_cut), (2, true));
+        assert!(shorter.len() < json.len() && !String::from_utf8(shorter).unwrap().contains("chains"));
     }
 }

@@ -91,6 +91,14 @@ impl OlderNames {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn call_before_0_10(&mut self, today: &Digest, older: &Digest) {
+        let name =
+            |digest: &Digest, versions| Name { digest: digest.clone(), selectors: Vec::new(), versions };
+        self.insert(today, name(today, Versions::ALL.without(Versions::BEFORE_0_10)));
+        self.insert(today, name(older, Versions::BEFORE_0_10));
+    }
+
     fn insert(&mut self, today: &Digest, name: Name) {
         let names = self.names.entry(today.clone()).or_default();
         if !names.contains(&name) {

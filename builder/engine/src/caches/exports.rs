@@ -292,14 +292,8 @@ impl Export {
         // BuildKit before 0.12 reads no document that is an image manifest's.
         let readers =
             if options.form == CacheForm::ImageManifest { Versions::SINCE_0_11 } else { Versions::ALL };
-        let document_for = |readers| {
-            let document = records.clone().with_older(&older.clone().read_by(readers)).document(&digests);
-            let json = document.to_json();
-            (document, json)
-        };
-        let (mut document, mut json) = document_for(readers);
-        if json.len() > BUILDKIT_READS {
-            (document, json) = document_for(Versions::TODAY);
+        let (document, json, is_cut) = records.within(BUILDKIT_READS, &older, readers, &digests);
+        if is_cut {
             let without = "the cache is large: steps are not named as BuildKit before 0.18 does";
             warn(&self.vertex, without.to_owned());
         }
