@@ -87,7 +87,7 @@ def arguments(client):
         image, logs = client.images.build(fileobj=io.BytesIO(dockerfile.encode()), **more)
         return image, text(logs)
 
-    dockerfile = "FROM busybox AS first\nARG WHO=nobody\nRUN echo \"I am $WHO\"\nFROM first AS second\nRUN echo two > /two\n"
+    dockerfile = "FROM busybox AS first\nARG WHO=nobody\nRUN echo \"I am $WHO\" | tee /who\nFROM first AS second\nRUN echo two > /two\n"
     image, out = build(dockerfile, buildargs={"WHO": "me"}, labels={"l": "v", "empty": ""}, target="first")
     assert "I am me\n" in out, out
     assert image.labels == {"l": "v", "empty": ""}, image.labels
