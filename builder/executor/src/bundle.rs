@@ -2,7 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use oci_spec::{
+    OciSpecError,
+    runtime::{
+        Capabilities, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDevice,
+        LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
+        LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+        Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec,
+        SpecBuilder, UserBuilder,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     SecurityMode,
@@ -19,117 +29,168 @@ pub(crate) struct BundleMount {
 }
 
 /// The configuration. `root` is the mounted root file system.
-pub(crate) fn config(plan: &Plan, identity: &Identity, root: &Path, mounts: &[BundleMount]) -> Value {
+pub(crate) fn config(
+    plan: &Plan,
+    identity: &Identity,
+    root: &Path,
+    mounts: &[BundleMount],
+) -> Result<Spec, OciSpecError> {
     let insecure = plan.security == SecurityMode::Insecure;
-    let caps: Vec<_> = plan.caps.names().collect();
-    let inherited = if insecure { caps.clone() } else { Vec::new() };
+    let mut namespaces = vec![
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+    ];
+    namespaces.extend((plan.network == Network::Empty).then_some(LinuxNamespaceType::Network));
+    let namespace = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces.into_iter().map(namespace).collect::<Result<Vec<_>, _>>()?)
+        .cgroups_path(Path::new("/").join(&plan.cgroup))
+        .masked_paths(plan.masked.clone())
+        .readonly_paths(plan.read_only.clone())
+        .resources(resources(plan)?);
+    if insecure {
+        linux = linux.devices(insecure_devices()?);
+    }
+    if let Some(seccomp) = plan.runtime.as_ref().and_then(|runtime| runtime.seccomp.clone()) {
+        linux = linux.seccomp(seccomp);
+    }
+    SpecBuilder::default()
+        .version("1.0.2")
+        .hostname(plan.hostname.clone())
+        .root(RootBuilder::default().path(root).readonly(plan.read_only_root).build()?)
+        .process(process(plan, identity)?)
+        .mounts(all_mounts(plan, mounts)?)
+        .linux(linux.build()?)
+        .build()
+}
+
+/// A value of ours that has the same form in JSON.
+pub(crate) fn in_oci<T: DeserializeOwned>(ours: &impl Serialize) -> Result<T, OciSpecError> {
+    Ok(serde_json::from_value(serde_json::to_value(ours)?)?)
+}
+
+fn process(plan: &Plan, identity: &Identity) -> Result<Process, OciSpecError> {
     let mut env = plan.env.clone();
     if !env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
         env.retain(|entry| entry != "HOME=");
         env.push(format!("HOME={}", identity.home));
     }
-    let mut namespaces: Vec<_> = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind})).into();
-    if plan.network == Network::Empty {
-        namespaces.push(json!({"type": "network"}));
-    }
-    let rlimits: Vec<_> = plan
-        .rlimits
-        .iter()
-        .map(|limit| {
-            let name = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
-            json!({"type": name, "soft": limit.soft, "hard": limit.hard})
-        })
-        .collect();
-    let mut linux = json!({
-        "namespaces": namespaces,
-        "cgroupsPath": Path::new("/").join(&plan.cgroup),
-        "maskedPaths": plan.masked,
-        "readonlyPaths": plan.read_only,
-        "resources": resources(plan),
+    let caps = plan.caps.names().map(|name| in_oci(&name)).collect::<Result<Capabilities, _>>()?;
+    let inherited =
+        if plan.security == SecurityMode::Insecure { caps.clone() } else { Capabilities::default() };
+    let rlimits = plan.rlimits.iter().map(|limit| {
+        let kind: PosixRlimitType = in_oci(&format!("RLIMIT_{}", limit.name.to_ascii_uppercase()))?;
+        PosixRlimitBuilder::default().typ(kind).soft(limit.soft).hard(limit.hard).build()
     });
-    if insecure {
-        linux["devices"] = insecure_devices();
-    }
-    if let Some(seccomp) = plan.runtime.as_ref().and_then(|runtime| runtime.seccomp.clone()) {
-        linux["seccomp"] = seccomp;
-    }
-    json!({
-        "ociVersion": "1.0.2",
-        "hostname": plan.hostname,
-        "root": {"path": root, "readonly": plan.read_only_root},
-        "process": {
-            "terminal": false,
-            "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups, "umask": 0o022},
-            "args": plan.args,
-            "env": env,
-            "cwd": plan.cwd,
-            "noNewPrivileges": false,
-            "capabilities": {
-                "bounding": caps, "effective": caps, "permitted": caps,
-                "inheritable": inherited, "ambient": inherited,
-            },
-            "rlimits": rlimits,
-        },
-        "mounts": all_mounts(plan, mounts, insecure),
-        "linux": linux,
-    })
+    let user = UserBuilder::default()
+        .uid(identity.uid)
+        .gid(identity.gid)
+        .additional_gids(identity.groups.clone())
+        .umask(0o022u32);
+    let capabilities = LinuxCapabilitiesBuilder::default()
+        .bounding(caps.clone())
+        .effective(caps.clone())
+        .permitted(caps)
+        .inheritable(inherited.clone())
+        .ambient(inherited);
+    ProcessBuilder::default()
+        .terminal(false)
+        .user(user.build()?)
+        .args(plan.args.clone())
+        .env(env)
+        .cwd(&plan.cwd)
+        .no_new_privileges(false)
+        .capabilities(capabilities.build()?)
+        .rlimits(rlimits.collect::<Result<Vec<_>, OciSpecError>>()?)
+        .build()
 }
 
-fn all_mounts(plan: &Plan, mounts: &[BundleMount], insecure: bool) -> Vec<Value> {
-    let read_only = if insecure { "rw" } else { "ro" };
+fn all_mounts(plan: &Plan, mounts: &[BundleMount]) -> Result<Vec<Mount>, OciSpecError> {
+    let read_only = if plan.security == SecurityMode::Insecure { "rw" } else { "ro" };
+    let shm_size = format!("size={}", plan.shm_size);
+    let mount = |target: &str, kind: &str, source: &Path, options: &[&str]| {
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        MountBuilder::default().destination(target).typ(kind).source(source).options(options).build()
+    };
+    let own = |target, kind, source: &str, options: &[&str]| mount(target, kind, Path::new(source), options);
     let mut all = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-               "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
-        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
-        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-               "options": ["nosuid", "noexec", "nodev", "mode=1777", format!("size={}", plan.shm_size)]}),
-        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
-               "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
-               "options": ["nosuid", "noexec", "nodev", read_only]}),
-        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-               "options": ["nosuid", "noexec", "nodev", read_only]}),
+        own("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        own("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        own(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        own("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size])?,
+        own("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        own("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", read_only])?,
+        own("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", read_only])?,
     ];
-    all.extend(mounts.iter().map(|mount| {
-        let (read_only, locked) = mount.restrictions;
+    for BundleMount { target, source, restrictions: (read_only, locked) } in mounts {
         let mut options = vec!["rbind"];
         options.extend(read_only.then_some("ro"));
         options.extend(locked.then_some(["nosuid", "nodev", "noexec"]).into_iter().flatten());
-        json!({"destination": mount.target, "type": "bind", "source": mount.source, "options": options})
-    }));
-    all
+        all.push(mount(target, "bind", source, &options)?);
+    }
+    Ok(all)
 }
 
 /// Limits and the device list.
-fn resources(plan: &Plan) -> Value {
-    let resources = &plan.resources;
-    let devices = if plan.security == SecurityMode::Insecure {
-        json!([{"allow": true, "access": "rwm"}])
-    } else {
-        // Runtimes add Docker's devices to an empty list by themselves.
-        json!([{"allow": false, "access": "rwm"}])
-    };
-    let mut value = json!({"devices": devices});
-    let mut put = |section: &str, key: &str, limit: Option<Value>| {
-        if let Some(limit) = limit {
-            value[section][key] = limit;
-        }
-    };
-    put("memory", "limit", resources.memory.map(Value::from));
-    put("memory", "swap", resources.memory_swap.map(Value::from));
-    put("cpu", "shares", resources.cpu_shares.map(Value::from));
-    put("cpu", "period", resources.cpu_period.map(Value::from));
-    put("cpu", "quota", resources.cpu_quota.map(Value::from));
-    put("cpu", "cpus", resources.cpuset_cpus.clone().map(Value::from));
-    put("cpu", "mems", resources.cpuset_mems.clone().map(Value::from));
-    put("pids", "limit", resources.pids.map(Value::from));
-    value
+fn resources(plan: &Plan) -> Result<LinuxResources, OciSpecError> {
+    let limits = &plan.resources;
+    // Runtimes add Docker's devices to an empty list by themselves.
+    let devices =
+        LinuxDeviceCgroupBuilder::default().allow(plan.security == SecurityMode::Insecure).access("rwm");
+    let signed = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut memory = LinuxMemoryBuilder::default();
+    if let Some(limit) = limits.memory {
+        memory = memory.limit(signed(limit));
+    }
+    if let Some(limit) = limits.memory_swap {
+        memory = memory.swap(limit);
+    }
+    let mut cpu = LinuxCpuBuilder::default();
+    if let Some(shares) = limits.cpu_shares {
+        cpu = cpu.shares(shares);
+    }
+    if let Some(period) = limits.cpu_period {
+        cpu = cpu.period(period);
+    }
+    if let Some(quota) = limits.cpu_quota {
+        cpu = cpu.quota(quota);
+    }
+    if let Some(cpus) = &limits.cpuset_cpus {
+        cpu = cpu.cpus(cpus);
+    }
+    if let Some(mems) = &limits.cpuset_mems {
+        cpu = cpu.mems(mems);
+    }
+    let mut all = LinuxResourcesBuilder::default()
+        .devices(vec![devices.build()?])
+        .memory(memory.build()?)
+        .cpu(cpu.build()?);
+    if let Some(limit) = limits.pids {
+        all = all.pids(LinuxPidsBuilder::default().limit(signed(limit)).build()?);
+    }
+    all.build()
 }
 
 /// The same as the native executor's.
-fn insecure_devices() -> Value {
+fn insecure_devices() -> Result<Vec<LinuxDevice>, OciSpecError> {
+    let device = |kind, path: &str, major: i64, minor: i64| {
+        LinuxDeviceBuilder::default()
+            .typ(kind)
+            .path(path)
+            .major(major)
+            .minor(minor)
+            .file_mode(0o666u32)
+            .uid(0u32)
+            .gid(0u32)
+            .build()
+    };
     let character = [
         ("/dev/kmsg", 1, 11),
         ("/dev/cuse", 10, 203),
@@ -138,9 +199,10 @@ fn insecure_devices() -> Value {
         ("/dev/net/tun", 10, 200),
         ("/dev/loop-control", 10, 237),
     ];
-    let device = |kind: &str, path: String, major: i64, minor: i64| json!({"type": kind, "path": path, "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0});
-    let mut all: Vec<_> =
-        character.iter().map(|&(path, major, minor)| device("c", path.to_owned(), major, minor)).collect();
-    all.extend((0..8).map(|minor| device("b", format!("/dev/loop{minor}"), 7, minor)));
-    Value::Array(all)
+    let loops = (0..8).map(|minor| device(LinuxDeviceType::B, &format!("/dev/loop{minor}"), 7, minor));
+    character
+        .iter()
+        .map(|&(path, major, minor)| device(LinuxDeviceType::C, path, major, minor))
+        .chain(loops)
+        .collect()
 }

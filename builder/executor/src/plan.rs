@@ -4,6 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use lapstrake_layerstore_store::{OverlaySyntax, SnapshotMount};
+use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -62,7 +63,7 @@ pub(crate) struct Plan {
 pub(crate) struct Runtime {
     pub(crate) path: PathBuf,
     /// The profile with its conditions resolved, as `linux.seccomp` of the bundle.
-    pub(crate) seccomp: Option<serde_json::Value>,
+    pub(crate) seccomp: Option<LinuxSeccomp>,
 }
 
 /// What network the container gets.

@@ -64,7 +64,10 @@ impl Executor for OciRuntime {
     ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
         Box::pin(async move {
             let mut plan = Plan::new(&spec)?;
-            let seccomp = (spec.security == SecurityMode::Sandbox).then(|| self.profile.oci(plan.caps));
+            let seccomp = match spec.security {
+                SecurityMode::Sandbox => Some(self.profile.oci(plan.caps)?),
+                SecurityMode::Insecure => None,
+            };
             plan.runtime = Some(Runtime { path: self.path.clone(), seccomp });
             self.helper.run(spec.id, plan, io, cancel).await
         })

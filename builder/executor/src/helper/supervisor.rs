@@ -95,7 +95,9 @@ fn prepare(
     let mut plan = plan.clone();
     plan.caps =
         plan.caps.and(rustix::thread::capabilities(None).step(|| "read capabilities")?.permitted.bits());
-    let config = bundle::config(&plan, &identity, &Path::new(AREA).join("root"), &bundle_mounts);
+    let config = bundle::config(&plan, &identity, &Path::new(AREA).join("root"), &bundle_mounts)
+        .map_err(io::Error::other)
+        .step(|| "describe the container to the runtime")?;
     let write = || -> io::Result<()> {
         for name in ["bundle", "state"] {
             rustix::fs::mkdirat(scratch.fd(), name, Mode::from_raw_mode(0o700))?;

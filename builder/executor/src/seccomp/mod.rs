@@ -15,10 +15,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use oci_spec::{
+    OciSpecError,
+    runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompBuilder, LinuxSyscallBuilder},
+};
 use serde::{Deserialize, Serialize};
 
 use self::names::Arch;
-use crate::{ExecError, caps::CapSet};
+use crate::{ExecError, bundle::in_oci, caps::CapSet};
 
 /// Docker's default policy.
 const DEFAULT: &str = include_str!("default.json");
@@ -248,33 +252,37 @@ impl Profile {
     }
 
     /// The same as `linux.seccomp` of an OCI bundle.
-    pub(crate) fn oci(&self, caps: CapSet) -> serde_json::Value {
-        let syscalls: Vec<_> = self
-            .file
-            .syscalls
-            .iter()
-            .filter(|rule| self.holds(rule, caps))
-            .map(|rule| {
-                let mut value = serde_json::json!({
-                    "names": names(rule),
-                    "action": rule.action,
-                    "args": rule.args.as_deref().unwrap_or_default(),
-                });
-                if let Some(errno) = rule.errno_ret {
-                    value["errnoRet"] = errno.into();
-                }
-                value
-            })
-            .collect();
-        let mut value = serde_json::json!({
-            "defaultAction": self.file.default_action,
-            "architectures": self.architectures().iter().map(|arch| arch.oci_name()).collect::<Vec<_>>(),
-            "syscalls": syscalls,
+    pub(crate) fn oci(&self, caps: CapSet) -> Result<LinuxSeccomp, ExecError> {
+        let syscalls = self.file.syscalls.iter().filter(|rule| self.holds(rule, caps)).map(|rule| {
+            let mut syscall = LinuxSyscallBuilder::default()
+                .names(names(rule).into_iter().map(str::to_owned).collect::<Vec<_>>())
+                .action(in_oci::<LinuxSeccompAction>(&rule.action)?)
+                .args(rule.args.iter().flatten().map(in_oci).collect::<Result<Vec<_>, _>>()?);
+            if let Some(errno) = rule.errno_ret {
+                syscall = syscall.errno_ret(errno);
+            }
+            syscall.build()
         });
-        if let Some(errno) = self.file.default_errno_ret {
-            value["defaultErrnoRet"] = errno.into();
-        }
-        value
+        let build = || {
+            let mut seccomp = LinuxSeccompBuilder::default()
+                .default_action(in_oci::<LinuxSeccompAction>(&self.file.default_action)?)
+                .architectures(
+                    self.architectures()
+                        .iter()
+                        .map(|arch| in_oci(&arch.oci_name()))
+                        .collect::<Result<Vec<_>, _>>()?,
+                )
+                .syscalls(syscalls.collect::<Result<Vec<_>, OciSpecError>>()?);
+            if let Some(errno) = self.file.default_errno_ret {
+                seccomp = seccomp.default_errno_ret(errno);
+            }
+            seccomp.build()
+        };
+        build().map_err(|error| ExecError::Invalid {
+            field: "seccomp profile",
+            value: error.to_string(),
+            reason: "is nothing that an OCI runtime is told",
+        })
     }
 
     /// This machine's architecture and those whose programs it also runs.
