@@ -48,18 +48,25 @@ impl Process {
         self.0.try_wait().expect("a child can be waited for")
     }
 
-    /// Asks it to stop, waits, and kills it if it does not.
-    pub fn stop(&mut self) -> ExitStatus {
-        self.signal(Signal::TERM);
+    /// How it ended, if it did within a minute.
+    pub fn wait_a_while(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.ended() {
-                return status;
+                return Some(status);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.signal(Signal::KILL);
-        self.wait()
+        None
+    }
+
+    /// Asks it to stop, waits, and kills it if it does not.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait_a_while().unwrap_or_else(|| {
+            self.signal(Signal::KILL);
+            self.wait()
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use lapstrake_builder_history::{
     Aspect, BuildStatus, Building, Explained, History, HistoryError, Limits, Mark, MissReason, Outcome,
-    PackedRecipe, Place, Project, Recipe, Recording,
+    PackedRecipe, Place, Project, Recipe,
 };
 use lapstrake_builder_progress::{Plain, Progress, Stream, VertexHandle, VertexState};
 use lapstrake_layerstore_oci::Digest;

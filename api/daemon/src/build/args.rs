@@ -79,8 +79,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,
 
-    /// Leave the cache of the build there: a name in a registry, or type=inline|registry|local[,ref=NAME][,dest=DIRECTORY][,mode=max];
-    /// may be repeated
+    /// Leave the cache of the build there: a name in a registry, or type=inline, type=registry,ref=NAME or type=local,dest=DIRECTORY,
+    /// the latter two also with mode=max; may be repeated
     #[arg(long, value_name = "CACHE")]
     pub(crate) cache_to: Vec<String>,
 
@@ -104,7 +104,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "AGENT")]
     pub(crate) ssh: Vec<String>,
 
-    /// What to leave behind: a directory, - for a tar on standard output, or type=image|local|tar|docker|oci[,dest=PATH][,name=NAME]
+    /// What to leave behind: a directory, - for a tar on standard output, or type= with image, local, tar, docker or oci,
+    /// and dest=PATH, name=NAME behind it
     #[arg(long, short = 'o', value_name = "OUTPUT")]
     pub(crate) output: Option<String>,
 

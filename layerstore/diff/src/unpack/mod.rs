@@ -82,7 +82,8 @@ pub fn unpack_archive(
 fn unpack(tar: impl Read, root: OwnedFd, rules: Rules, limits: &Limits) -> Result<Unpacked, DiffError> {
     let mut reader = TarReader::new(BufReader::with_capacity(BUFFER, tar), limits);
     Extractor::new(root, Lower::none(), rules).run(&mut reader)?;
-    let unpacked = Unpacked { entries: reader.entries(), size: reader.content(), bare_modes: reader.bare_modes() };
+    let unpacked =
+        Unpacked { entries: reader.entries(), size: reader.content(), bare_modes: reader.bare_modes() };
     reader.drain()?;
     Ok(unpacked)
 }
