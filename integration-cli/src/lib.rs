@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod base;
 mod client;
 mod daemon;
@@ -13,6 +14,7 @@ mod dockerd;
 mod process;
 mod tree;
 
+pub use agent::SshAgent;
 pub use base::{BASE_IMAGE, busybox_rootfs};
 pub use client::{Docker, Output, lapstrake, lapstrake_command};
 pub use daemon::Daemon;

@@ -2,13 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
-use lapstrake_integration_cli::{Daemon, Process, require, wait_for_socket};
+use lapstrake_integration_cli::{Daemon, SshAgent};
 
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -29,29 +25,10 @@ fn copy_with_libraries(program: &str, to: &Path) {
 
 #[test]
 fn run_lists_the_keys_of_the_clients_agent() {
-    for program in ["ssh-agent", "ssh-add", "ssh-keygen"] {
-        require(program, "openssh-client");
-    }
     let daemon = Daemon::with_base();
-    let (scratch, socket) = (daemon.scratch(), daemon.scratch().join("agent.sock"));
-    let key = scratch.join("key");
-    output(
-        Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-C", "a key of the test", "-f"])
-            .arg(&key),
-    );
-    // -D: in the foreground, so that it ends with its process.
-    let mut agent = Process::start(
-        Command::new("ssh-agent")
-            .arg("-D")
-            .arg("-a")
-            .arg(&socket)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    );
-    wait_for_socket(&mut agent, &socket);
-    output(Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket).stderr(Stdio::piped()));
-    let fingerprint = output(Command::new("ssh-keygen").arg("-lf").arg(&key));
+    let scratch = daemon.scratch();
+    let agent = SshAgent::start(&scratch);
+    let fingerprint = output(Command::new("ssh-keygen").arg("-lf").arg(&agent.key));
     let fingerprint = fingerprint.split(' ').nth(1).unwrap();
 
     let context = scratch.join("context");
@@ -60,7 +37,7 @@ fn run_lists_the_keys_of_the_clients_agent() {
                       RUN --mount=type=ssh,required=true /usr/bin/ssh-add -l > /keys\nRUN test -z \"$SSH_AUTH_SOCK\" && cat /keys\n";
     fs::write(context.join("Dockerfile"), dockerfile).unwrap();
     let docker = daemon.docker().buildkit();
-    let ssh = format!("default={}", socket.display());
+    let ssh = format!("default={}", agent.socket.display());
     let built = docker.run(["build", "--ssh", &ssh, "-t", "keys", context.to_str().unwrap()]).success();
     assert!(built.all().contains(fingerprint), "{}", built.all());
     let refused = docker.run(["build", "--no-cache", context.to_str().unwrap()]).failure();

@@ -14,9 +14,7 @@ use std::{
 
 use base64::Engine as _;
 use common::send;
-use lapstrake_integration_cli::{
-    Daemon, Process, Registry, busybox_rootfs, lapstrake_command, require, wait_for_socket,
-};
+use lapstrake_integration_cli::{Daemon, Registry, SshAgent, busybox_rootfs, lapstrake_command};
 
 const FILE: &str = "s3cret-of-the-file-QxW7";
 const ENVIRONMENT: &str = "s3cret-of-the-environment-Zk29";
@@ -102,29 +100,6 @@ fn contains(bytes: &[u8], form: &[u8]) -> bool {
     false
 }
 
-/// An agent with a key, and the key.
-fn agent(directory: &Path) -> (Process, PathBuf, String) {
-    for program in ["ssh-agent", "ssh-add", "ssh-keygen"] {
-        require(program, "openssh-client");
-    }
-    let (key, socket) = (directory.join("key"), directory.join("agent.sock"));
-    let run = |command: &mut Command| assert!(command.stderr(Stdio::null()).status().unwrap().success());
-    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
-    let mut agent = Process::start(
-        Command::new("ssh-agent")
-            .arg("-D")
-            .arg("-a")
-            .arg(&socket)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    );
-    wait_for_socket(&mut agent, &socket);
-    run(Command::new("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket));
-    let text = fs::read_to_string(&key).unwrap();
-    let private = text.lines().nth(2).unwrap().to_owned();
-    (agent, socket, private)
-}
-
 /// Every step is given something, and checks that it has it.
 const DOCKERFILE: &str = "FROM scratch AS base\nADD base.tar /\n\
     FROM base AS make\n\
@@ -139,7 +114,8 @@ async fn nothing_that_a_client_lends_is_in_anything_that_is_left() {
     let (registry, daemon) = (Registry::start(), Daemon::with_base_and(&["--debug"]));
     // What the client has is beside what the daemon has.
     let client = tempfile::tempdir().unwrap();
-    let (_agent, socket, private) = agent(client.path());
+    let agent = SshAgent::start(client.path());
+    let private = fs::read_to_string(&agent.key).unwrap().lines().nth(2).unwrap().to_owned();
     let secret = client.path().join("secret");
     fs::write(&secret, FILE).unwrap();
     let needles = Needles::new(&[FILE, ENVIRONMENT, PROXY, &private]);
@@ -156,7 +132,7 @@ async fn nothing_that_a_client_lends_is_in_anything_that_is_left() {
             "--progress=plain".to_owned(),
             format!("--secret=id=key,src={}", secret.display()),
             "--secret=id=env,env=LENT_TO_BUILDS".to_owned(),
-            format!("--ssh=default={}", socket.display()),
+            format!("--ssh=default={}", agent.socket.display()),
             format!("--build-arg=HTTP_PROXY=http://user:{proxy}@proxy.invalid:3128"),
             format!("--build-arg=https_proxy=http://user:{proxy}@proxy.invalid:3128"),
         ]

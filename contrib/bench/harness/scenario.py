@@ -230,6 +230,17 @@ class Cached(Scenario):
         return {"rebuild": rebuild, "classic": classic, "daemon": answers, "cli": client.run_version()}
 
 
+def _wide(base, stages, steps, root):
+    """A Dockerfile of stages × steps vertices that run nothing, beneath `root`."""
+    lines = []
+    for stage in range(stages):
+        lines.append(f"FROM {base} AS s{stage}")
+        lines += [f"WORKDIR {root}/s{stage}/{step}" for step in range(steps)]
+    lines.append(f"FROM {base}")
+    lines += [f"COPY --from=s{stage} {root}/s{stage} {root}/s{stage}" for stage in range(stages)]
+    return "\n".join(lines) + "\n"
+
+
 class CachedWide(Scenario):
     """A rebuild of a large graph in which everything is cached."""
 
@@ -241,31 +252,13 @@ class CachedWide(Scenario):
     }
 
     def fresh(self, directory, scale):
-        stages, steps = 40, max(1, int(49 * scale))
-        lines = []
-        for stage in range(stages - 1):
-            lines.append(f"FROM {content.BASE_IMAGE} AS s{stage}")
-            lines += [f"WORKDIR /s{stage}/{step}" for step in range(steps)]
-        lines.append(f"FROM {content.BASE_IMAGE}")
-        lines += [f"COPY --from=s{stage} /s{stage} /s{stage}" for stage in range(stages - 1)]
-        _write(directory, "\n".join(lines) + "\n")
+        _write(directory, _wide(content.BASE_IMAGE, 39, max(1, int(49 * scale)), ""))
 
     def measure(self, daemon, directory):
         first = daemon.client.build(directory, self.tag())
         _settle()
         rebuild = daemon.client.build(directory, self.tag())
         return {"first": first, "rebuild": rebuild, "server": rebuild - daemon.client.run_version()}
-
-
-def _wide(stages, steps, nonce):
-    """A Dockerfile of stages × steps vertices that need no base image and run nothing."""
-    lines = []
-    for stage in range(stages):
-        lines.append(f"FROM scratch AS s{stage}")
-        lines += [f"WORKDIR /{nonce}/s{stage}/{step}" for step in range(steps)]
-    lines.append("FROM scratch")
-    lines += [f"COPY --from=s{stage} / /" for stage in range(stages)]
-    return "\n".join(lines) + "\n"
 
 
 class CacheFrom(Scenario):
@@ -284,7 +277,7 @@ class CacheFrom(Scenario):
 
     def fresh(self, directory, scale):
         self.context, self.storage = directory / "context", directory / "registry"
-        _write(self.context, _wide(20, max(1, int(49 * scale)), uuid.uuid4().hex))
+        _write(self.context, _wide("scratch", 20, max(1, int(49 * scale)), f"/{uuid.uuid4().hex}"))
         with Registry(self.storage) as registry:
             command = [self.lapstrake, "build", "--progress", "quiet", "--root", str(directory / "root"), "--cache-to"]
             command += [f"type=registry,ref={registry.host}/bench:cache,mode=max", str(self.context)]
@@ -328,7 +321,7 @@ class DiskUsage(Scenario):
     def fresh(self, directory, scale):
         self.contexts = [directory / str(number) for number in range(10)]
         for context in self.contexts:
-            _write(context, _wide(20, max(1, int(49 * scale)), uuid.uuid4().hex))
+            _write(context, _wide("scratch", 20, max(1, int(49 * scale)), f"/{uuid.uuid4().hex}"))
 
     def measure(self, daemon, directory):
         found = {}
