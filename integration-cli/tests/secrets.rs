@@ -5,12 +5,7 @@
 #[allow(unreachable_pub)]
 mod common;
 
-use std::{
-    fs,
-    io::Read,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, io::Read, path::Path, process::Command};
 
 use base64::Engine as _;
 use common::send;
