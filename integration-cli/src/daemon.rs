@@ -18,6 +18,17 @@ pub struct Daemon {
     arguments: Vec<String>,
 }
 
+impl Drop for Daemon {
+    /// A test that fails shows what the daemon had to say.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (log, ended) = (self.log(), self.process.ended());
+            let tail = log.char_indices().rev().nth(20_000).map_or(0, |(at, _)| at);
+            eprintln!("the daemon's log (its process: {ended:?}):\n{}", &log[tail..]);
+        }
+    }
+}
+
 impl Daemon {
     /// Starts a daemon over an empty store.
     pub fn start() -> Self {

@@ -24,7 +24,7 @@ mod pull_store;
 mod push;
 mod unpack;
 
-pub use archive::{ArchiveImage, SaveImage, save, write_docker_archive, write_oci_archive};
+pub use archive::{ArchiveImage, HeldImages, SaveImage, save, write_docker_archive, write_oci_archive};
 pub use error::{ErrorKind, TransferError};
 pub use import::import;
 pub use layers::{layer_tar, layers};

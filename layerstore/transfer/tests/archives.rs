@@ -9,9 +9,10 @@ use std::{fs, io::Write as _, path::Path, process::Command};
 use common::*;
 use lapstrake_graphdriver_adapter::DriverKind;
 use lapstrake_layerstore_oci::{DiffId, Digest, ImageConfig, LayerCompression, Platform};
-use lapstrake_layerstore_store::{NewImage, Tree};
+use lapstrake_layerstore_store::{Collector, NewImage, Tree};
 use lapstrake_layerstore_transfer::{
-    ManifestForm, ManifestOptions, import, layers, load, make_manifest, write_oci_archive,
+    HeldImages, ManifestForm, ManifestOptions, SaveImage, import, layers, load, make_manifest, save,
+    write_oci_archive,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -339,9 +340,9 @@ fn a_cancelled_save_and_load_end() {
     let error = load(&other.stores, archive.as_slice(), &[], &cancel, &|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "context canceled");
     assert!(other.stores.images.list().unwrap().is_empty());
-    let images = [lapstrake_layerstore_transfer::SaveImage { record: image, names: Vec::new() }];
-    let error =
-        lapstrake_layerstore_transfer::save(&one.stores, &images, std::io::sink(), &cancel).unwrap_err();
+    let images = [SaveImage { record: image, names: Vec::new() }];
+    let images = HeldImages::new(&one.stores, &images).unwrap();
+    let error = save(&one.stores, &images, std::io::sink(), &cancel).unwrap_err();
     assert_eq!(error.to_string(), "context canceled");
 }
 
@@ -355,4 +356,21 @@ fn skopeo(arguments: &[&str]) -> Vec<u8> {
         .expect("skopeo is installed (Debian package skopeo)");
     assert!(output.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
+}
+
+#[test]
+fn an_image_that_is_held_for_saving_stays_and_one_that_is_gone_is_told_before_the_first_byte() {
+    let one = Machine::new();
+    let image = one.image(&rich(&one), &["app:1"]);
+    let expected = one.save(&[&image]);
+    let order = [SaveImage { record: image.clone(), names: vec![image.names[0].reference.clone()] }];
+    let held = HeldImages::new(&one.stores, &order).unwrap();
+    one.stores.images.delete_image(&image.id).unwrap_err();
+    Collector::new(one.stores.clone(), Vec::new()).collect().unwrap();
+    let mut out = Vec::new();
+    save(&one.stores, &held, &mut out, &CancellationToken::new()).unwrap();
+    assert!(out == expected);
+    drop(held);
+    one.stores.images.delete_image(&image.id).unwrap();
+    HeldImages::new(&one.stores, &order).unwrap_err();
 }

@@ -16,7 +16,8 @@ use lapstrake_layerstore_registry::{
 };
 use lapstrake_layerstore_store::{ImageName, ImageRecord, Stores};
 use lapstrake_layerstore_transfer::{
-    ErrorKind, LoadEvent, PullOutcome, SaveImage, TransferError, UnpackEvent, import, load, pull, push, save,
+    ErrorKind, HeldImages, LoadEvent, PullOutcome, SaveImage, TransferError, UnpackEvent, import, load, pull,
+    push, save,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -157,9 +158,14 @@ impl ImageTransfer for StoreTransfer {
                     check_platform(&image.record, &name, platform)?;
                 }
             }
+            let ids: Vec<ImageId> = images.iter().map(|image| image.record.id.clone()).collect();
+            // Held before the answer begins: nothing that removes images meanwhile can cut it off.
+            let stores = self.stores.clone();
+            let images = blocking(move || HeldImages::new(&stores, &images))
+                .await
+                .map_err(|error| transfer_error(&error))?;
             let stores = self.stores.clone();
             let saving: Saving = Box::pin(async move {
-                let ids: Vec<ImageId> = images.iter().map(|image| image.record.id.clone()).collect();
                 let cancel = CancellationToken::new();
                 let _cancelled = cancel.clone().drop_guard();
                 let out = std::io::BufWriter::with_capacity(256 << 10, ChunkWriter(sink));

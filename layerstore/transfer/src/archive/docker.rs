@@ -12,7 +12,7 @@ use lapstrake_layerstore_oci::{
     Descriptor, DiffId, Digest, ImageConfig, ImageId, Index, LayerCompression, Manifest, MediaType,
     Reference, gojson,
 };
-use lapstrake_layerstore_store::{Layer, Stores};
+use lapstrake_layerstore_store::{Layer, Lease, Stores, Tree};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -35,30 +35,45 @@ struct Item {
     layer_sources: BTreeMap<DiffId, Descriptor>,
 }
 
+/// Images of the image store that nothing takes away before they are saved.
+#[derive(Debug)]
+pub struct HeldImages {
+    _lease: Lease,
+    _trees: Vec<Tree>,
+    images: Vec<ArchiveImage>,
+}
+
+impl HeldImages {
+    /// Holds images and reads which layers they have. Blocks. One that is gone by now is an error.
+    pub fn new(stores: &Stores, images: &[SaveImage]) -> Result<Self, TransferError> {
+        let lease = stores.leases.create();
+        let mut trees = Vec::with_capacity(images.len());
+        let mut archived = Vec::with_capacity(images.len());
+        for image in images {
+            hold_image(stores, &image.record, &lease)?;
+            let (tree, layers) = stored_layers(stores, &image.record)?;
+            trees.push(tree);
+            archived.push(ArchiveImage {
+                config: image.record.config.clone(),
+                layers,
+                names: image.names.clone(),
+                parent: image.record.parent.clone(),
+            });
+        }
+        Ok(Self { _lease: lease, _trees: trees, images: archived })
+    }
+}
+
 /// Writes images of the image store as `docker save` does. The same images give the same bytes. Blocks.
 ///
-/// They are held meanwhile. `cancel` is looked at while writing. After an error the stream is not an archive.
+/// `cancel` is looked at while writing. After an error the stream is not an archive.
 pub fn save(
     stores: &Stores,
-    images: &[SaveImage],
+    images: &HeldImages,
     out: impl Write,
     cancel: &CancellationToken,
 ) -> Result<(), TransferError> {
-    let lease = stores.leases.create();
-    let mut held = Vec::with_capacity(images.len());
-    let mut archived = Vec::with_capacity(images.len());
-    for image in images {
-        hold_image(stores, &image.record, &lease)?;
-        let (tree, layers) = stored_layers(stores, &image.record)?;
-        held.push(tree);
-        archived.push(ArchiveImage {
-            config: image.record.config.clone(),
-            layers,
-            names: image.names.clone(),
-            parent: image.record.parent.clone(),
-        });
-    }
-    write_docker_archive(stores, &archived, out, cancel)
+    write_docker_archive(stores, &images.images, out, cancel)
 }
 
 /// Writes images, which the caller holds, as `docker save` does. Blocks. See [`save`].

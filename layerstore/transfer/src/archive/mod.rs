@@ -7,7 +7,7 @@ mod tar;
 use lapstrake_layerstore_oci::{ImageConfig, ImageId, Reference};
 use lapstrake_layerstore_store::{ImageRecord, Layer, Resource, Stores, Tree};
 
-pub use docker::{save, write_docker_archive};
+pub use docker::{HeldImages, save, write_docker_archive};
 pub use layout::write_oci_archive;
 
 use crate::{TransferError, layers};

@@ -15,7 +15,9 @@ use std::{
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_oci::{History, ImageConfig, ImageId, Platform, Reference, Timestamp};
 use lapstrake_layerstore_store::{ImageName, ImageRecord, LocalStore, NewImage, OpenSnapshot, Stores, Tree};
-use lapstrake_layerstore_transfer::{LoadEvent, Loaded, SaveImage, TransferError, layers, load, save};
+use lapstrake_layerstore_transfer::{
+    HeldImages, LoadEvent, Loaded, SaveImage, TransferError, layers, load, save,
+};
 use tokio_util::sync::CancellationToken;
 
 /// A machine's stores.
@@ -94,6 +96,7 @@ impl Machine {
                     .collect(),
             })
             .collect();
+        let images = HeldImages::new(&self.stores, &images).unwrap();
         let mut out = Vec::new();
         save(&self.stores, &images, &mut out, &CancellationToken::new()).unwrap();
         out
