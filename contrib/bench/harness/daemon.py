@@ -7,7 +7,7 @@ import subprocess
 import time
 
 from .client import BenchError, Client
-from .memory import resident
+from .memory import processor_seconds, resident
 
 # Seconds that a daemon gets to answer, and to stop when told to.
 PATIENCE = 120
@@ -82,6 +82,10 @@ class Daemon:
     def resident(self):
         """Bytes that it and its helpers have resident."""
         return resident(self.pid)
+
+    def processor_seconds(self):
+        """Processor time that it and its helpers have used."""
+        return processor_seconds(self.pid)
 
     def log_tail(self):
         """The end of its log."""

@@ -1,4 +1,4 @@
-"""Resident memory of a daemon with its helpers, from /proc.
+"""Resident memory and processor time of a daemon with its helpers, from /proc.
 
 What is counted: the daemon and those of its descendants that are programs of the daemon (its own re-executed binary, containerd,
 shims, OCI runtimes). What a build step runs is not the daemon's memory and is left out. The sum of resident sizes counts pages
@@ -66,6 +66,18 @@ def tree(root):
 def resident(root):
     """Bytes resident now, all processes of the tree together."""
     return sum(_status(pid).get("VmRSS", 0) for pid in tree(root))
+
+
+def processor_seconds(root):
+    """Processor time that the tree has used so far; of processes that ended, what was counted to their parents."""
+    ticks = 0
+    for pid in tree(root):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                ticks += sum(map(int, stat.read().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Peak:

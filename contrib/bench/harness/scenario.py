@@ -248,7 +248,7 @@ class CachedWide(Scenario):
     rows = {
         "first": Row("2,000 vertices in 40 stages, the first time, docker CLI"),
         "rebuild": Row("the same again, all cached"),
-        "server": Row("the same, less `docker version`: the daemon's time", goal="≤ 0.1×"),
+        "server": Row("processor time of the daemon in that rebuild", goal="≤ 0.1×"),
     }
 
     def fresh(self, directory, scale):
@@ -257,8 +257,9 @@ class CachedWide(Scenario):
     def measure(self, daemon, directory):
         first = daemon.client.build(directory, self.tag())
         _settle()
+        used = daemon.processor_seconds()
         rebuild = daemon.client.build(directory, self.tag())
-        return {"first": first, "rebuild": rebuild, "server": rebuild - daemon.client.run_version()}
+        return {"first": first, "rebuild": rebuild, "server": daemon.processor_seconds() - used}
 
 
 class CacheFrom(Scenario):
