@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{AppState, impatient::Impatient, lenient::Lenient, service::respond};
+use crate::{AppState, opening::Opening, service::respond};
 
 /// A source of connections: a listening socket, or one wrapped in TLS.
 pub trait Accept: Send {
@@ -138,7 +138,7 @@ async fn connection<I>(
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
     let service = service_fn(move |request| respond(Arc::clone(&state), request));
-    let io = Lenient::new(Impatient::new(io, limits.header_time));
+    let io = Opening::new(io, limits.header_time);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

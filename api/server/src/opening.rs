@@ -1,23 +1,33 @@
-//! Request lines as Go's server takes them.
+//! The beginning of a connection, before hyper can tell what is wrong with it.
 //!
-//! Quotation marks and angle brackets have to be escaped in a URL; Moby takes them as they are, and people write
-//! `curl '…?filters={"dangling":…}'`. hyper refuses such a request before anybody could say why. So the first line of a
-//! connection is escaped on its way in. Later requests of the same connection are a library's, which escapes by itself.
+//! **It must say something before long.** hyper times a request's headers, but first its HTTP version is told from the connection's first
+//! bytes, and nobody times those: a client that connects and stays silent would hold its place for ever.
+//!
+//! **Its request line is taken as Go's server takes it.** Quotation marks and angle brackets have to be escaped in a URL; Moby takes them as
+//! they are, and people write `curl '…?filters={"dangling":…}'`. hyper refuses such a request before anybody could say why. So the first line
+//! is escaped on its way in. Later requests of the same connection are a library's, which escapes by itself.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 
 /// Bytes read at a time while the first line lasts.
 const PIECE: usize = 1024;
 
-/// Escapes what a request line should not contain.
-pub(crate) struct Lenient<I> {
+/// Fails to be read when nothing came within the time, and escapes what a request line should not contain.
+pub(crate) struct Opening<I> {
     io: I,
+    /// Gone once something came.
+    deadline: Option<Pin<Box<Sleep>>>,
     /// Whether the first line has not ended yet.
     in_line: bool,
     /// Escaped bytes that did not fit into the reader's buffer, and how many of them it has.
@@ -25,9 +35,11 @@ pub(crate) struct Lenient<I> {
     taken: usize,
 }
 
-impl<I> Lenient<I> {
-    pub(crate) fn new(io: I) -> Self {
-        Self { io, in_line: true, waiting: Vec::new(), taken: 0 }
+impl<I> Opening<I> {
+    /// Waits `patience` for the first byte. Called within a tokio runtime.
+    pub(crate) fn new(io: I, patience: Duration) -> Self {
+        let deadline = Some(Box::pin(tokio::time::sleep(patience)));
+        Self { io, deadline, in_line: true, waiting: Vec::new(), taken: 0 }
     }
 
     fn escape(&mut self, piece: &[u8]) {
@@ -43,7 +55,21 @@ impl<I> Lenient<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
+impl<I: AsyncRead + Unpin> Opening<I> {
+    fn poll_read_in_time(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_ready() {
+            self.deadline = None;
+            return read;
+        }
+        match &mut self.deadline {
+            Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Opening<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -51,11 +77,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
     ) -> Poll<io::Result<()>> {
         if self.taken == self.waiting.len() {
             if !self.in_line {
-                return Pin::new(&mut self.io).poll_read(cx, buf);
+                return self.poll_read_in_time(cx, buf);
             }
             let mut piece = [0; PIECE];
             let mut read = ReadBuf::new(&mut piece);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            ready!(self.poll_read_in_time(cx, &mut read))?;
             self.waiting.clear();
             self.taken = 0;
             self.escape(read.filled());
@@ -68,7 +94,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Lenient<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Opening<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -96,7 +122,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Lenient<I> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -109,16 +135,29 @@ mod tests {
             "%22".repeat(3 * PIECE)
         );
         for size in [1, 2, 5, 700, 100_000] {
-            let mut lenient = Lenient::new(sent.as_bytes());
+            let mut opening = Opening::new(sent.as_bytes(), Duration::MAX);
             let mut got = Vec::new();
             let mut piece = vec![0; size];
             loop {
-                match lenient.read(&mut piece).await.unwrap() {
+                match opening.read(&mut piece).await.unwrap() {
                     0 => break,
                     read => got.extend_from_slice(&piece[..read]),
                 }
             }
             assert_eq!(String::from_utf8(got).unwrap(), told, "{size}");
         }
+    }
+    #[tokio::test]
+    async fn who_says_nothing_in_time_is_not_waited_for() {
+        let (_client, server) = tokio::io::duplex(64);
+        let mut silent = Opening::new(server, Duration::ZERO);
+        assert_eq!(silent.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut begun = Opening::new(server, Duration::ZERO);
+        client.write_all(b"G").await.unwrap();
+        assert_eq!(begun.read_u8().await.unwrap(), b'G');
+        // Whoever has said something may take its time.
+        assert!(futures::poll!(Box::pin(begun.read_u8())).is_pending());
     }
 }
