@@ -15,6 +15,7 @@
 //!   filesync      moby.filesync.v1                 session      (FileSync, FileSend)
 //!   fsutil        fsutil.types                     session      (Packet, Stat)
 //!   auth, secrets, sshforward, upload, health      session
+//!   content       containerd.services.content.v1   session      (a client's OCI layouts; from our own proto/)
 //!   google        google.protobuf, google.rpc      all
 //! ```
 //!
@@ -95,4 +96,10 @@ pub mod sshforward {
 /// The `moby.upload.v1.Upload` service: a build context read from the client's standard input.
 pub mod upload {
     pub use bollard_buildkit_proto::moby::upload::v1::*;
+}
+
+/// The `containerd.services.content.v1.Content` service: blobs of an OCI layout that a client offers.
+#[allow(missing_docs, unreachable_pub, reason = "generated from proto/content.proto, which has the words")]
+pub mod content {
+    tonic::include_proto!("containerd.services.content.v1");
 }
