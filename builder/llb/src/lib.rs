@@ -1,7 +1,8 @@
 //! LLB, BuildKit's build graph: typed vertices, their protobuf form, and a builder that writes the same bytes as BuildKit's own client.
 //!
-//! **For:** reading a definition that came over the wire into a checked [`Graph`], and making one ([`GraphBuilder`]).
-//! **Not for:** running anything, cache keys (`builder/solver`), or Dockerfiles (`builder/dockerfile`). No I/O.
+//! **For:** reading a definition that came over the wire into a checked [`Graph`], making one ([`GraphBuilder`]), and telling what an op is for
+//! the cache ([`cache_key`]).
+//! **Not for:** running anything, looking keys up (`builder/solver`), or Dockerfiles (`builder/dockerfile`). No I/O.
 //!
 //! ```text
 //!   GraphBuilder ──marshal──► Definition ⇄ pb::Definition (wire)
