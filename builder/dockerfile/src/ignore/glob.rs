@@ -135,7 +135,8 @@ impl Glob {
     }
 }
 
-/// A class, behind its `[`, and what follows it. The rules are those of Go's `filepath.Match`.
+/// A class, behind its `[`, and what follows it. The rules are those of Go's `filepath.Match`, and `[:alpha:]` and its kin are known, as they
+/// are to Moby's regular expressions.
 fn class(pattern: &str) -> Result<(Step, &str), BadPattern> {
     let (negated, mut rest) = match pattern.strip_prefix('^') {
         Some(rest) => (true, rest),
@@ -148,6 +149,11 @@ fn class(pattern: &str) -> Result<(Step, &str), BadPattern> {
         {
             return Ok((Step::Class { negated, ranges: ranges.into() }, after));
         }
+        if let Some((named, after)) = named_class(rest) {
+            ranges.extend_from_slice(named);
+            rest = after;
+            continue;
+        }
         let (low, after) = class_char(rest)?;
         let (high, after) = match after.strip_prefix('-') {
             Some(after) => class_char(after)?,
@@ -159,6 +165,29 @@ fn class(pattern: &str) -> Result<(Step, &str), BadPattern> {
         }
         ranges.push((low, high));
     }
+}
+
+/// `[:name:]`, and what follows it. ASCII only, as in Go.
+fn named_class(pattern: &str) -> Option<(&'static [(char, char)], &str)> {
+    let (name, after) = pattern.strip_prefix("[:")?.split_once(":]")?;
+    let ranges: &[(char, char)] = match name {
+        "alnum" => &[('0', '9'), ('A', 'Z'), ('a', 'z')],
+        "alpha" => &[('A', 'Z'), ('a', 'z')],
+        "ascii" => &[('\0', '\x7f')],
+        "blank" => &[('\t', '\t'), (' ', ' ')],
+        "cntrl" => &[('\0', '\x1f'), ('\x7f', '\x7f')],
+        "digit" => &[('0', '9')],
+        "graph" => &[('!', '~')],
+        "lower" => &[('a', 'z')],
+        "print" => &[(' ', '~')],
+        "punct" => &[('!', '/'), (':', '@'), ('[', '`'), ('{', '~')],
+        "space" => &[('\t', '\r'), (' ', ' ')],
+        "upper" => &[('A', 'Z')],
+        "word" => &[('0', '9'), ('A', 'Z'), ('_', '_'), ('a', 'z')],
+        "xdigit" => &[('0', '9'), ('A', 'F'), ('a', 'f')],
+        _ => return None,
+    };
+    Some((ranges, after))
 }
 
 fn class_char(pattern: &str) -> Result<(char, &str), BadPattern> {

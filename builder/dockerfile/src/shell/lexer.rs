@@ -312,7 +312,9 @@ impl<'a> Run<'a> {
     /// is news of its own.
     fn unless_at_end(&self, problem: WordProblem) -> WordProblem {
         match problem {
-            WordProblem::OpenSingleQuote | WordProblem::OpenDoubleQuote if self.peek().is_none() => {
+            WordProblem::OpenSingleQuote | WordProblem::OpenDoubleQuote | WordProblem::MissingSlash
+                if self.peek().is_none() =>
+            {
                 WordProblem::OpenBrace
             }
             other => other,
@@ -353,11 +355,11 @@ impl<'a> Run<'a> {
     }
 }
 
-fn is_letter(ch: char) -> bool {
+pub(super) fn is_letter(ch: char) -> bool {
     if ch.is_ascii() { ch.is_ascii_alphabetic() } else { LETTER.is_match(ch.encode_utf8(&mut [0; 4])) }
 }
 
-fn is_digit(ch: char) -> bool {
+pub(super) fn is_digit(ch: char) -> bool {
     if ch.is_ascii() { ch.is_ascii_digit() } else { DIGIT.is_match(ch.encode_utf8(&mut [0; 4])) }
 }
 

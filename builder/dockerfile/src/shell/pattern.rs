@@ -19,8 +19,8 @@ pub(super) fn remove_suffix(value: &str, pattern: &str, greedy: bool) -> Result<
     Ok(rest.chars().rev().collect())
 }
 
-/// `value` with the first match, or all of them, replaced. When all are replaced, `$1` and the like in the replacement are group
-/// references, as in BuildKit; a pattern has no groups, so they vanish.
+/// `value` with the first match, or all of them, replaced. When all are replaced, `$0`, `$1`, `$name` in the replacement are references to
+/// groups of the match, as in BuildKit.
 pub(super) fn replace(
     value: &str,
     pattern: &str,
@@ -39,10 +39,9 @@ pub(super) fn replace(
     }
     let mut out = String::new();
     let mut copied = 0;
-    for captures in regex.captures_iter(value) {
-        let found = captures.get_match();
+    for found in regex.find_iter(value) {
         out.push_str(&value[copied..found.start()]);
-        captures.expand(replacement, &mut out);
+        expand_template(replacement, found.as_str(), &mut out);
         copied = found.end();
         if out.len() > limit {
             return Err(WordProblem::TooLong(limit));
@@ -50,6 +49,41 @@ pub(super) fn replace(
     }
     out.push_str(&value[copied..]);
     Ok(out)
+}
+
+/// Go's `Regexp.Expand` for a match without groups: `$0` and `${0}` are the match, other references are empty, `$$` is `$`, and what is no
+/// reference stays.
+fn expand_template(template: &str, found: &str, out: &mut String) {
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        rest = after;
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        let (braced, inner) = match rest.strip_prefix('{') {
+            Some(inner) => (true, inner),
+            None => (false, rest),
+        };
+        let end = inner
+            .find(|ch: char| ch != '_' && !super::lexer::is_letter(ch) && !super::lexer::is_digit(ch))
+            .unwrap_or(inner.len());
+        let (name, after) = inner.split_at(end);
+        let after = if braced { after.strip_prefix('}') } else { Some(after) };
+        match after {
+            Some(after) if !name.is_empty() => {
+                // `$00` is a name, not a number, and so no group has it.
+                if name == "0" {
+                    out.push_str(found);
+                }
+                rest = after;
+            }
+            _ => out.push('$'),
+        }
+    }
+    out.push_str(rest);
 }
 
 fn compile(pattern: &str, greedy: bool, anchored: bool) -> Result<Regex, WordProblem> {
