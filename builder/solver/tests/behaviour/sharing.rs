@@ -42,10 +42,25 @@ async fn settle(solves: &mut [&mut Solving]) {
     }
 }
 
+/// Lets the first go on until it has to wait, and then both.
+async fn settle_in_turn(first: &mut Solving, second: &mut Solving) {
+    settle(&mut [first]).await;
+    settle(&mut [first, second]).await;
+}
+
 fn gated(bench: &Bench, name: &str, behaviour: Behaviour) -> Arc<Semaphore> {
     let gate = Arc::new(Semaphore::new(0));
     bench.world.set(name, Behaviour { gate: Some(Arc::clone(&gate)), ..behaviour });
     gate
+}
+
+/// Builds of two clients, and the gate of what both want to run.
+fn two_builds(run: Behaviour) -> (Bench, Arc<Semaphore>, Solving, Solving) {
+    let bench = bench();
+    let gate = gated(&bench, "run", run);
+    let first = solving(bench.load(&build("context-1")));
+    let second = solving(bench.load(&build("context-2")));
+    (bench, gate, first, second)
 }
 
 fn progress() -> Progress {
@@ -76,10 +91,7 @@ async fn assert_nothing_left(bench: &Bench) {
 
 #[tokio::test]
 async fn the_same_work_behind_different_clients_runs_once() {
-    let bench = bench();
-    let gate = gated(&bench, "run", Behaviour::default());
-    let mut first = solving(bench.load(&build("context-1")));
-    let mut second = solving(bench.load(&build("context-2")));
+    let (bench, gate, mut first, mut second) = two_builds(Behaviour::default());
     settle(&mut [&mut first, &mut second]).await;
     gate.add_permits(1);
     let (first, second) = tokio::join!(first, second);
@@ -97,8 +109,7 @@ async fn one_source_by_two_names_is_fetched_once() {
     let gate = gated(&bench, "image:1", same);
     let mut first = solving(bench.load(&[node("image:1", &[])]));
     let mut second = solving(bench.load(&[node("image:latest", &[])]));
-    settle(&mut [&mut first]).await;
-    settle(&mut [&mut first, &mut second]).await;
+    settle_in_turn(&mut first, &mut second).await;
     gate.add_permits(1);
     let (first, second) = tokio::join!(first, second);
     assert_eq!((first.unwrap(), second.unwrap()), ("pinned()".to_owned(), "pinned()".to_owned()));
@@ -151,12 +162,8 @@ async fn a_build_that_waits_for_another_shows_its_logs_and_that_it_waits() {
 
 #[tokio::test]
 async fn who_runs_it_may_leave_without_harm_to_who_waits() {
-    let bench = bench();
-    let gate = gated(&bench, "run", Behaviour::default());
-    let mut first = solving(bench.load(&build("context-1")));
-    let mut second = solving(bench.load(&build("context-2")));
-    settle(&mut [&mut first]).await;
-    settle(&mut [&mut first, &mut second]).await;
+    let (bench, gate, mut first, mut second) = two_builds(Behaviour::default());
+    settle_in_turn(&mut first, &mut second).await;
     drop(first);
     settle(&mut [&mut second]).await;
     gate.add_permits(1);
@@ -168,14 +175,9 @@ async fn who_runs_it_may_leave_without_harm_to_who_waits() {
 
 #[tokio::test]
 async fn when_all_leave_the_op_is_cancelled_and_the_next_one_runs_it() {
-    let bench = bench();
-    let gate = gated(&bench, "run", Behaviour::default());
-    {
-        let mut first = solving(bench.load(&build("context-1")));
-        let mut second = solving(bench.load(&build("context-2")));
-        settle(&mut [&mut first]).await;
-        settle(&mut [&mut first, &mut second]).await;
-    }
+    let (bench, gate, mut first, mut second) = two_builds(Behaviour::default());
+    settle_in_turn(&mut first, &mut second).await;
+    drop((first, second));
     while bench.world.working.load(Ordering::SeqCst) > 0 {
         tokio::task::yield_now().await;
     }
@@ -255,10 +257,7 @@ async fn a_failure_is_also_that_of_a_build_that_gets_there_later_and_not_of_one_
 
 #[tokio::test]
 async fn a_failure_is_told_of_the_vertex_that_waited() {
-    let bench = bench();
-    let gate = gated(&bench, "run", Behaviour { fails: true, ..Behaviour::default() });
-    let mut first = solving(bench.load(&build("context-1")));
-    let mut second = solving(bench.load(&build("context-2")));
+    let (_bench, gate, mut first, mut second) = two_builds(Behaviour { fails: true, ..Behaviour::default() });
     settle(&mut [&mut first, &mut second]).await;
     gate.add_permits(1);
     let (first, second) = tokio::join!(first, second);
