@@ -36,8 +36,14 @@ pub enum Error {
     #[error("dockerfile contains no stages to build")]
     NoStages,
     /// The value of `# check=` or its build argument.
-    #[error("failed to parse check options: {0}")]
-    CheckOptions(#[from] CheckError),
+    #[error("failed to parse check options: {problem}")]
+    CheckOptions {
+        /// What is wrong.
+        #[source]
+        problem: CheckError,
+        /// The directive's line.
+        lines: LineRange,
+    },
     /// A word cannot be expanded.
     #[error(transparent)]
     Word(#[from] WordError),
@@ -62,7 +68,9 @@ impl Error {
     /// The source lines at fault, when known.
     pub fn lines(&self) -> Option<LineRange> {
         match self {
-            Error::Syntax { lines, .. } | Error::Instruction { lines, .. } => Some(*lines),
+            Error::Syntax { lines, .. }
+            | Error::Instruction { lines, .. }
+            | Error::CheckOptions { lines, .. } => Some(*lines),
             Error::Lower { lines, .. } => lines.first().copied(),
             _ => None,
         }

@@ -28,4 +28,7 @@ pub use facts::{CopyQuery, CopySource, Facts, ImageFact, ImageOrigin, ImageQuery
 pub use location::LineRange;
 pub use lower::{LowerError, dockerfile_definition, dockerfile_name, dockerignore_definition};
 pub use options::{Dialect, DockerfileOptions};
-pub use plan::{Answer, ClassicPlan, Plan, PlatformPlan, StageEntry, StageHistory, Step, StepKind, plan};
+pub use plan::{
+    Answer, ClassicPlan, Plan, Planning, PlatformPlan, StageEntry, StageHistory, Step, StepKind, plan,
+    plan_and_warn,
+};

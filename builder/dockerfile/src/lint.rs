@@ -21,6 +21,13 @@ pub struct Warning {
     pub lines: LineRange,
 }
 
+impl Warning {
+    /// All in one line, as BuildKit has it: `Rule: message (line 3)`.
+    pub fn short(&self) -> String {
+        format!("{}: {} (line {})", self.rule.name(), self.message, self.lines.start)
+    }
+}
+
 /// Which rules are reported, and what becomes of the reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
@@ -202,8 +209,15 @@ pub(crate) fn is_upper(text: &str) -> bool {
     text == text.to_uppercase()
 }
 
+/// A rule's page.
+macro_rules! page {
+    ($name:literal) => {
+        concat!("https://docs.docker.com/go/dockerfile/rule/", $name, "/")
+    };
+}
+
 macro_rules! rules {
-    ($($variant:ident, $slug:expr, $description:expr;)*) => {
+    ($($variant:ident, $url:expr, $description:expr;)*) => {
         /// A lint rule.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
@@ -230,35 +244,35 @@ macro_rules! rules {
                 self == Rule::InvalidDefinitionDescription
             }
 
-            /// The last part of the rule's page in Docker's documentation; `None` where it has no page.
-            pub fn slug(self) -> Option<&'static str> {
-                match self { $(Rule::$variant => $slug,)* }
+            /// The rule's page in Docker's documentation; empty where it has none.
+            pub fn url(self) -> &'static str {
+                match self { $(Rule::$variant => $url,)* }
             }
         }
     };
 }
 
 rules! {
-    StageNameCasing, Some("stage-name-casing"), "Stage names should be lowercase";
-    FromAsCasing, Some("from-as-casing"), "The 'as' keyword should match the case of the 'from' keyword";
-    NoEmptyContinuation, Some("no-empty-continuation"), "Empty continuation lines will become errors in a future release";
-    ConsistentInstructionCasing, Some("consistent-instruction-casing"), "All commands within the Dockerfile should use the same casing (either upper or lower)";
-    DuplicateStageName, Some("duplicate-stage-name"), "Stage names should be unique";
-    ReservedStageName, Some("reserved-stage-name"), "Reserved words should not be used as stage names";
-    JSONArgsRecommended, Some("json-args-recommended"), "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals";
-    MaintainerDeprecated, Some("maintainer-deprecated"), "The MAINTAINER instruction is deprecated, use a label instead to define an image author";
-    UndefinedArgInFrom, Some("undefined-arg-in-from"), "FROM command must use declared ARGs";
-    WorkdirRelativePath, Some("workdir-relative-path"), "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes";
-    UndefinedVar, Some("undefined-var"), "Variables should be defined before their use";
-    MultipleInstructionsDisallowed, Some("multiple-instructions-disallowed"), "Multiple instructions of the same type should not be used in the same stage";
-    LegacyKeyValueFormat, Some("legacy-key-value-format"), "Legacy key/value format with whitespace separator should not be used";
-    InvalidBaseImagePlatform, None, "Base image platform does not match expected target platform";
-    RedundantTargetPlatform, Some("redundant-target-platform"), "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior";
-    SecretsUsedInArgOrEnv, Some("secrets-used-in-arg-or-env"), "Sensitive data should not be used in the ARG or ENV commands";
-    InvalidDefaultArgInFrom, Some("invalid-default-arg-in-from"), "Default value for global ARG results in an empty or invalid base image name";
-    FromPlatformFlagConstDisallowed, Some("from-platform-flag-const-disallowed"), "FROM --platform flag should not use a constant value";
-    CopyIgnoredFile, Some("copy-ignored-file"), "Attempting to Copy file that is excluded by .dockerignore";
-    InvalidDefinitionDescription, Some("invalid-definition-description"), "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment.";
-    ExposeProtoCasing, Some("expose-proto-casing"), "Protocol in EXPOSE instruction should be lowercase";
-    ExposeInvalidFormat, Some("expose-invalid-format"), "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release";
+    StageNameCasing, page!("stage-name-casing"), "Stage names should be lowercase";
+    FromAsCasing, page!("from-as-casing"), "The 'as' keyword should match the case of the 'from' keyword";
+    NoEmptyContinuation, page!("no-empty-continuation"), "Empty continuation lines will become errors in a future release";
+    ConsistentInstructionCasing, page!("consistent-instruction-casing"), "All commands within the Dockerfile should use the same casing (either upper or lower)";
+    DuplicateStageName, page!("duplicate-stage-name"), "Stage names should be unique";
+    ReservedStageName, page!("reserved-stage-name"), "Reserved words should not be used as stage names";
+    JSONArgsRecommended, page!("json-args-recommended"), "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals";
+    MaintainerDeprecated, page!("maintainer-deprecated"), "The MAINTAINER instruction is deprecated, use a label instead to define an image author";
+    UndefinedArgInFrom, page!("undefined-arg-in-from"), "FROM command must use declared ARGs";
+    WorkdirRelativePath, page!("workdir-relative-path"), "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes";
+    UndefinedVar, page!("undefined-var"), "Variables should be defined before their use";
+    MultipleInstructionsDisallowed, page!("multiple-instructions-disallowed"), "Multiple instructions of the same type should not be used in the same stage";
+    LegacyKeyValueFormat, page!("legacy-key-value-format"), "Legacy key/value format with whitespace separator should not be used";
+    InvalidBaseImagePlatform, "", "Base image platform does not match expected target platform";
+    RedundantTargetPlatform, page!("redundant-target-platform"), "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior";
+    SecretsUsedInArgOrEnv, page!("secrets-used-in-arg-or-env"), "Sensitive data should not be used in the ARG or ENV commands";
+    InvalidDefaultArgInFrom, page!("invalid-default-arg-in-from"), "Default value for global ARG results in an empty or invalid base image name";
+    FromPlatformFlagConstDisallowed, page!("from-platform-flag-const-disallowed"), "FROM --platform flag should not use a constant value";
+    CopyIgnoredFile, page!("copy-ignored-file"), "Attempting to Copy file that is excluded by .dockerignore";
+    InvalidDefinitionDescription, page!("invalid-definition-description"), "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment.";
+    ExposeProtoCasing, page!("expose-proto-casing"), "Protocol in EXPOSE instruction should be lowercase";
+    ExposeInvalidFormat, page!("expose-invalid-format"), "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release";
 }

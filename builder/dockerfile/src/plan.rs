@@ -22,7 +22,23 @@ pub enum Answer {
 
 /// Plans a build. Pure: the same options and facts give the same answer, however often it is asked.
 pub fn plan(options: &DockerfileOptions, facts: &Facts) -> Result<Answer, Error> {
-    lower::plan(options, facts)
+    plan_and_warn(options, facts).result
+}
+
+/// What planning came to, and what was doubtful on the way there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planning {
+    /// As of [`plan()`].
+    pub result: Result<Answer, Error>,
+    /// What was found until it ended; also where it failed. They are final once there are no more needs.
+    pub warnings: Vec<Warning>,
+}
+
+/// [`plan()`], for those who want to hear doubts about a Dockerfile that cannot be planned, too.
+pub fn plan_and_warn(options: &DockerfileOptions, facts: &Facts) -> Planning {
+    let mut warnings = Vec::new();
+    let result = lower::plan(options, facts, &mut warnings);
+    Planning { result, warnings }
 }
 
 /// A planned build.

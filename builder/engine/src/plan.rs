@@ -28,8 +28,6 @@ use crate::{
 
 /// A Dockerfile or ignore file larger than this is a mistake or an attack: 16 MiB.
 const FILE_LIMIT: u64 = 16 << 20;
-/// Where BuildKit explains the rules of its checks; ours are the same.
-const RULES_URL: &str = "https://docs.docker.com/go/dockerfile/rule/";
 /// How often the frontend may ask again. Each round answers all it asked, so real builds need a handful.
 const ROUNDS: usize = 64;
 
@@ -291,14 +289,12 @@ fn warn(
     let graph = Graph::parse(definition, Limits::default())?;
     let vertex = graph.vertex(graph.target().vertex).digest.clone();
     for warning in warnings {
-        let slug = warning.rule.slug().unwrap_or_default();
         progress.emit(&Event::Warning(lapstrake_builder_progress::Warning {
             vertex: vertex.clone(),
             level: 1,
-            short: format!("{}: {} (line {})", warning.rule.name(), warning.message, warning.lines.start)
-                .into_bytes(),
+            short: warning.short().into_bytes(),
             detail: vec![warning.rule.description().as_bytes().to_vec()],
-            url: if slug.is_empty() { String::new() } else { format!("{RULES_URL}{slug}/") },
+            url: warning.rule.url().to_owned(),
             source: Some(pb::SourceInfo {
                 filename: options.dockerfile_name.clone(),
                 data: facts.dockerfile.to_vec(),

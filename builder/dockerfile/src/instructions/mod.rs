@@ -46,12 +46,21 @@ pub struct Dockerfile {
 impl Dockerfile {
     /// Reads a Dockerfile. Its own `# check=` says which warnings are wanted.
     pub fn parse(file: &[u8]) -> Result<Dockerfile, Error> {
-        parse::dockerfile(file, None)
+        parse::dockerfile(file, None, &mut Vec::new())
     }
 
     /// Reads a Dockerfile, with a lint configuration that replaces its `# check=`.
     pub fn parse_with_lint(file: &[u8], lint: lint::Config) -> Result<Dockerfile, Error> {
-        parse::dockerfile(file, Some(lint))
+        parse::dockerfile(file, Some(lint), &mut Vec::new())
+    }
+
+    /// The same, where what is doubtful counts even in a file that cannot be read to its end.
+    pub(crate) fn parse_and_warn(
+        file: &[u8],
+        lint: Option<lint::Config>,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Dockerfile, Error> {
+        parse::dockerfile(file, lint, warnings)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::lint::{self, Reporter, Rule, is_lower, is_upper};
 use crate::location::LineRange;
 use crate::parser::{
-    Arguments, ParsedLine, SyntaxError, check_directive, heredoc_word, parse_document, strip_leading_tabs,
+    Arguments, EscapeToken, ParsedLine, SyntaxError, check_directive, heredoc_word, parse_document, strip_leading_tabs,
 };
 use crate::text::{parse_duration, suggestion_any_case};
 
@@ -35,15 +35,38 @@ const KEYWORDS: &[&str] = &[
     "WORKDIR",
 ];
 
-pub(super) fn dockerfile(file: &[u8], lint: Option<lint::Config>) -> Result<Dockerfile, Error> {
+/// Reads a file; what is doubtful is told, however far it was understood.
+pub(super) fn dockerfile(
+    file: &[u8],
+    lint: Option<lint::Config>,
+    warnings: &mut Vec<lint::Warning>,
+) -> Result<Dockerfile, Error> {
     if file.is_empty() {
         return Err(Error::Empty);
     }
     let config = match lint {
         Some(config) => config,
-        None => lint::Config::parse(&check_directive(file).unwrap_or_default().0)?,
+        None => {
+            let (check, line) = check_directive(file).unwrap_or_default();
+            let failed = |problem| Error::CheckOptions { problem, lines: LineRange::line(line) };
+            lint::Config::parse(&check).map_err(failed)?
+        }
     };
-    let mut reporter = Reporter { config: config.clone(), warnings: Vec::new() };
+    let mut reporter = Reporter { config, warnings: Vec::new() };
+    let result = parse(file, &mut reporter);
+    warnings.clone_from(&reporter.warnings);
+    let Parsed { escape, meta_args, stages } = result?;
+    Ok(Dockerfile { escape, meta_args, stages, warnings: reporter.warnings, lint: reporter.config })
+}
+
+struct Parsed {
+    escape: EscapeToken,
+    meta_args: Vec<MetaArg>,
+    stages: Vec<Stage>,
+}
+
+fn parse(file: &[u8], reporter: &mut Reporter) -> Result<Parsed, Error> {
+    let config = reporter.config.clone();
     let document = parse_document(file)?;
     for line in document.empty_continuations {
         let message = "Empty continuation line".to_owned();
@@ -54,8 +77,13 @@ pub(super) fn dockerfile(file: &[u8], lint: Option<lint::Config>) -> Result<Dock
     for line in document.instructions {
         let lines = line.lines;
         let local = if line.comments.is_empty() { None } else { Some(config.with_comments(&line.comments)) };
-        warn(&line, local.as_ref().unwrap_or(&config), &mut reporter);
+        let local = local.as_ref().unwrap_or(&config);
+        warn(&line, local, reporter);
+        let undescribed = undescribed(&line);
         let unit = unit(line).map_err(|problem| Error::Instruction { problem, lines })?;
+        if let Some(message) = undescribed {
+            reporter.report(local, Rule::InvalidDefinitionDescription, lines, message);
+        }
         match (unit, stages.last_mut()) {
             (Unit::Stage(stage), _) => stages.push(stage),
             (Unit::Command(command), Some(stage)) => stage.commands.push(command),
@@ -70,7 +98,7 @@ pub(super) fn dockerfile(file: &[u8], lint: Option<lint::Config>) -> Result<Dock
     }
     reporter.check_stage_names(&stages);
     reporter.check_keyword_casing(&stages);
-    Ok(Dockerfile { escape: document.escape, meta_args, stages, warnings: reporter.warnings, lint: config })
+    Ok(Parsed { escape: document.escape, meta_args, stages })
 }
 
 pub(super) fn trigger(expression: &str) -> Result<Command, Error> {
@@ -139,48 +167,43 @@ fn warn(line: &ParsedLine, config: &lint::Config, reporter: &mut Reporter) {
             reporter.report(config, Rule::MaintainerDeprecated, lines, message);
         }
         "from" => {
-            if let [_, as_word, name] = words {
-                if !is_lower(name) {
-                    let message = format!("Stage name '{name}' should be lowercase");
-                    reporter.report(config, Rule::StageNameCasing, lines, message);
-                }
-                // A keyword that mixes cases is another rule's concern.
-                let from = &line.keyword;
-                let differ = (is_lower(from) && !is_lower(as_word)) || (is_upper(from) && !is_upper(as_word));
-                if differ {
-                    let message = format!("'{as_word}' and '{from}' keywords' casing do not match");
-                    reporter.report(config, Rule::FromAsCasing, lines, message);
-                }
-                describe("FROM", &[&name.to_lowercase()], line, config, reporter);
+            let [_, as_word, rest @ ..] = words else { return };
+            if let [name] = rest
+                && !is_lower(name)
+            {
+                let message = format!("Stage name '{name}' should be lowercase");
+                reporter.report(config, Rule::StageNameCasing, lines, message);
             }
-        }
-        "arg" => {
-            let names: Vec<&str> = words
-                .iter()
-                .map(|word| word.split_once('=').map_or(word.as_str(), |(name, _)| name))
-                .collect();
-            describe("ARG", &names, line, config, reporter);
+            // A keyword that mixes cases is another rule's concern.
+            let from = &line.keyword;
+            let differ = (is_lower(from) && !is_lower(as_word)) || (is_upper(from) && !is_upper(as_word));
+            if differ && !rest.is_empty() {
+                let message = format!("'{as_word}' and '{from}' keywords' casing do not match");
+                reporter.report(config, Rule::FromAsCasing, lines, message);
+            }
         }
         _ => {}
     }
 }
 
-/// The comment right above should describe what the line defines.
-fn describe(
-    instruction: &str,
-    names: &[&str],
-    line: &ParsedLine,
-    config: &lint::Config,
-    reporter: &mut Reporter,
-) {
-    let (Some(comment), Some(first)) = (line.comments.last(), names.first()) else { return };
+/// What is wrong with the comment right above, which should describe what the line defines.
+fn undescribed(line: &ParsedLine) -> Option<String> {
+    let comment = line.comments.last()?;
+    let (instruction, names): (_, Vec<String>) = match (line.keyword.to_lowercase().as_str(), words(line)) {
+        ("from", [_, _, name]) => ("FROM", vec![name.to_lowercase()]),
+        ("arg", words) => {
+            let name = |word: &String| word.split('=').next().unwrap_or_default().to_owned();
+            ("ARG", words.iter().map(name).collect())
+        }
+        _ => return None,
+    };
+    let first = names.first()?;
     let described = comment.split(' ').next().unwrap_or_default();
-    if names.contains(&described) {
-        return;
+    if names.iter().any(|name| name == described) {
+        return None;
     }
     let example = if names.len() > 1 { "<arg_key>" } else { first };
-    let message = format!("Comment for {instruction} should follow the format: `# {example} <description>`");
-    reporter.report(config, Rule::InvalidDefinitionDescription, line.lines, message);
+    Some(format!("Comment for {instruction} should follow the format: `# {example} <description>`"))
 }
 
 fn doc_comment(comments: &[String], name: &str) -> Option<String> {

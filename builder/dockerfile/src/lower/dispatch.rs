@@ -179,23 +179,28 @@ impl Lowering<'_> {
     /// Expands an instruction's words with the stage's environment, and says which variables are not set.
     fn expand(&mut self, instruction: &Instruction, at: &At) -> Lowered<Instruction> {
         let env = self.stages[at.stage].state.meta().env.clone();
-        let missing = RefCell::new(BTreeSet::new());
+        // Each word is told by itself, as in BuildKit.
+        let missing = RefCell::new(Vec::new());
         let spent = Cell::new(0);
         let (lexer, heredoc_lexer) = (self.lexer, Lexer::for_heredoc());
         let expanded = {
             let with = |lexer: Lexer| {
                 let (env, missing, spent) = (&env, &missing, &spent);
                 move |word: &str| {
-                    let expansion = lexer.expand(word, env)?;
-                    missing.borrow_mut().extend(expansion.missing);
-                    spent.set(spent.get() + expansion.value.len());
-                    Ok(expansion.value)
+                    let mut unset = BTreeSet::new();
+                    let value = lexer.expand_noting(word, env, &mut unset);
+                    missing.borrow_mut().push(unset);
+                    let value = value?;
+                    spent.set(spent.get() + value.len());
+                    Ok(value)
                 }
             };
             instruction.expand(&mut Expanders { word: &mut with(lexer), heredoc: &mut with(heredoc_lexer) })
         };
         self.spent += spent.get();
-        self.check_undefined(at, missing.into_inner(), &env);
+        for missing in missing.into_inner() {
+            self.check_undefined(at, missing, &env);
+        }
         expanded.map_err(|e| LowerError::Word(e).at(at.lines))
     }
 

@@ -115,6 +115,9 @@ impl Lowering<'_> {
 
     /// Variables that an instruction uses and nobody set.
     pub(super) fn check_undefined(&mut self, at: &At, mut missing: BTreeSet<String>, env: &EnvList) {
+        if missing.is_empty() {
+            return;
+        }
         missing.retain(|name| !is_scan_arg(name));
         let args = &self.stages[at.stage].args;
         missing.retain(|name| !args.iter().any(|(key, _)| key == name));

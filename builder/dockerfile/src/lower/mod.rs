@@ -41,7 +41,7 @@ pub(crate) use stages::platform_problem;
 use crate::Error;
 use crate::facts::{Facts, Need, Place};
 use crate::instructions::Dockerfile;
-use crate::lint::{Config, Reporter};
+use crate::lint::{Config, Reporter, Warning};
 use crate::location::LineRange;
 use crate::options::DockerfileOptions;
 use crate::plan::{Answer, Plan, PlatformPlan};
@@ -70,27 +70,28 @@ impl LowerError {
     }
 }
 
-pub(crate) fn plan(options: &DockerfileOptions, facts: &Facts) -> Result<Answer, Error> {
-    if facts.dockerfile.is_empty() {
-        return Err(LowerError::EmptyDockerfile.nowhere());
-    }
-    let dockerfile = parse(options, facts)?;
+pub(crate) fn plan(
+    options: &DockerfileOptions,
+    facts: &Facts,
+    warnings: &mut Vec<Warning>,
+) -> Result<Answer, Error> {
+    let dockerfile = parse(options, facts, warnings)?;
     let mut needs = Vec::new();
     let mut targets = Vec::new();
-    let mut warnings = Vec::new();
     let platforms: Vec<Option<&Platform>> = match options.platforms[..] {
         [] => vec![None],
         _ => options.platforms.iter().map(Some).collect(),
     };
     for (i, platform) in platforms.into_iter().enumerate() {
         let mut lowering = Lowering::new(options, facts, &dockerfile, platform)?;
-        match lowering.run()? {
-            Some(target) => targets.push(target),
-            None => needs.append(&mut lowering.needs),
-        }
+        let target = lowering.run();
         // The same doubts would come once per platform.
         if i == 0 {
-            warnings = lowering.reporter.warnings;
+            *warnings = std::mem::take(&mut lowering.reporter.warnings);
+        }
+        match target? {
+            Some(target) => targets.push(target),
+            None => needs.append(&mut lowering.needs),
         }
     }
     if !needs.is_empty() {
@@ -98,15 +99,18 @@ pub(crate) fn plan(options: &DockerfileOptions, facts: &Facts) -> Result<Answer,
         needs.retain(|need| seen.insert(format!("{need:?}")));
         return Ok(Answer::Need(needs));
     }
+    let warnings = warnings.clone();
     Ok(Answer::Plan(Box::new(Plan { targets, multi_platform: options.is_multi_platform(), warnings })))
 }
 
-fn parse(options: &DockerfileOptions, facts: &Facts) -> Lowered<Dockerfile> {
-    let Some(check) = &options.check else { return Dockerfile::parse(&facts.dockerfile) };
-    let config = Config::parse(check).map_err(|e| {
+fn parse(options: &DockerfileOptions, facts: &Facts, warnings: &mut Vec<Warning>) -> Lowered<Dockerfile> {
+    if facts.dockerfile.is_empty() {
+        return Err(LowerError::EmptyDockerfile.nowhere());
+    }
+    let config = options.check.as_deref().map(Config::parse).transpose().map_err(|e| {
         LowerError::Option(format!("failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK: {e}")).nowhere()
     })?;
-    Dockerfile::parse_with_lint(&facts.dockerfile, config)
+    Dockerfile::parse_and_warn(&facts.dockerfile, config, warnings)
 }
 
 /// One platform's plan in the making.

@@ -127,17 +127,20 @@ impl Lowering<'_> {
 
     fn resolve_mounts(&mut self, at: &At, run: &Run) -> Lowered<Vec<instructions::Mount>> {
         let env = self.stages[at.stage].state.meta().env.clone();
-        let mut missing = std::collections::BTreeSet::new();
+        let mut missing = Vec::new();
         let lexer = self.lexer;
         let mut expand = |word: &str| {
-            let expansion = lexer.expand(word, &env)?;
-            missing.extend(expansion.missing);
-            Ok(expansion.value)
+            let mut unset = std::collections::BTreeSet::new();
+            let value = lexer.expand_noting(word, &env, &mut unset);
+            missing.push(unset);
+            value
         };
         let mounts = run.mounts.iter().map(|mount| mount.resolve(&mut expand));
-        let mounts = mounts.collect::<Result<Vec<_>, _>>().map_err(|e| LowerError::Mount(e).at(at.lines))?;
-        self.check_undefined(at, missing, &env);
-        Ok(mounts)
+        let mounts = mounts.collect::<Result<Vec<_>, _>>().map_err(|e| LowerError::Mount(e).at(at.lines));
+        for missing in missing {
+            self.check_undefined(at, missing, &env);
+        }
+        mounts
     }
 
     fn add_mount(
