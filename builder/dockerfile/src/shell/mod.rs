@@ -112,6 +112,20 @@ impl Lexer {
         Ok(Expansion { value, used: run.used, missing: run.missing })
     }
 
+    /// The value of one word. Variables that were looked up in vain are added to `missing`, even where it fails.
+    pub(crate) fn expand_noting(
+        &self,
+        word: &str,
+        variables: &(impl Variables + ?Sized),
+        missing: &mut BTreeSet<String>,
+    ) -> Result<String, WordError> {
+        let lookup = |name: &str| variables.get(name);
+        let mut run = lexer::Run::new(*self, word, &lookup);
+        let result = run.whole().map_err(|problem| WordError { word: word.to_owned(), problem });
+        missing.extend(run.missing);
+        Ok(result?.0)
+    }
+
     /// The words of a text, split at white space after expansion; quoted and escaped white space does not split.
     pub fn split(&self, text: &str, variables: &(impl Variables + ?Sized)) -> Result<Vec<String>, WordError> {
         let lookup = |name: &str| variables.get(name);
