@@ -23,7 +23,7 @@ pub struct Facts {
     pub context_epoch: Option<Option<i64>>,
     /// Graphs that the client gave by name (`input:NAME` contexts).
     pub inputs: BTreeMap<String, Definition>,
-    /// Images that cannot be had, and why. (Classic: that is told when their turn comes.)
+    /// Images that cannot be had, and why. (To the classic dialect that is told when their turn comes; to BuildKit's it is the end.)
     pub missing: HashMap<ImageQuery, String>,
     /// Hashes of what is copied, as the classic history has them, or why it cannot be copied.
     pub copied: BTreeMap<Place, Result<String, String>>,

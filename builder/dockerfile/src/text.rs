@@ -35,15 +35,24 @@ pub(crate) fn with_suggestion(message: String, suggestion: &Option<String>) -> S
     }
 }
 
-/// The option nearest to `word`, if it is at most two edits away and not `word` itself. The earlier of equally near ones wins.
+/// The option nearest to `word`, if it is at most two edits away and not `word` itself. Of equally near ones one of the same letters wins
+/// (`RNU` is `RUN`, and not `ENV`), then one that begins alike, then the earlier.
 pub(crate) fn suggestion(word: &str, options: &[&str]) -> Option<String> {
     if options.contains(&word) {
         return None;
     }
     let near = options.iter().map(|option| (edit_distance(word, option), option));
+    let letters = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
     near.filter(|(distance, _)| *distance < 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, o)| o.to_string())
+        .min_by_key(|(distance, option)| {
+            let swapped = letters(option) == letters(word);
+            (*distance, !swapped, option.chars().next() != word.chars().next())
+        })
+        .map(|(_, option)| (*option).to_owned())
 }
 
 /// [`suggestion`] that ignores case and answers in the case of `word`; `options` are in upper case.
@@ -295,6 +304,7 @@ mod tests {
         assert_eq!(suggestion("moutn", &["mount", "network"]).as_deref(), Some("mount"));
         assert_eq!(suggestion("mount", &["mount"]), None);
         assert_eq!(suggestion("zzzzz", &["mount"]), None);
+        assert_eq!(suggestion("RNU", &["ENV", "RUN"]).as_deref(), Some("RUN"));
         assert_eq!(suggestion_any_case("frm", &["FROM", "RUN"]).as_deref(), Some("from"));
         assert_eq!(suggestion_any_case("FRM", &["FROM", "RUN"]).as_deref(), Some("FROM"));
         assert_eq!(suggestion(&"x".repeat(1 << 20), &["mount"]), None);

@@ -9,7 +9,10 @@ use super::stages::SCRATCH;
 use super::{LowerError, Lowered, Lowering};
 use crate::facts::{ImageFact, ImageOrigin, ImageQuery, Need};
 use crate::location::LineRange;
+use crate::text::suggestion;
 
+/// Images that are suggested in the place of one that is not there; BuildKit's.
+const COMMON_IMAGES: &[&str] = &["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
 /// Docker's default search path for programs.
 pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -139,6 +142,9 @@ impl Lowering<'_> {
         }
         let progress_name = format!("{prefix}internal] load metadata for {reference}");
         if let Some(why) = self.facts.missing.get(&query) {
+            if !self.is_classic() {
+                return Err(self.no_base(original, why).at(lines));
+            }
             let unregistered = self.stages[index].number.is_none();
             let stage = &mut self.stages[index];
             stage.image = empty_image(&platform);
@@ -149,7 +155,7 @@ impl Lowering<'_> {
             });
             return Ok(true);
         }
-        let Some(fact) = self.image(query, progress_name, original) else { return Ok(false) };
+        let Some(fact) = self.image(query, progress_name, original, lines)? else { return Ok(false) };
         let mut image = parse_config(&fact, original, lines)?;
         self.stages[index].base_image = Some(Arc::new(image.clone()));
         // An image's id is its config's digest, wherever it is.
@@ -222,15 +228,31 @@ impl Lowering<'_> {
         query: ImageQuery,
         progress_name: String,
         named: &str,
-    ) -> Option<ImageFact> {
+        lines: LineRange,
+    ) -> Lowered<Option<ImageFact>> {
         if let Some(fact) = self.facts.images.get(&query) {
-            return Some(fact.clone());
+            return Ok(Some(fact.clone()));
+        }
+        if let Some(why) = self.facts.missing.get(&query) {
+            return Err(LowerError::NoImage { why: why.clone() }.at(lines));
         }
         let need = Need::ImageConfig { query, progress_name, named: named.to_owned() };
         if !self.needs.contains(&need) {
             self.needs.push(need);
         }
-        None
+        Ok(None)
+    }
+
+    /// What a stage starts from, or copies of, cannot be had; perhaps a stage was meant.
+    fn no_base(&self, name: &str, why: &str) -> LowerError {
+        let stages = self.stages.iter().map(|stage| stage.display_name.as_str());
+        let mut known: Vec<String> = stages.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        for image in COMMON_IMAGES {
+            known.extend([(*image).to_owned(), format!("{image}:latest")]);
+        }
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let (name, why) = (name.to_owned(), why.to_owned());
+        LowerError::NoBase { suggestion: suggestion(&name, &known), name, why }
     }
 
     /// Nobody asked for a platform: an image that exists only for another one that we can run is taken as it is.

@@ -123,7 +123,7 @@ impl Lowering<'_> {
             platform: self.platform_of(named),
         };
         let progress_name = format!("[context {}] load metadata for {text}", named.key);
-        let Some(fact) = self.image(query, progress_name, text) else { return Ok(None) };
+        let Some(fact) = self.image(query, progress_name, text, lines)? else { return Ok(None) };
         let mut image = images::parse_config(&fact, text, lines)?;
         image.created = None;
         let mut options = OpOptions::named(format!("[context {}] {text}", named.key));
@@ -170,7 +170,7 @@ impl Lowering<'_> {
             platform: self.platform_of(named),
         };
         let progress_name = format!("[context {}] load metadata for {reference}", named.key);
-        let Some(fact) = self.image(query, progress_name, text) else { return Ok(None) };
+        let Some(fact) = self.image(query, progress_name, text, lines)? else { return Ok(None) };
         let image = images::parse_config(&fact, text, lines)?;
         let mut options = OpOptions::named(format!("[context {}] OCI load from client", named.key));
         options.platform = named.platform.clone();

@@ -55,6 +55,22 @@ pub enum LowerError {
         /// What is wrong.
         problem: String,
     },
+    /// What a stage starts from is neither a stage nor an image that can be had ([`Facts::missing`](crate::Facts::missing)).
+    #[error("{}", with_suggestion(format!("{name}: {why}"), suggestion))]
+    NoBase {
+        /// The name as written, variables expanded.
+        name: String,
+        /// Why the image cannot be had.
+        why: String,
+        /// Which stage or image may have been meant.
+        suggestion: Option<String>,
+    },
+    /// The image of a named context cannot be had ([`Facts::missing`](crate::Facts::missing)).
+    #[error("{why}")]
+    NoImage {
+        /// Why.
+        why: String,
+    },
     /// `--from=<number>` beyond the stages.
     #[error("invalid stage index {0}")]
     StageIndex(i64),

@@ -482,6 +482,16 @@ impl Lowering<'_> {
 /// Why a platform is none, in containerd's words.
 pub(crate) fn platform_problem(error: &OciError) -> String {
     match error {
+        OciError::Platform { specifier, reason } if reason.starts_with("a component") => {
+            let valid = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+            let part = specifier.splitn(4, '/').skip(1).find(|part| part.is_empty() || !valid(part));
+            format!(
+                "{} is an invalid component of {}: platform specifier component must match {}: invalid argument",
+                go_quote(part.unwrap_or_default()),
+                go_quote(specifier),
+                go_quote("^[A-Za-z0-9_.-]+$"),
+            )
+        }
         OciError::Platform { specifier, reason } => {
             format!("{}: {reason}: invalid argument", go_quote(specifier))
         }

@@ -1,0 +1,4 @@
+from busybox
+RUN true
+copy a /
+Env C=1

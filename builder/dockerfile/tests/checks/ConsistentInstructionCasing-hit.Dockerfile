@@ -1,0 +1,5 @@
+FROM busybox
+run true
+Copy a /
+ENV A=1
+env B=1

@@ -1,0 +1,3 @@
+FROM busybox
+ONBUILD run true
+onbuild RUN true

@@ -1,0 +1,4 @@
+FROM busybox
+COPY . /all
+ADD / /x
+COPY ./ sub /y/

@@ -1,0 +1,3 @@
+FROM busybox AS a
+FROM alpine AS A
+FROM busybox AS a

@@ -1,0 +1,2 @@
+FROM busybox
+EXPOSE 80/TCP 81/Udp 82/udp 90-91/SCTP

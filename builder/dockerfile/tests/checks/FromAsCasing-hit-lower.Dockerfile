@@ -1,0 +1,3 @@
+from busybox AS a
+run true
+from busybox aS b

@@ -1,0 +1,3 @@
+FROM busybox as a
+FROM busybox As b
+RUN true

@@ -1,0 +1,4 @@
+from busybox as a
+From busybox AS b
+from busybox as c
+run true

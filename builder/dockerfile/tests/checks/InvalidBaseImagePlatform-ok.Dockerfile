@@ -1,0 +1,2 @@
+FROM other:1 AS a
+FROM busybox

@@ -1,0 +1,5 @@
+ARG BASE
+ARG TAG=
+FROM $BASE AS a
+FROM busybox:$TAG AS b
+FROM ${BASE}:1

@@ -1,0 +1,5 @@
+# check=experimental=all
+FROM busybox
+# a comment
+
+ARG A=1

@@ -1,0 +1,4 @@
+# wrong
+ARG A=1
+# wrong
+FROM busybox AS x

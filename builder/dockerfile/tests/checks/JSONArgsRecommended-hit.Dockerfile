@@ -1,0 +1,5 @@
+FROM busybox
+CMD echo hi
+ENTRYPOINT exec top \
+  -b
+cmd x

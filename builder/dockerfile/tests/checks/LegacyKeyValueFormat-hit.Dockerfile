@@ -1,0 +1,5 @@
+FROM busybox
+ENV a b c
+LABEL a b
+env x \
+  y

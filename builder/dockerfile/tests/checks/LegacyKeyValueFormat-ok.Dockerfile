@@ -1,0 +1,4 @@
+FROM busybox
+ENV a=b c=d
+LABEL a=b
+ENV x='y z'

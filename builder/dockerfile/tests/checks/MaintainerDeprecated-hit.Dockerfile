@@ -1,0 +1,4 @@
+FROM busybox
+MAINTAINER me <me@example.org>
+maintainer \
+  you

@@ -1,0 +1,3 @@
+FROM busybox
+LABEL maintainer=me
+ONBUILD RUN MAINTAINER

@@ -1,0 +1,9 @@
+FROM busybox AS a
+CMD ["a"]
+HEALTHCHECK CMD true
+FROM a
+CMD ["b"]
+HEALTHCHECK NONE
+USER a
+USER b
+ONBUILD CMD ["x"]

@@ -1,0 +1,3 @@
+FROM busybox AS Build
+FROM busybox AS BUILD2
+FROM Build AS fine-3

@@ -1,0 +1,2 @@
+FROM busybox AS build_a.1
+FROM build_a.1

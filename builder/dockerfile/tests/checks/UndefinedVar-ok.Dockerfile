@@ -1,0 +1,11 @@
+ARG OUT=1
+FROM busybox AS a
+ARG OUT IN
+ENV X=$PATH Y=$IN$OUT
+RUN echo $NOTHING
+CMD ["$NOTHING"]
+COPY <<'EOF' /x
+$raw
+EOF
+FROM a
+COPY $X $OUT /

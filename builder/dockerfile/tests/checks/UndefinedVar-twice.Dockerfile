@@ -1,0 +1,4 @@
+FROM busybox
+COPY $x $x /
+ENV a=$y$y b=$y
+ENV PATH=$PAHT:/x

@@ -1,0 +1,6 @@
+FROM busybox
+WORKDIR app
+WORKDIR sub
+FROM scratch
+ENV d=x
+WORKDIR ./$d/

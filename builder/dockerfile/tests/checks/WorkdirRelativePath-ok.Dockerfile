@@ -1,0 +1,9 @@
+FROM busybox AS a
+WORKDIR /app
+WORKDIR sub
+FROM a
+WORKDIR x
+FROM busybox
+ENV d=/x
+WORKDIR $d
+WORKDIR y

@@ -1,0 +1,4 @@
+FROM busybox AS Bad
+CMD a
+STOPSIGNAL nope
+ENV a b

@@ -1,0 +1,7 @@
+FROM busybox AS Bad
+MAINTAINER me
+RUN a \
+
+b
+NOPE
+CMD x

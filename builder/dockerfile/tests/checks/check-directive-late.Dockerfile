@@ -1,0 +1,4 @@
+FROM busybox
+# check=skip=all
+
+CMD a

@@ -1,0 +1,6 @@
+# check=error=true
+FROM busybox
+# check=skip=JSONArgsRecommended
+CMD a
+# check=error=false
+ENTRYPOINT ["a"]

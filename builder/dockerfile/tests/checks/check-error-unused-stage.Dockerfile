@@ -1,0 +1,4 @@
+# check=error=true
+FROM busybox AS unused
+CMD a
+FROM busybox

@@ -1,0 +1,4 @@
+# check=error=true
+FROM busybox as x
+CMD a
+cmd b

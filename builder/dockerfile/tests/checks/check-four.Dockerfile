@@ -1,0 +1,2 @@
+# check=skip=a;error=0;experimental=b;skip=c
+FROM busybox

@@ -1,0 +1,4 @@
+# check=skip=JSONArgsRecommended, MaintainerDeprecated
+FROM busybox as x
+MAINTAINER a
+CMD a

@@ -1,0 +1,2 @@
+ARG B=ubunut
+FROM $B AS x

@@ -1,0 +1,4 @@
+FROM busybox AS build
+
+FROM biuld
+RUN x

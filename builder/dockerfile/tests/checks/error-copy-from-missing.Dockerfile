@@ -1,0 +1,3 @@
+FROM busybox AS assets
+FROM busybox
+COPY --from=assests /a /b

@@ -1,0 +1,2 @@
+ARG A=${B:?no B}
+FROM busybox$A

@@ -1,0 +1,2 @@
+FROM busybox
+HEALTHCHECK --retries=x CMD y

@@ -1,0 +1,5 @@
+FROM busybox
+RUN a
+RUN b
+RUN c
+BAD

@@ -1,0 +1,7 @@
+FROM busybox
+RUN a \
+  b
+ADDD x \
+  y \
+  z
+RUN q

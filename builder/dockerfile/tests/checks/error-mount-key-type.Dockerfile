@@ -1,0 +1,2 @@
+FROM busybox
+RUN --mount=type=cache,required=true,target=/x true

@@ -1,0 +1,2 @@
+FROM busybox
+RUN --mount=type=$T,target=/x true

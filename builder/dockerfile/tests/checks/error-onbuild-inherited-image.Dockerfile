@@ -1,0 +1,3 @@
+FROM busybox AS z
+FROM parent
+RUN x

@@ -1,0 +1,3 @@
+FROM busybox AS a
+ONBUILD NOPE x
+FROM a

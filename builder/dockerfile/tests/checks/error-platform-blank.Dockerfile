@@ -1,0 +1,2 @@
+ARG TARGET=x
+FROM --platform=$TARGTE busybox

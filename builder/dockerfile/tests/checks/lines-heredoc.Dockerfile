@@ -1,0 +1,8 @@
+FROM busybox
+COPY <<a <<b $x/
+$y
+a
+text
+b
+WORKDIR \
+  rel

@@ -1,0 +1,4 @@
+FROM busybox AS p
+ONBUILD ENV x y
+ONBUILD CMD c
+FROM p
