@@ -4,24 +4,9 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
-use lapstrake_builder_llb::clean_path;
+use lapstrake_builder_llb::{clean_path, has_wildcards};
 
 use crate::FilesError;
-
-/// Whether a path has something in it that makes it a pattern.
-pub(crate) fn has_wildcards(path: &str) -> bool {
-    let mut bytes = path.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => {
-                bytes.next();
-            }
-            b'*' | b'?' | b'[' => return true,
-            _ => {}
-        }
-    }
-    false
-}
 
 /// Splits an absolute path into the components before the first one with a wildcard, and the rest; an empty rest when
 /// there is none.

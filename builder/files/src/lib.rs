@@ -25,6 +25,7 @@ mod digest;
 mod error;
 mod glob;
 mod layers;
+mod patterns;
 mod tarsum;
 
 pub use action::{UnknownOwner, apply, apply_with};

@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lapstrake_builder_llb::clean_path;
+use lapstrake_builder_llb::{clean_path, has_wildcards};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{Stores, Tree};
 use rustix::{
@@ -72,11 +72,11 @@ pub fn copied(stores: &Stores, tree: &Tree, source: &str, from: CopiedFrom) -> R
     let source = source.strip_prefix("./").unwrap_or(source);
     let Some(open) = stores.open(tree)? else {
         let nothing = Hashed { hashes: Vec::new(), by_content: true };
-        return if glob::has_wildcards(source) { Ok(nothing) } else { Err(missing(source)) };
+        return if has_wildcards(source) { Ok(nothing) } else { Err(missing(source)) };
     };
     let sums = Sums::new(open.root(), from);
     let mut hashes = Vec::new();
-    if glob::has_wildcards(source) {
+    if has_wildcards(source) {
         let pattern = glob::Pattern::new(&clean_path(source))?;
         let mut matching = Vec::new();
         sums.matching(&pattern, 0, &mut PathBuf::new(), &mut matching)?;

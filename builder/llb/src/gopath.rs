@@ -1,4 +1,4 @@
-//! Go's `path` package: the lexical rules by which BuildKit's client normalises paths before they are hashed.
+//! Go's `path` package: the lexical rules by which BuildKit's client normalises paths before they are hashed, and what it takes for a pattern.
 
 /// Go's `path.Clean`: no doubled slashes, no `.`, `..` resolved as far as it can be; the empty path is `.`.
 pub fn clean_path(path: &str) -> String {
@@ -31,6 +31,21 @@ pub fn join_path(parts: &[&str]) -> String {
     if parts.is_empty() { String::new() } else { clean_path(&parts.join("/")) }
 }
 
+/// Whether Go's `path.Match` would take something in it for more than itself.
+pub fn has_wildcards(path: &str) -> bool {
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => {
+                bytes.next();
+            }
+            b'*' | b'?' | b'[' => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +76,20 @@ mod tests {
         assert_eq!(join_path(&["", "a", "", "../b"]), "b");
         assert_eq!(join_path(&["/", ""]), "/");
         assert_eq!(join_path(&[".", "/a"]), "a");
+    }
+
+    #[test]
+    fn what_is_escaped_is_no_wildcard() {
+        for (path, wild) in [
+            ("", false),
+            ("a/b", false),
+            ("a*", true),
+            ("?", true),
+            ("[a]", true),
+            (r"\*\é", false),
+            (r"\\*", true),
+        ] {
+            assert_eq!(has_wildcards(path), wild, "{path}");
+        }
     }
 }

@@ -36,7 +36,7 @@ pub use build::{
 pub use definition::Definition;
 pub use dump::{dump, dump_json};
 pub use error::Error;
-pub use gopath::{clean_path, join_path};
+pub use gopath::{clean_path, has_wildcards, join_path};
 pub use graph::{Edge, Graph, Limits, Vertex, VertexId};
 pub use metadata::{Metadata, ProgressGroup};
 

@@ -11,7 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lapstrake_builder_dockerfile::ignore::PatternMatcher;
 use lapstrake_builder_llb::{clean_path, pb};
 use lapstrake_layerstore_diff::{ArchiveOptions, Limits, decompress, is_archive, unpack_archive};
 use rustix::{
@@ -31,6 +30,7 @@ use crate::{
     FilesError,
     at::{self, Last},
     glob::{self, Pattern},
+    patterns::matcher,
 };
 
 /// The mode of directories that lead to a copy.
@@ -216,17 +216,6 @@ impl Job<'_> {
         unpacked?;
         Ok(true)
     }
-}
-
-fn matcher(which: &'static str, patterns: &[String]) -> Result<Option<PatternMatcher>, FilesError> {
-    if patterns.is_empty() {
-        return Ok(None);
-    }
-    PatternMatcher::new(patterns).map(Some).map_err(|source| FilesError::BadPatterns {
-        which,
-        patterns: patterns.to_vec(),
-        source,
-    })
 }
 
 /// An absolute clean path, but with the `/` or `/.` at the end, if it has one.

@@ -27,6 +27,7 @@ use crate::{
     FilesError,
     at::{self, Last},
     glob::{self, Pattern},
+    patterns::matcher,
 };
 
 pub(super) fn select(scan: &mut Scan<'_>, path: &str, selector: &Selector) -> Result<Selected, FilesError> {
@@ -70,17 +71,6 @@ pub(super) fn select(scan: &mut Scan<'_>, path: &str, selector: &Selector) -> Re
         walk.run(&start, &stat, path == "/")?;
     }
     walk.chosen.finish(path)
-}
-
-fn matcher(which: &'static str, patterns: &[String]) -> Result<Option<PatternMatcher>, FilesError> {
-    if patterns.is_empty() {
-        return Ok(None);
-    }
-    PatternMatcher::new(patterns).map(Some).map_err(|source| FilesError::BadPatterns {
-        which,
-        patterns: patterns.to_vec(),
-        source,
-    })
 }
 
 /// The digest of what was chosen, now and before BuildKit 0.26.

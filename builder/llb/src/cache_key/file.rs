@@ -8,7 +8,7 @@ use super::{
     json::{Object, base64, copy_action, mkdir_action, mkfile_action, rm_action, symlink_action},
     selected, without_nested,
 };
-use crate::pb;
+use crate::{has_wildcards, pb};
 
 /// The key of a file op.
 pub fn file(op: &pb::FileOp, inputs: usize) -> OpKey {
@@ -137,20 +137,6 @@ fn dedupe(selectors: Vec<Selector>) -> Vec<Selector> {
     kept.extend(filtered);
     kept.sort_by(|a, b| a.path.cmp(&b.path));
     kept
-}
-
-fn has_wildcards(path: &str) -> bool {
-    let mut chars = path.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => {
-                chars.next();
-            }
-            '*' | '?' | '[' => return true,
-            _ => {}
-        }
-    }
-    false
 }
 
 /// Go's `path.Base`.
