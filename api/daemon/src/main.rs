@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod assembly;
+mod blocking;
 mod bridge;
 mod build;
 mod cli;

@@ -10,7 +10,7 @@ use lapstrake_layerstore_store::{Collected, Collector, Metadata};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::error;
+use crate::{blocking::blocking, error};
 
 /// Builds often end in swarms: one collection serves all that end within this time.
 const CALM: Duration = Duration::from_secs(2);
@@ -134,13 +134,6 @@ async fn growth(tidier: &Tidier, sweep: &Sweep) {
     tokio::select! {
         () = tidier.cache.grown() => {}
         () = long => {}
-    }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
