@@ -1,6 +1,7 @@
 //! Trees as directories: the client's, or one of this machine.
 
 use std::{
+    collections::HashMap,
     io::{self, BufReader, BufWriter, Read},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -26,17 +27,56 @@ pub(crate) fn platform_directory(result: &PlatformResult) -> String {
 }
 
 /// A built tree, to be sent to the client.
-pub(crate) fn tree_reader(stores: &Stores, tree: &Tree) -> Result<Box<dyn TreeReader>, ExportError> {
+fn tree_reader(stores: &Stores, tree: &Tree) -> Result<Box<dyn TreeReader>, ExportError> {
     let Some(open) = stores.open(tree)? else { return Ok(Box::new(Nothing)) };
     // The same open file as the snapshot's root, so that the mount lives as long as the reader does.
     let root = open.root().try_clone_to_owned().map_err(ExportError::io("open", "the result"))?;
     Ok(Box::new(HeldTree { tree: DirTree::new(root), _open: open, _held: tree.clone() }))
 }
 
-/// Several platforms' trees, each in a directory of its own.
-pub(crate) fn split(mut trees: Vec<(String, Box<dyn TreeReader>)>) -> Box<dyn TreeReader> {
-    trees.sort_by(|a, b| a.0.cmp(&b.0));
-    Box::new(Platforms(trees))
+/// The trees to be sent: one that has a directory for each platform, or each platform's own, none of which has a file of another.
+pub(crate) fn readers(
+    stores: &Stores,
+    results: &[PlatformResult],
+    split: bool,
+) -> Result<Vec<Arc<dyn TreeReader>>, ExportError> {
+    if !split {
+        refuse_doubles(stores, results)?;
+        return results.iter().map(|result| Ok(shared(tree_reader(stores, &result.tree)?))).collect();
+    }
+    let tree = |result: &PlatformResult| Ok((platform_directory(result), tree_reader(stores, &result.tree)?));
+    let trees = results.iter().map(tree).collect::<Result<Vec<_>, ExportError>>()?;
+    Ok(vec![shared(Box::new(Platforms(trees)))])
+}
+
+/// An error when two platforms have the same file. Directories may be the same.
+pub(crate) fn refuse_doubles(stores: &Stores, results: &[PlatformResult]) -> Result<(), ExportError> {
+    if results.len() < 2 {
+        return Ok(());
+    }
+    let mut seen: HashMap<PathBuf, usize> = HashMap::new();
+    for (index, result) in results.iter().enumerate() {
+        let mut double = None;
+        let walked = tree_reader(stores, &result.tree)?.walk(&mut |entry| {
+            if entry.stat.kind == FileKind::Directory {
+                return Ok(());
+            }
+            if let Some(first) = seen.insert(entry.path.clone(), index) {
+                double = Some((entry.path, first));
+                return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+            }
+            Ok(())
+        });
+        if let Some((path, first)) = double {
+            return Err(ExportError::Double {
+                path: path.display().to_string(),
+                first: results[first].platform.to_string(),
+                second: result.platform.to_string(),
+            });
+        }
+        walked.map_err(ExportError::io("list", "the result"))?;
+    }
+    Ok(())
 }
 
 struct Nothing;
@@ -68,6 +108,7 @@ impl TreeReader for HeldTree {
     }
 }
 
+/// Several platforms' trees, each in a directory of its own, in the order of their names.
 struct Platforms(Vec<(String, Box<dyn TreeReader>)>);
 
 impl TreeReader for Platforms {
@@ -136,7 +177,7 @@ pub(crate) fn write_directory(
 }
 
 /// Shares a reader as the session wants it.
-pub(crate) fn shared(reader: Box<dyn TreeReader>) -> Arc<dyn TreeReader> {
+fn shared(reader: Box<dyn TreeReader>) -> Arc<dyn TreeReader> {
     struct Boxed(Box<dyn TreeReader>);
     impl TreeReader for Boxed {
         fn walk(&self, visit: &mut dyn FnMut(TreeEntry) -> io::Result<()>) -> io::Result<()> {

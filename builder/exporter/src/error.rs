@@ -46,6 +46,22 @@ pub enum ExportError {
         /// Why not.
         why: &'static str,
     },
+    /// Docker's archives have no place for several platforms.
+    #[error("docker exporter does not currently support exporting manifest lists")]
+    ManifestList,
+    /// Several platforms were built for an output of one.
+    #[error("cannot export multiple platforms without multi-platform enabled")]
+    SeveralPlatforms,
+    /// Two platforms have the same file, and their directories are one.
+    #[error("cannot overwrite {path} from {first} with {second} when split option is disabled")]
+    Double {
+        /// The file.
+        path: String,
+        /// The platform that has it.
+        first: String,
+        /// The platform that has it, too.
+        second: String,
+    },
     /// There is nothing to export.
     #[error("nothing was built that could be exported")]
     NoResults,

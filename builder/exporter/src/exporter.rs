@@ -1,15 +1,12 @@
 //! The exporter: one request to one output.
 
-use std::{collections::BTreeMap, io::Write, path::Path};
+use std::{collections::BTreeMap, io::Write};
 
 use lapstrake_builder_progress::VertexHandle;
-use lapstrake_layerstore_diff::{WriteOptions, write_tree};
-use lapstrake_layerstore_oci::{Digest, ImageId, LayerCompression, Reference};
-use lapstrake_layerstore_store::{ImageName, Layer, NewImage, Stores, Tree};
-use lapstrake_layerstore_transfer::{
-    ArchiveImage, ManifestForm, ManifestOptions, layers, make_manifest, write_docker_archive,
-    write_oci_archive,
-};
+use lapstrake_layerstore_diff::{WriteOptions, write_tree, write_trees};
+use lapstrake_layerstore_oci::{Digest, ImageId, Reference};
+use lapstrake_layerstore_store::{ImageName, Layer, NewImage, OpenSnapshot, Stores, Tree};
+use lapstrake_layerstore_transfer::{ArchiveImage, layers, write_docker_archive};
 use lapstrake_session::{Coverage, ExporterId, SessionCaller, SessionId, Sessions, Wait};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -17,13 +14,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Destination, ExportError, ExportRequest, Exported, Output, PlatformResult,
     config::{self, MadeLayer},
-    directory, stream,
+    directory,
+    index::Layout,
+    stream,
 };
 
 /// Leaves behind what builds have built. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Exporter {
-    stores: Stores,
+    pub(crate) stores: Stores,
 }
 
 impl Output {
@@ -36,7 +35,7 @@ impl Output {
         match self {
             Self::CacheOnly => None,
             Self::Image { .. } => Some("exporting to image"),
-            Self::Local(_) => Some("exporting to client directory"),
+            Self::Local { .. } => Some("exporting to client directory"),
             Self::Tar(_) => Some("exporting to client tarball"),
             Self::Oci { .. } => Some("exporting to oci image format"),
             Self::Docker { .. } => Some("exporting to docker image format"),
@@ -59,12 +58,12 @@ impl Client<'_> {
 }
 
 /// A result with its layers computed and its config filled in.
-struct Finished {
-    id: ImageId,
-    config: Vec<u8>,
-    created: Option<String>,
-    layers: Vec<Layer>,
-    tree: Tree,
+pub(crate) struct Finished {
+    pub(crate) id: ImageId,
+    pub(crate) config: Vec<u8>,
+    pub(crate) created: Option<String>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) tree: Tree,
 }
 
 impl Exporter {
@@ -86,21 +85,23 @@ impl Exporter {
     ) -> Result<Exported, ExportError> {
         let Some(name) = request.output.name() else { return Ok(Exported::default()) };
         let client = Client { sessions, session: request.session, output: name };
+        let (results, several) = (request.results, request.multi_platform);
+        request.output.admits(several)?;
         let work = async {
             match request.output {
                 Output::CacheOnly => Ok(Exported::default()),
-                Output::Image { names } => {
-                    let result = only(request.results, name)?;
-                    self.image(result, names, vertex).await
+                Output::Image { names } if several => self.index(results, names, vertex, cancel).await,
+                Output::Image { names } => self.image(only(results)?, names, vertex).await,
+                Output::Local { to, split } => {
+                    let split = split.unwrap_or(several);
+                    self.local(results, to, split, &client, vertex, cancel).await
                 }
-                Output::Local(to) => self.local(request.results, to, &client, vertex, cancel).await,
-                Output::Tar(to) => self.tar(only(request.results, name)?, to, &client, vertex, cancel).await,
+                Output::Tar(to) => self.tar(results, to, several, &client, vertex, cancel).await,
                 Output::Docker { names, to } => {
-                    let result = only(request.results, name)?;
-                    self.docker(result, names, to, &client, vertex, cancel).await
+                    self.docker(only(results)?, names, to, &client, vertex, cancel).await
                 }
                 Output::Oci { names, to } => {
-                    self.oci(request.results, names, to, &client, vertex, cancel).await
+                    self.oci(results, Layout { names, to, several }, &client, vertex, cancel).await
                 }
             }
         };
@@ -111,7 +112,11 @@ impl Exporter {
     }
 
     /// Computes the layers of a result and fills in its config.
-    async fn finish(&self, result: PlatformResult, vertex: &VertexHandle) -> Result<Finished, ExportError> {
+    pub(crate) async fn finish(
+        &self,
+        result: PlatformResult,
+        vertex: &VertexHandle,
+    ) -> Result<Finished, ExportError> {
         let exporting = vertex.part("exporting layers", "", 0);
         let stores = self.stores.clone();
         let finished = ExportError::blocking(move || {
@@ -193,72 +198,27 @@ impl Exporter {
         Ok(Exported { image: Some(id), names, manifest: None })
     }
 
-    async fn oci(
-        &self,
-        results: Vec<PlatformResult>,
-        names: Vec<Reference>,
-        to: Destination,
-        client: &Client<'_>,
-        vertex: &VertexHandle,
-        cancel: &CancellationToken,
-    ) -> Result<Exported, ExportError> {
-        let mut manifests = Vec::with_capacity(results.len());
-        let mut created: Option<String> = None;
-        let mut image = None;
-        for result in results {
-            let platform = result.platform.clone();
-            let finished = self.finish(result, vertex).await?;
-            let exporting = vertex.part(format!("exporting manifest for {platform}"), "", 0);
-            image = Some(finished.id.clone());
-            created = created.max(finished.created.clone());
-            let (stores, cancel) = (self.stores.clone(), cancel.clone());
-            manifests.push(
-                ExportError::blocking(move || {
-                    let options =
-                        ManifestOptions { form: ManifestForm::Oci, compression: LayerCompression::Gzip };
-                    let mut made =
-                        make_manifest(&stores, &finished.config, &finished.layers, &options, &cancel)?;
-                    made.descriptor.platform = Some(platform);
-                    Ok(made)
-                })
-                .await?,
-            );
-            exporting.done();
-        }
-        let image = match manifests.len() {
-            0 => return Err(ExportError::NoResults),
-            1 => image,
-            // An index has no one config.
-            _ => None,
-        };
-        let sending = vertex.part("sending tarball", "", 0);
-        let annotations =
-            created.map(|time| ("org.opencontainers.image.created".to_owned(), time)).into_iter().collect();
-        let (stores, canceled, archived_names) = (self.stores.clone(), cancel.clone(), names.clone());
-        let (tell, told) = tokio::sync::oneshot::channel();
-        stream::write_to(to, client, &BTreeMap::new(), cancel, move |out| {
-            let root = write_oci_archive(&stores, &manifests, &archived_names, &annotations, out, &canceled)?;
-            // It is asked for below.
-            let _ = tell.send(root);
-            Ok(())
-        })
-        .await?;
-        sending.done();
-        Ok(Exported { image, names, manifest: told.await.ok() })
-    }
-
     async fn tar(
         &self,
-        result: PlatformResult,
+        mut results: Vec<PlatformResult>,
         to: Destination,
+        split: bool,
         client: &Client<'_>,
         vertex: &VertexHandle,
         cancel: &CancellationToken,
     ) -> Result<Exported, ExportError> {
+        if results.is_empty() {
+            return Err(ExportError::NoResults);
+        }
+        results.sort_by_key(directory::platform_directory);
         let sending = vertex.part("sending tarball", "", 0);
         let stores = self.stores.clone();
         stream::write_to(to, client, &BTreeMap::new(), cancel, move |out| {
-            write_tar(&stores, &result.tree, out)
+            if split {
+                write_platforms(&stores, &results, out)
+            } else {
+                write_tar(&stores, &only(results)?.tree, out)
+            }
         })
         .await?;
         sending.done();
@@ -267,12 +227,17 @@ impl Exporter {
 
     async fn local(
         &self,
-        results: Vec<PlatformResult>,
+        mut results: Vec<PlatformResult>,
         to: Destination,
+        split: bool,
         client: &Client<'_>,
         vertex: &VertexHandle,
         cancel: &CancellationToken,
     ) -> Result<Exported, ExportError> {
+        if results.is_empty() {
+            return Err(ExportError::NoResults);
+        }
+        results.sort_by_key(directory::platform_directory);
         let stores = self.stores.clone();
         let copying = vertex.part("copying files", "", 0);
         match to {
@@ -282,30 +247,27 @@ impl Exporter {
             }
             Destination::Path(path) => {
                 let cancel = cancel.clone();
-                ExportError::blocking(move || write_directories(&stores, &results, &path, &cancel)).await?;
+                let write = move || {
+                    if !split {
+                        directory::refuse_doubles(&stores, &results)?;
+                    }
+                    results.iter().try_for_each(|result| {
+                        let own = path.join(directory::platform_directory(result));
+                        let path = if split { &own } else { &path };
+                        directory::write_directory(&stores, &result.tree, path, &cancel)
+                    })
+                };
+                ExportError::blocking(write).await?;
             }
             Destination::Session => {
                 let caller = client.caller().await?;
-                let reader = ExportError::blocking(move || {
-                    let is_split = results.len() > 1;
-                    let mut trees = Vec::with_capacity(results.len());
-                    for result in &results {
-                        trees.push((
-                            directory::platform_directory(result),
-                            directory::tree_reader(&stores, &result.tree)?,
-                        ));
-                    }
-                    match trees.pop() {
-                        None => Err(ExportError::NoResults),
-                        Some((_, tree)) if !is_split => Ok(directory::shared(tree)),
-                        Some(last) => {
-                            trees.push(last);
-                            Ok(directory::shared(directory::split(trees)))
-                        }
-                    }
-                })
-                .await?;
-                caller.send_dir(ExporterId::default(), reader, Coverage::Whole, None, cancel).await?;
+                let readers =
+                    ExportError::blocking(move || directory::readers(&stores, &results, split)).await?;
+                // Part by part, the client must keep what the others brought.
+                let coverage = if readers.len() == 1 { Coverage::Whole } else { Coverage::Partial };
+                for reader in readers {
+                    caller.send_dir(ExporterId::default(), reader, coverage, None, cancel).await?;
+                }
             }
         }
         copying.done();
@@ -324,31 +286,27 @@ fn write_tar(stores: &Stores, tree: &Tree, out: &mut dyn Write) -> Result<(), Ex
     }
 }
 
-fn write_directories(
+fn write_platforms(
     stores: &Stores,
     results: &[PlatformResult],
-    path: &Path,
-    cancel: &CancellationToken,
+    out: &mut dyn Write,
 ) -> Result<(), ExportError> {
-    match results {
-        [] => Err(ExportError::NoResults),
-        [result] => directory::write_directory(stores, &result.tree, path, cancel),
-        several => several.iter().try_for_each(|result| {
-            let path = path.join(directory::platform_directory(result));
-            directory::write_directory(stores, &result.tree, &path, cancel)
-        }),
-    }
+    let open: Vec<Option<OpenSnapshot>> =
+        results.iter().map(|result| stores.open(&result.tree)).collect::<Result<_, _>>()?;
+    let trees: Vec<_> = results
+        .iter()
+        .zip(&open)
+        .map(|(result, open)| (directory::platform_directory(result), open.as_ref().map(OpenSnapshot::root)))
+        .collect();
+    write_trees(&trees, &WriteOptions::default(), out)?;
+    Ok(())
 }
 
 /// The result of an output that has room for one.
-fn only(mut results: Vec<PlatformResult>, output: &'static str) -> Result<PlatformResult, ExportError> {
+pub(crate) fn only(mut results: Vec<PlatformResult>) -> Result<PlatformResult, ExportError> {
     match results.pop() {
         None => Err(ExportError::NoResults),
         Some(result) if results.is_empty() => Ok(result),
-        Some(_) => {
-            let why =
-                "exporting several platforms at once is not supported by this output; build them one by one";
-            Err(ExportError::Unsupported { output, why })
-        }
+        Some(_) => Err(ExportError::SeveralPlatforms),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   PlatformResult (Tree, ImageConfig) ──► finish (diff ids, history, times) ──► image store, names      Output::Image
+//!                  │                                   ├─── manifests, an index of several ─► image store, oci archive
 //!                  │                                   └──────────────────────► docker │ oci archive ─┐
 //!                  └──► tar of the tree ──────────────────────────────────────────────────────────────┴─► Destination
 //!                  └──► directory ─────────────────────────────────────────────────► the client's, or one of this machine
@@ -15,6 +16,7 @@ mod config;
 mod directory;
 mod error;
 mod exporter;
+mod index;
 mod request;
 mod stream;
 

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use lapstrake_layerstore_oci::{Descriptor, ImageConfig, ImageId, Platform, Reference};
+use lapstrake_layerstore_oci::{Descriptor, Digest, ImageConfig, ImageId, Platform, Reference};
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::SessionId;
+
+use crate::ExportError;
 
 /// What a build leaves behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +19,12 @@ pub enum Output {
         names: Vec<Reference>,
     },
     /// The tree, as a directory.
-    Local(Destination),
+    Local {
+        /// Where it goes.
+        to: Destination,
+        /// Whether each platform gets a directory of its own, such as `linux_arm64`; if not said, when there may be several.
+        split: Option<bool>,
+    },
     /// The tree, as a tar stream.
     Tar(Destination),
     /// The image as an OCI layout in a tar stream.
@@ -34,6 +41,21 @@ pub enum Output {
         /// Where it goes.
         to: Destination,
     },
+}
+
+impl Output {
+    /// The tree as a directory, split where there may be several platforms.
+    pub fn local(to: Destination) -> Self {
+        Self::Local { to, split: None }
+    }
+
+    /// Whether it has room for images of several platforms, or an error that says why not.
+    pub fn admits(&self, multi_platform: bool) -> Result<(), ExportError> {
+        match self {
+            Self::Docker { .. } if multi_platform => Err(ExportError::ManifestList),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Where a directory or a stream goes.
@@ -67,6 +89,8 @@ pub struct ExportRequest {
     pub output: Output,
     /// What was built; one for each platform, at least one.
     pub results: Vec<PlatformResult>,
+    /// Whether it is one result of several, also where there is but one: an index, or directories by platform.
+    pub multi_platform: bool,
     /// The client's session.
     pub session: Option<SessionId>,
 }
@@ -74,10 +98,18 @@ pub struct ExportRequest {
 /// What an export left behind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exported {
-    /// The image: its config's digest.
+    /// The image: its config's digest. Of several platforms' images in the store, the one that its names point at.
     pub image: Option<ImageId>,
     /// Names that were put on it, in the order asked for.
     pub names: Vec<Reference>,
-    /// The manifest, when one was made.
+    /// The manifest or index, when one was made.
     pub manifest: Option<Descriptor>,
+}
+
+impl Exported {
+    /// What is called the image's digest where there is room for one: that of its index (BuildKit's `containerimage.digest`), or else of its config.
+    pub fn digest(&self) -> Option<&Digest> {
+        let index = self.manifest.as_ref().filter(|manifest| manifest.media_type.is_index());
+        index.map(|index| &index.digest).or(self.image.as_ref().map(ImageId::digest))
+    }
 }

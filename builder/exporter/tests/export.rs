@@ -64,39 +64,8 @@ async fn a_result_of_nothing_is_an_image_too() {
     assert!(machine.stores.images.get(&exported.image.unwrap()).unwrap().unwrap().is_dangling());
     machine.export(Output::Tar(to(machine.path("t"))), vec![result.clone()]).await.unwrap();
     assert!(listing(&fs::read(machine.path("t")).unwrap()).is_empty());
-    machine.export(Output::Local(to(machine.path("d"))), vec![result]).await.unwrap();
+    machine.export(Output::local(to(machine.path("d"))), vec![result]).await.unwrap();
     assert_eq!(fs::read_dir(machine.path("d")).unwrap().count(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_platforms_go_where_there_is_room_for_them() {
-    let machine = Machine::new();
-    let results = || {
-        let mut other = machine.result();
-        other.platform = Platform::parse("linux/arm/v7").unwrap();
-        other.config.set_platform(&other.platform);
-        vec![other, machine.result()]
-    };
-    for output in [image(&["app"]), Output::Tar(to(machine.path("t")))] {
-        let error = machine.export(output, results()).await.unwrap_err();
-        assert!(matches!(error, ExportError::Unsupported { .. }), "{error}");
-    }
-    machine.export(Output::Local(to(machine.path("d"))), results()).await.unwrap();
-    assert_eq!(fs::read(machine.path("d/linux_arm_v7/etc/conf.d/a")).unwrap(), b"a");
-    let host = Platform::host().to_string().replace('/', "_");
-    assert!(machine.path("d").join(host).join("tool").exists());
-
-    let exported = machine
-        .export(Output::Oci { names: names(&["multi"]), to: to(machine.path("o.tar")) }, results())
-        .await
-        .unwrap();
-    assert!(exported.manifest.unwrap().media_type.is_index());
-    assert_eq!(exported.image, None);
-    let raw = skopeo(&["inspect", "--raw", &format!("oci-archive:{}", machine.path("o.tar").display())]);
-    let index: serde_json::Value = serde_json::from_slice(&raw).unwrap();
-    assert_eq!(index["manifests"][0]["platform"]["variant"], "v7");
-    let error = machine.export(image(&[]), Vec::new()).await.unwrap_err();
-    assert!(matches!(error, ExportError::NoResults));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,7 +151,7 @@ async fn a_tree_goes_into_a_directory_over_what_is_there_and_nowhere_else() {
     // Somebody's links must not carry the result away.
     std::os::unix::fs::symlink(&outside, out.join("etc")).unwrap();
     std::os::unix::fs::symlink(outside.join("link"), out.join("link")).unwrap();
-    machine.export(Output::Local(to(&out)), vec![machine.result()]).await.unwrap();
+    machine.export(Output::local(to(&out)), vec![machine.result()]).await.unwrap();
     assert_eq!(fs::read(out.join("mine")).unwrap(), b"stays");
     assert_eq!(fs::read(out.join("tool")).unwrap(), b"#!");
     assert_eq!(fs::read_link(out.join("link")).unwrap().to_str(), Some("/etc/tool"));
@@ -190,7 +159,7 @@ async fn a_tree_goes_into_a_directory_over_what_is_there_and_nowhere_else() {
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
     // As whoever runs this, as with docker's client.
     assert_eq!(fs::symlink_metadata(out.join("tool")).unwrap().uid(), rustix::process::geteuid().as_raw());
-    let error = machine.export(Output::Local(Destination::Stdout), vec![machine.result()]).await.unwrap_err();
+    let error = machine.export(Output::local(Destination::Stdout), vec![machine.result()]).await.unwrap_err();
     assert!(matches!(error, ExportError::Unsupported { .. }));
 }
 
@@ -241,7 +210,7 @@ async fn a_client_that_refuses_is_the_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_session_there_is_no_client_to_send_to() {
     let machine = Machine::new();
-    for output in [Output::Tar(Destination::Session), Output::Local(Destination::Session)] {
+    for output in [Output::Tar(Destination::Session), Output::local(Destination::Session)] {
         let error = machine.export(output, vec![machine.result()]).await.unwrap_err();
         assert!(matches!(error, ExportError::NoSession { .. }), "{error}");
     }
@@ -252,7 +221,7 @@ async fn the_client_gets_its_directory() {
     let machine = Machine::new();
     let client = DirectoryClient::default();
     machine.connect(&Client::Directory(client.clone())).await;
-    machine.export(Output::Local(Destination::Session), vec![machine.result()]).await.unwrap();
+    machine.export(Output::local(Destination::Session), vec![machine.result()]).await.unwrap();
     {
         let got = client.got.lock();
         assert_eq!(
@@ -266,7 +235,8 @@ async fn the_client_gets_its_directory() {
     client.got.lock().clear();
     let mut other = machine.result();
     other.platform = Platform::parse("linux/arm/v7").unwrap();
-    machine.export(Output::Local(Destination::Session), vec![other, machine.result()]).await.unwrap();
+    let results = vec![other, machine.result()];
+    machine.export_several(Output::local(Destination::Session), results).await.unwrap();
     let got = client.got.lock();
     assert_eq!(got["linux_arm_v7/etc/tool"].2, b"#!");
     assert_eq!(got["linux_arm_v7/tool"].1, "linux_arm_v7/etc/tool");
@@ -278,7 +248,7 @@ fn displays_call_exports_as_buildkit_does() {
     let to = || Destination::Session;
     assert_eq!(Output::CacheOnly.progress_name(), None);
     assert_eq!(image(&[]).progress_name().as_deref(), Some("exporting to image"));
-    assert_eq!(Output::Local(to()).progress_name().as_deref(), Some("exporting to client directory"));
+    assert_eq!(Output::local(to()).progress_name().as_deref(), Some("exporting to client directory"));
     assert_eq!(Output::Tar(to()).progress_name().as_deref(), Some("exporting to client tarball"));
     let oci = Output::Oci { names: Vec::new(), to: to() };
     assert_eq!(oci.progress_name().as_deref(), Some("exporting to oci image format"));

@@ -36,6 +36,10 @@ pub struct Applied {
     pub entries: u64,
 }
 
+/// What holds for a layer in overlayfs's form.
+const RULES: Rules =
+    Rules { whiteouts: true, mark_opaque: true, owner: None, lenient_xattrs: false, no_devices: false };
+
 /// Unpacks a layer's (decompressed) tar stream into the difference of a freshly prepared snapshot
 /// (`Snapshotter::active_diff`), and digests it.
 ///
@@ -63,27 +67,14 @@ pub fn apply(tar: impl Read, target: &DiffSource, limits: &Limits) -> Result<App
                 return Err(DiffError::NotEmpty { path: upper.clone() });
             }
             let before = rustix::fs::fstat(&root).map_err(DiffError::path("stat", upper))?;
-            let rules = Rules {
-                whiteouts: true,
-                mark_opaque: true,
-                owner: None,
-                lenient_xattrs: false,
-                no_devices: false,
-            };
-            Extractor::new(root, Lower::overlay(lower)?, rules).run(&mut reader)?;
+            Extractor::new(root, Lower::overlay(lower)?, RULES).run(&mut reader)?;
             restore_times(upper, &before)?;
         }
         DiffSource::Trees { upper, .. } => {
             let staging = Staging::beside(upper)?;
             // What is in the tree now is the parent's.
             let lower = Lower::tree(upper)?;
-            let rules = Rules {
-                whiteouts: true,
-                mark_opaque: false,
-                owner: None,
-                lenient_xattrs: false,
-                no_devices: false,
-            };
+            let rules = Rules { mark_opaque: false, ..RULES };
             let mut extractor = Extractor::new(open_root(&staging.0)?, lower, rules);
             extractor.run(&mut reader)?;
             merge::merge(&staging.0, upper, &extractor.into_lower())?;

@@ -144,6 +144,11 @@ pub(crate) fn is_private_xattr(name: &[u8]) -> bool {
     name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.")
 }
 
+/// Whether a layer keeps an attribute.
+pub(crate) fn is_layer_xattr(name: &[u8]) -> bool {
+    name == b"security.capability" || (name.starts_with(b"user.") && !is_private_xattr(name))
+}
+
 pub(crate) fn set_xattr(path: &[u8], name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty())
 }

@@ -75,6 +75,25 @@ pub fn write_tree(
     write(root, &Lower::none(), Scope::TREE, options, keep, out)
 }
 
+/// Writes several trees into one archive, each below a directory of its own that is root's, of mode 0755 and of 1970. `None` is an
+/// empty tree.
+pub fn write_trees(
+    trees: &[(String, Option<BorrowedFd<'_>>)],
+    options: &WriteOptions,
+    out: impl Write,
+) -> Result<LayerDigest, DiffError> {
+    let mut output = Output::new(options, out);
+    for (name, root) in trees {
+        output.below(name)?;
+        if let Some(root) = root {
+            let (lower, scope) = (Lower::none(), Scope::TREE);
+            let members = lower.members(b"")?;
+            Changes { root: *root, lower: &lower, scope, keep: &mut |_| true }.walk(members, &mut output)?;
+        }
+    }
+    output.finish()
+}
+
 fn write(
     root: BorrowedFd<'_>,
     lower: &Lower,

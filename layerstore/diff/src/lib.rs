@@ -5,7 +5,7 @@
 //!   request body ───────► tar ── unpack_context ──► directory
 //!   ADD a.tar.gz ───────► tar ── unpack_archive ──► directory below a root
 //!   committed snapshot ── write_layer ────────────► tar, DiffID
-//!   any tree ─────────── write_tree ──────────────► tar
+//!   any tree ─────────── write_tree, write_trees ─► tar
 //! ```
 //!
 //! Everything blocks, streams, and holds a few MiB at most (plus some 200 bytes for each directory, whiteout and hard
@@ -31,6 +31,6 @@ pub use apply::{Applied, apply};
 pub use archive::{ArchiveReader, Member, MemberKind};
 pub use compression::{Compression, Decompressed, decompress};
 pub use error::{DiffError, EntryName, ErrorKind};
-pub use layer::{LayerDigest, WriteOptions, write_layer, write_tree};
+pub use layer::{LayerDigest, WriteOptions, write_layer, write_tree, write_trees};
 pub use limits::Limits;
 pub use unpack::{ArchiveOptions, Unpacked, is_archive, unpack_archive, unpack_context};

@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use lapstrake_layerstore_oci::{Descriptor, DiffId, Digest, ImageId, Reference};
+use lapstrake_layerstore_oci::{AnyReference, Descriptor, DiffId, Digest, ImageId, Reference};
 
 use crate::{SnapshotName, StoreError};
 
@@ -17,6 +17,35 @@ pub struct ImageName {
     pub reference: Reference,
     /// What the name was pulled or pushed as (manifest or index), or `None` for an image only ever named here.
     pub target: Option<Descriptor>,
+}
+
+/// The repository whose digested names keep indexes that nobody gave a name, as in Docker's containerd store.
+const NAMELESS: &str = "docker.io/library/moby-dangling";
+
+impl ImageName {
+    /// The names that keep an index with all that it names: those given, and its digest in each of their repositories, which stays when a tag moves on.
+    /// Without names it is a digest that nobody is shown ([`Self::is_nameless`]).
+    pub fn of_index(names: &[Reference], index: &Descriptor) -> Vec<Self> {
+        let named = |reference: Reference| Self { reference, target: Some(index.clone()) };
+        let digested = |name: &Reference| named(name.clone().trimmed().with_digest(index.digest.clone()));
+        if names.is_empty() {
+            return vec![digested(&Reference::parse(NAMELESS).expect("it is a name"))];
+        }
+        let mut all: Vec<Self> = Vec::with_capacity(2 * names.len());
+        for name in names {
+            let digested = digested(name);
+            if !all.contains(&digested) {
+                all.push(digested);
+            }
+            all.push(named(name.clone()));
+        }
+        all
+    }
+
+    /// Whether it stands for no name, and only keeps an index.
+    pub fn is_nameless(&self) -> bool {
+        self.reference.name() == NAMELESS
+    }
 }
 
 /// An image as the store knows it.
@@ -47,6 +76,28 @@ impl ImageRecord {
     pub fn is_dangling(&self) -> bool {
         self.names.iter().all(|name| name.reference.tag().is_none())
     }
+
+    /// The index that it has under a name: that of several platforms' images, which need not all be here. Of a reference with tag and digest, the digest
+    /// counts.
+    pub fn index_of(&self, reference: &Reference) -> Option<&Descriptor> {
+        let key = match reference.digest() {
+            Some(digest) => reference.clone().trimmed().with_digest(digest.clone()),
+            None => reference.clone().with_default_tag(),
+        };
+        let name = self.names.iter().find(|name| name.reference == key)?;
+        name.target.as_ref().filter(|target| target.media_type.is_index())
+    }
+
+    /// The index that a person means who named the image so: by a name, or by the index' own digest.
+    pub fn index_meant(&self, text: &str) -> Option<&Descriptor> {
+        match Reference::parse_any(text).ok()? {
+            AnyReference::Name(reference) => self.index_of(&reference),
+            AnyReference::Digest(digest) => {
+                let targets = self.names.iter().filter_map(|name| name.target.as_ref());
+                targets.filter(|target| target.media_type.is_index()).find(|target| target.digest == digest)
+            }
+        }
+    }
 }
 
 /// An image to store.
@@ -66,7 +117,7 @@ pub struct NewImage {
     pub names: Vec<ImageName>,
 }
 
-/// What [`ImageStore::delete_image`] and [`ImageStore::untag`] did, in order, for `docker rmi`.
+/// What [`ImageStore::delete_image`] did, in order, for `docker rmi`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeletedImage {
     /// A name went.
@@ -91,7 +142,8 @@ pub trait ImageStore: Send + Sync {
     fn get(&self, id: &ImageId) -> Result<Option<ImageRecord>, StoreError>;
 
     /// The image that a person means: a name (tag `latest` when none), a digested name, `sha256:<hex>`, or an unambiguous
-    /// prefix of an id. Names win over ids, as in Moby.
+    /// prefix of an id. Names win over ids, as in Moby. A digest that is no image's id may be that of what a name was built, pulled or
+    /// pushed as.
     ///
     /// Errors: [`StoreError::NotFound`], [`StoreError::Ambiguous`], [`StoreError::Malformed`].
     fn find(&self, text: &str) -> Result<ImageRecord, StoreError>;

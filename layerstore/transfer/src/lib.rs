@@ -16,6 +16,7 @@ mod archive;
 mod error;
 mod gzip;
 mod import;
+mod index;
 mod layers;
 mod load;
 mod manifest;
@@ -24,9 +25,12 @@ mod pull_store;
 mod push;
 mod unpack;
 
-pub use archive::{ArchiveImage, HeldImages, SaveImage, save, write_docker_archive, write_oci_archive};
+pub use archive::{
+    ArchiveImage, HeldImages, LayoutContents, SaveImage, save, write_docker_archive, write_oci_archive,
+};
 pub use error::{ErrorKind, TransferError};
 pub use import::import;
+pub use index::{ImageIndex, make_index, stored_index, stored_manifest};
 pub use layers::{layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
 pub use manifest::{

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Larger manifests are refused where they come in.
-const MAX_MANIFEST: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// zstd's own default, which is BuildKit's too.
 const ZSTD_LEVEL: i32 = 3;
 

@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapstrake_layerstore_oci::{Descriptor, Digest, Reference};
+use lapstrake_layerstore_oci::{Descriptor, Digest, Platform, Reference};
 use lapstrake_layerstore_registry::{ProgressFn, PushSource, Pushed, RegistryClient};
 use lapstrake_layerstore_store::{ImageName, ImageRecord, Stores};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ImageManifest, ManifestOptions, TransferError, image_manifest, manifest::hold_blob};
+use crate::{
+    ImageManifest, ManifestOptions, TransferError, image_manifest, manifest::hold_blob, stored_index,
+    stored_manifest,
+};
 
-/// Pushes a stored image under a tag, and puts the name that the registry now has for it (`name@digest`) on it, as Moby does.
+/// Pushes what a tag means, and puts the name that the registry now has for it (`name@digest`) on the image, as Moby does: the index with all
+/// platforms, when the tag has one that is here as a whole; else the image's manifest. Of an index, `platform` chooses one manifest.
 ///
 /// Layers are compressed when they have no compressed blob yet, and those blobs are kept. Cancelled by `cancel` or by dropping the future; the
 /// registry then has at most blobs that nothing names.
@@ -18,21 +22,22 @@ pub async fn push(
     client: &RegistryClient,
     record: &ImageRecord,
     reference: &Reference,
+    platform: Option<&Platform>,
     progress: &ProgressFn,
     cancel: &CancellationToken,
 ) -> Result<Pushed, TransferError> {
     let prepared = {
         let (stores, record, reference, cancel) =
             (stores.clone(), record.clone(), reference.clone(), cancel.clone());
+        let platform = platform.cloned();
         TransferError::blocking(move || {
-            let manifest = image_manifest(&stores, &record, &ManifestOptions::default(), &cancel)?;
-            let mounts = mounts(&stores, &manifest, &reference)?;
-            Ok((manifest, mounts))
+            let (root, manifests) = what(&stores, &record, &reference, platform.as_ref(), &cancel)?;
+            let mounts = mounts(&stores, &manifests, &reference)?;
+            Ok((root, manifests, mounts))
         })
     };
     let work = async {
-        let (manifest, mounts) = prepared.await?;
-        let root = Descriptor { platform: None, ..manifest.descriptor.clone() };
+        let (root, held, mounts) = prepared.await?;
         let source =
             PushSource { content: std::sync::Arc::clone(&stores.content), root: root.clone(), mounts };
         let pushed = client.push(reference, &source, progress).await?;
@@ -43,7 +48,7 @@ pub async fn push(
         };
         TransferError::blocking(move || {
             let tagged = stores.images.tag(&id, &name);
-            drop(manifest);
+            drop(held);
             Ok(tagged?)
         })
         .await?;
@@ -55,20 +60,45 @@ pub async fn push(
     }
 }
 
-/// Other repositories of the same registry that have some of the manifest's blobs: those that images with the same layers were pulled from or
+/// What a tag means, and the manifests that it names, held.
+fn what(
+    stores: &Stores,
+    record: &ImageRecord,
+    reference: &Reference,
+    platform: Option<&Platform>,
+    cancel: &CancellationToken,
+) -> Result<(Descriptor, Vec<ImageManifest>), TransferError> {
+    let single = |manifest: ImageManifest| {
+        (Descriptor { platform: None, ..manifest.descriptor.clone() }, vec![manifest])
+    };
+    if let Some(descriptor) = record.index_of(reference) {
+        if let Some(platform) = platform {
+            if let Some(manifest) = stored_manifest(stores, descriptor, platform)? {
+                return Ok(single(manifest));
+            }
+        } else if let Some(index) = stored_index(stores, descriptor)? {
+            return Ok((index.descriptor, index.manifests));
+        }
+    }
+    Ok(single(image_manifest(stores, record, &ManifestOptions::default(), cancel)?))
+}
+
+/// Other repositories of the same registry that have some of the manifests' blobs: those that images with the same layers were pulled from or
 /// pushed to.
 fn mounts(
     stores: &Stores,
-    manifest: &ImageManifest,
+    manifests: &[ImageManifest],
     reference: &Reference,
 ) -> Result<BTreeMap<Digest, Vec<Reference>>, TransferError> {
-    let wanted: BTreeSet<&Digest> = manifest.manifest.layers.iter().map(|layer| &layer.digest).collect();
+    let layers = manifests.iter().flat_map(|manifest| &manifest.manifest.layers);
+    let wanted: BTreeSet<&Digest> = layers.map(|layer| &layer.digest).collect();
     let mut mounts: BTreeMap<Digest, Vec<Reference>> = BTreeMap::new();
     for image in stores.images.list()? {
         let lenders: BTreeSet<Reference> = image
             .names
             .iter()
-            .filter(|name| name.target.is_some() && name.reference.domain() == reference.domain())
+            .filter(|name| name.reference.digest().is_some() && name.target.is_some())
+            .filter(|name| name.reference.domain() == reference.domain())
             .map(|name| name.reference.clone().trimmed())
             .filter(|name| name.path() != reference.path())
             .collect();

@@ -11,8 +11,8 @@ use lapstrake_graphdriver_adapter::DriverKind;
 use lapstrake_layerstore_oci::{DiffId, Digest, ImageConfig, LayerCompression, Platform};
 use lapstrake_layerstore_store::{Collector, NewImage, Tree};
 use lapstrake_layerstore_transfer::{
-    HeldImages, ManifestForm, ManifestOptions, SaveImage, import, layers, load, make_manifest, save,
-    write_oci_archive,
+    HeldImages, LayoutContents, ManifestForm, ManifestOptions, SaveImage, import, layers, load, make_index,
+    make_manifest, save, write_oci_archive,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -290,8 +290,11 @@ fn of_an_oci_index_the_hosts_image_is_taken_or_the_one_asked_for() {
     }
     let mut archive = Vec::new();
     let names = [reference("multi:1")];
-    let root = write_oci_archive(&machine.stores, &made, &names, &Default::default(), &mut archive, &cancel)
-        .unwrap();
+    let index = make_index(&machine.stores, made, ManifestForm::Oci).unwrap();
+    let contents = LayoutContents::Index(Box::new(index));
+    let root =
+        write_oci_archive(&machine.stores, &contents, &names, &Default::default(), &mut archive, &cancel)
+            .unwrap();
     assert!(root.media_type.is_index());
     let other = Machine::new();
     other.load(&archive).unwrap();

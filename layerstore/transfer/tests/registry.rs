@@ -34,7 +34,7 @@ async fn an_image_survives_push_and_pull() {
     let one = Machine::new();
     let image = one.image(&rich(&one), &["app:1"]);
     let name = registry.reference("team/app:1");
-    let pushed = push(&one.stores, &client(), &image, &name, &quiet(), &cancel).await.unwrap();
+    let pushed = push(&one.stores, &client(), &image, &name, None, &quiet(), &cancel).await.unwrap();
     assert_eq!(pushed.descriptor.media_type, MediaType::DOCKER_MANIFEST);
     // Known by its digest from now on, also to whom only asks here.
     let by_digest = name.clone().trimmed().with_digest(pushed.descriptor.digest.clone());
@@ -71,14 +71,14 @@ async fn a_second_repository_borrows_layers_from_the_first() {
     let one = Machine::new();
     let image = one.image(&rich(&one), &[]);
     let first = registry.reference("first:1");
-    push(&one.stores, &client(), &image, &first, &quiet(), &cancel).await.unwrap();
+    push(&one.stores, &client(), &image, &first, None, &quiet(), &cancel).await.unwrap();
     let second = registry.reference("second:1");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let progress: ProgressFn = {
         let seen = Arc::clone(&seen);
         Arc::new(move |event| seen.lock().unwrap().push(event.status))
     };
-    push(&one.stores, &client(), &one.record(&image.id), &second, &progress, &cancel).await.unwrap();
+    push(&one.stores, &client(), &one.record(&image.id), &second, None, &progress, &cancel).await.unwrap();
     let mounted = TransferStatus::Mounted { from: "first".to_owned() };
     assert_eq!(seen.lock().unwrap().iter().filter(|status| **status == mounted).count(), 3);
 }
@@ -90,7 +90,7 @@ async fn a_pull_that_is_cancelled_changes_no_name() {
     let one = Machine::new();
     let image = one.image(&rich(&one), &[]);
     let name = registry.reference("app:1");
-    push(&one.stores, &client(), &image, &name, &quiet(), &cancel).await.unwrap();
+    push(&one.stores, &client(), &image, &name, None, &quiet(), &cancel).await.unwrap();
     let other = Machine::new();
     let stop = cancel.clone();
     let at_first_layer = Arc::new(move |_, _| stop.cancel());

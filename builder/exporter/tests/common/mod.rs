@@ -120,12 +120,30 @@ impl Machine {
         output: Output,
         results: Vec<PlatformResult>,
     ) -> Result<Exported, ExportError> {
+        self.run(output, results, false).await
+    }
+
+    /// The same for a build of several platforms.
+    pub(crate) async fn export_several(
+        &self,
+        output: Output,
+        results: Vec<PlatformResult>,
+    ) -> Result<Exported, ExportError> {
+        self.run(output, results, true).await
+    }
+
+    async fn run(
+        &self,
+        output: Output,
+        results: Vec<PlatformResult>,
+        multi_platform: bool,
+    ) -> Result<Exported, ExportError> {
         let vertex = VertexHandle::announce(
             self.told.clone(),
             VertexState::pending(Digest::sha256_of("vertex"), "exporting", Vec::new()),
         );
         let session = self.sessions.ids().pop();
-        let request = ExportRequest { output, results, session };
+        let request = ExportRequest { output, results, multi_platform, session };
         self.exporter.export(request, &self.sessions, &vertex, &self.cancel).await
     }
 

@@ -14,11 +14,7 @@ use crate::{DiffError, fsat, tar::Xattrs};
 
 /// The extended attributes of an entry that a layer keeps.
 pub(super) fn layer_xattrs(all: Xattrs) -> Xattrs {
-    all.into_iter().filter(|(key, _)| is_kept(key)).collect()
-}
-
-fn is_kept(key: &[u8]) -> bool {
-    key == b"security.capability" || (key.starts_with(b"user.") && !fsat::is_private_xattr(key))
+    all.into_iter().filter(|(key, _)| fsat::is_layer_xattr(key)).collect()
 }
 
 /// Whether a directory has the attributes that it has below. Its time alone is no change, as for containerd.

@@ -43,6 +43,8 @@ enum Inode {
 pub(super) struct Output<W> {
     tar: TarWriter<DigestWriter<W>>,
     latest_mtime: Option<i64>,
+    /// What all names begin with: the directory that the tree is written below.
+    prefix: Vec<u8>,
     inodes: HashMap<(u64, u64), Inode>,
     /// The directories that the walk is in, and whether each is written.
     directories: Vec<(Entry, bool)>,
@@ -54,10 +56,31 @@ impl<W: Write> Output<W> {
         Self {
             tar: TarWriter::new(DigestWriter::new(out)),
             latest_mtime: options.latest_mtime,
+            prefix: Vec::new(),
             inodes: HashMap::new(),
             directories: Vec::new(),
             buffer: vec![0; 128 << 10],
         }
+    }
+
+    /// What follows is written below a directory of this name, which is written now; whatever was before is another tree.
+    pub(super) fn below(&mut self, name: &str) -> Result<(), DiffError> {
+        self.inodes.clear();
+        self.prefix = format!("{name}/").into_bytes();
+        self.tar.entry(&Entry {
+            name: self.prefix.clone(),
+            kind: Kind::Directory,
+            link: Vec::new(),
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: Time { seconds: 0, nanos: 0 },
+            atime: None,
+            device: (0, 0),
+            xattrs: Xattrs::default(),
+            sparse: None,
+        })
     }
 
     /// Goes into a directory. It is written now when it changed, else before the first thing in it.
@@ -137,8 +160,8 @@ impl<W: Write> Output<W> {
         }
         for name in links {
             let mut entry = self.entry(node, Kind::HardLink);
-            entry.name = name;
-            entry.link = node.path.to_vec();
+            entry.name = self.name(&name);
+            entry.link = self.name(node.path);
             self.tar.entry(&entry)?;
         }
         Ok(())
@@ -153,7 +176,7 @@ impl<W: Write> Output<W> {
     fn link(&mut self, node: &Node<'_>, first: &[u8]) -> Result<(), DiffError> {
         self.parents()?;
         let mut entry = self.entry(node, Kind::HardLink);
-        entry.link = first.to_vec();
+        entry.link = self.name(first);
         self.tar.entry(&entry)
     }
 
@@ -194,6 +217,11 @@ impl<W: Write> Output<W> {
         Ok(())
     }
 
+    /// A path of the tree as it is in the archive.
+    fn name(&self, path: &[u8]) -> Vec<u8> {
+        [&self.prefix, path].concat()
+    }
+
     fn entry(&self, node: &Node<'_>, kind: Kind) -> Entry {
         let stat = node.stat;
         let device = match kind {
@@ -204,7 +232,7 @@ impl<W: Write> Output<W> {
         };
         let seconds = self.latest_mtime.map_or(stat.st_mtime, |latest| stat.st_mtime.min(latest));
         Entry {
-            name: node.path.to_vec(),
+            name: self.name(node.path),
             kind,
             link: Vec::new(),
             mode: stat.st_mode & 0o7777,

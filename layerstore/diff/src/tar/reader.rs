@@ -219,25 +219,17 @@ impl<R: Read> TarReader<R> {
         self.limit("bytes of a file", stored, self.limits.file)?;
         self.padding = stored.wrapping_neg() % BLOCK as u64;
         entry.size = stored;
+        self.content_left = stored;
         let (map, size) = if old_sparse {
             let map = self.old_sparse_map(header)?;
             (map, header.number(483..495).map_err(|why| self.bad_entry(why))?)
         } else {
             match sparse::from_pax(pax).map_err(|why| self.bad_entry(why))? {
-                None => {
-                    self.content_left = stored;
-                    return Ok(());
-                }
+                None => return Ok(()),
                 Some(PaxSparse::Map { map, size }) => (map, size),
-                Some(PaxSparse::InContent { size }) => {
-                    self.content_left = stored;
-                    (self.sparse_map_in_content()?, size)
-                }
+                Some(PaxSparse::InContent { size }) => (self.sparse_map_in_content()?, size),
             }
         };
-        if !matches!(sparse::from_pax(pax), Ok(Some(PaxSparse::InContent { .. }))) {
-            self.content_left = stored;
-        }
         sparse::check(&map, size, self.content_left).map_err(|why| self.bad_entry(why))?;
         entry.size = size;
         entry.sparse = Some(map);

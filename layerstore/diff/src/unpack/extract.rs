@@ -269,7 +269,7 @@ impl Extractor {
     fn drop_xattrs(&self, place: &Place, name: &[u8]) -> Result<(), DiffError> {
         let path = fsat::entry_path(place.handle.as_fd(), name);
         for (key, _) in fsat::xattrs(&path).map_err(self.failed("read extended attributes"))? {
-            if !fsat::is_private_xattr(&key) && (key.starts_with(b"user.") || key == b"security.capability") {
+            if fsat::is_layer_xattr(&key) {
                 rustix::fs::lremovexattr(&path, &key).map_err(self.failed("remove extended attribute"))?;
             }
         }

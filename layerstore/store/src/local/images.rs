@@ -123,7 +123,10 @@ impl ImageStore for LocalImages {
         })?;
         self.metadata.read(|db| {
             let mut found = match meant {
-                AnyReference::Digest(id) => self.select(db, Filter::Id(id.as_str()))?,
+                AnyReference::Digest(digest) => match self.select(db, Filter::Id(digest.as_str()))? {
+                    none if none.is_empty() => self.select(db, Filter::Target(digest.as_str()))?,
+                    found => found,
+                },
                 AnyReference::Name(name) => {
                     let name = key(name.with_default_tag()).to_string();
                     let named = self.select(db, Filter::Name(&name))?;
@@ -238,6 +241,8 @@ enum Filter<'a> {
     All,
     Id(&'a str),
     Name(&'a str),
+    /// One of whose names has this digest as its target.
+    Target(&'a str),
     /// At most two: enough to tell that there are several.
     Prefix(&'a str),
 }
@@ -249,6 +254,10 @@ fn select(metadata: &Metadata, db: &Connection, filter: Filter<'_>) -> Result<Ve
         Filter::All => ("?1 IS NULL", None),
         Filter::Id(id) => ("id = ?1", Some(id)),
         Filter::Name(name) => ("id = (SELECT image FROM image_name WHERE reference = ?1)", Some(name)),
+        Filter::Target(digest) => (
+            "id = (SELECT image FROM image_name WHERE json_extract(target, '$.digest') = ?1 LIMIT 1)",
+            Some(digest),
+        ),
         Filter::Prefix(prefix) => ("id >= ?1 AND id < ?1 || '~'", Some(prefix)),
     };
     let limit = if matches!(filter, Filter::Prefix(_)) { 2 } else { -1 };

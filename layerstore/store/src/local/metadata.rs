@@ -119,7 +119,7 @@ impl Metadata {
         let pragma = |name: &str| {
             writer
                 .pragma_query_value(None, name, |row| row.get::<_, i32>(0))
-                .map_err(of_file_fn(path, "read the database's header"))
+                .map_err(named("read the database's header"))
         };
         let (application, format) = (pragma("application_id")?, pragma("user_version")?);
         let fresh = application == 0 && format == 0 && pragma("schema_version")? == 0;
@@ -353,7 +353,7 @@ fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         reader.pragma_update(None, "query_only", true)?;
         Ok(reader)
     };
-    open().map_err(of_file_fn(path, "open database"))
+    open().map_err(|error| of_file(path, "open database", error))
 }
 
 fn prepare_connection(connection: &Connection) -> rusqlite::Result<()> {
@@ -363,11 +363,6 @@ fn prepare_connection(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)?;
     // What a hand-made file could otherwise do to us: run SQL functions from its schema.
     connection.pragma_update(None, "trusted_schema", false)
-}
-
-fn of_file_fn(path: &Path, doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
-    let path = path.to_owned();
-    move |error| of_file(&path, doing, error)
 }
 
 /// Whether the disk (or the database's limit) is full. SQLite tells a log that cannot grow as an I/O error.

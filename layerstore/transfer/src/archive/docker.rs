@@ -12,12 +12,14 @@ use lapstrake_layerstore_oci::{
     Descriptor, DiffId, Digest, ImageConfig, ImageId, Index, LayerCompression, Manifest, MediaType,
     Reference, gojson,
 };
-use lapstrake_layerstore_store::{Layer, Lease, Stores, Tree};
+use lapstrake_layerstore_store::{ImageRecord, Layer, Lease, Stores, Tree};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{ArchiveImage, SaveImage, created, hold_image, stored_layers, tar::ArchiveWriter};
-use crate::{TransferError, layer_tar};
+use super::{
+    ArchiveImage, SaveImage, created, hold_image, layout::copy_blob, stored_layers, tar::ArchiveWriter,
+};
+use crate::{ImageIndex, TransferError, layer_tar, stored_index};
 
 /// A layer's tar of up to this many bytes is held in memory rather than made twice.
 const SMALL_LAYER: usize = 4 << 20;
@@ -41,26 +43,57 @@ pub struct HeldImages {
     _lease: Lease,
     _trees: Vec<Tree>,
     images: Vec<ArchiveImage>,
+    indexes: Vec<ArchiveIndex>,
+}
+
+/// Images of several platforms under one name.
+#[derive(Debug)]
+struct ArchiveIndex {
+    index: ImageIndex,
+    /// The image that stands for all where there is room for one.
+    record: ImageRecord,
+    names: Vec<Reference>,
 }
 
 impl HeldImages {
-    /// Holds images and reads which layers they have. Blocks. One that is gone by now is an error.
+    /// Holds images and reads which layers they have. Blocks. One that is gone by now is an error. A name of several platforms, all of which
+    /// are here, is saved with all of them.
     pub fn new(stores: &Stores, images: &[SaveImage]) -> Result<Self, TransferError> {
         let lease = stores.leases.create();
         let mut trees = Vec::with_capacity(images.len());
         let mut archived = Vec::with_capacity(images.len());
+        let mut indexes: Vec<ArchiveIndex> = Vec::new();
         for image in images {
             hold_image(stores, &image.record, &lease)?;
+            let mut names = Vec::new();
+            for name in &image.names {
+                let Some(descriptor) = image.record.index_of(name) else {
+                    names.push(name.clone());
+                    continue;
+                };
+                if let Some(known) = indexes.iter_mut().find(|known| known.index.descriptor == *descriptor) {
+                    known.names.push(name.clone());
+                } else if let Some(index) = stored_index(stores, descriptor)? {
+                    let (record, names) = (image.record.clone(), vec![name.clone()]);
+                    indexes.push(ArchiveIndex { index, record, names });
+                } else {
+                    names.push(name.clone());
+                }
+            }
+            // What is in an index as a whole need not be there by itself.
+            if names.is_empty() && !image.names.is_empty() {
+                continue;
+            }
             let (tree, layers) = stored_layers(stores, &image.record)?;
             trees.push(tree);
             archived.push(ArchiveImage {
                 config: image.record.config.clone(),
                 layers,
-                names: image.names.clone(),
+                names,
                 parent: image.record.parent.clone(),
             });
         }
-        Ok(Self { _lease: lease, _trees: trees, images: archived })
+        Ok(Self { _lease: lease, _trees: trees, images: archived, indexes })
     }
 }
 
@@ -73,13 +106,23 @@ pub fn save(
     out: impl Write,
     cancel: &CancellationToken,
 ) -> Result<(), TransferError> {
-    write_docker_archive(stores, &images.images, out, cancel)
+    write(stores, &images.images, &images.indexes, out, cancel)
 }
 
 /// Writes images, which the caller holds, as `docker save` does. Blocks. See [`save`].
 pub fn write_docker_archive(
     stores: &Stores,
     images: &[ArchiveImage],
+    out: impl Write,
+    cancel: &CancellationToken,
+) -> Result<(), TransferError> {
+    write(stores, images, &[], out, cancel)
+}
+
+fn write(
+    stores: &Stores,
+    images: &[ArchiveImage],
+    indexes: &[ArchiveIndex],
     out: impl Write,
     cancel: &CancellationToken,
 ) -> Result<(), TransferError> {
@@ -98,6 +141,9 @@ pub fn write_docker_archive(
     archive.tar.directory("blobs/sha256", 0)?;
     for image in images {
         archive.image(image, &ids)?;
+    }
+    for index in indexes {
+        archive.index(index)?;
     }
     archive.finish()
 }
@@ -136,21 +182,7 @@ impl<W: Write> Archive<'_, W> {
         self.blob(&manifest_descriptor.digest, &manifest, 0)?;
 
         let names = tagged(&image.names)?;
-        for (name, tag) in &names {
-            let mut named = manifest_descriptor.clone();
-            named.annotations = BTreeMap::from([
-                ("io.containerd.image.name".to_owned(), name.to_string()),
-                ("org.opencontainers.image.ref.name".to_owned(), tag.clone()),
-            ]);
-            self.manifests.push(named);
-            if let Some(top) = image.layers.last() {
-                let tags = self.repositories.entry(name.familiar_name()).or_default();
-                tags.insert(tag.clone(), top.diff_id.hex().to_owned());
-            }
-        }
-        if names.is_empty() {
-            self.manifests.push(manifest_descriptor);
-        }
+        self.name(&manifest_descriptor, &names, image.layers.last().map(|layer| &layer.diff_id));
         self.items.push(Item {
             config: blob_path(id.digest()),
             repo_tags: (!names.is_empty()).then(|| names.iter().map(|(name, _)| name.familiar()).collect()),
@@ -160,6 +192,57 @@ impl<W: Write> Archive<'_, W> {
             layer_sources: sources,
         });
         Ok(())
+    }
+
+    /// Writes all platforms' blobs as they are; `manifest.json`, which has no place for several, names those of one.
+    fn index(&mut self, image: &ArchiveIndex) -> Result<(), TransferError> {
+        let ArchiveIndex { index, record, names } = image;
+        for manifest in &index.manifests {
+            let parts =
+                manifest.manifest.layers.iter().chain([&manifest.manifest.config, &manifest.descriptor]);
+            for blob in parts {
+                if self.blobs.insert(blob.digest.clone()) {
+                    copy_blob(self.stores, &mut self.tar, blob)?;
+                }
+            }
+        }
+        if self.blobs.insert(index.descriptor.digest.clone()) {
+            copy_blob(self.stores, &mut self.tar, &index.descriptor)?;
+        }
+        let names = tagged(names)?;
+        self.name(&index.descriptor, &names, record.diff_ids.last());
+        let is_own = |config: &Descriptor| config.digest == *record.id.digest();
+        let Some(own) = index.manifests.iter().find(|manifest| is_own(&manifest.manifest.config)) else {
+            return Ok(());
+        };
+        let layers = &own.manifest.layers;
+        self.items.push(Item {
+            config: blob_path(record.id.digest()),
+            repo_tags: Some(names.iter().map(|(name, _)| name.familiar()).collect()),
+            layers: layers.iter().map(|layer| blob_path(&layer.digest)).collect(),
+            parent: None,
+            layer_sources: record.diff_ids.iter().cloned().zip(layers.iter().cloned()).collect(),
+        });
+        Ok(())
+    }
+
+    /// Names a manifest or index in the documents that list names.
+    fn name(&mut self, root: &Descriptor, names: &[(Reference, String)], top: Option<&DiffId>) {
+        for (name, tag) in names {
+            let mut named = root.clone();
+            named.annotations = BTreeMap::from([
+                ("io.containerd.image.name".to_owned(), name.to_string()),
+                ("org.opencontainers.image.ref.name".to_owned(), tag.clone()),
+            ]);
+            self.manifests.push(named);
+            if let Some(top) = top {
+                let tags = self.repositories.entry(name.familiar_name()).or_default();
+                tags.insert(tag.clone(), top.hex().to_owned());
+            }
+        }
+        if names.is_empty() {
+            self.manifests.push(root.clone());
+        }
     }
 
     /// Writes a layer's tar, once, and returns its length.
@@ -183,6 +266,7 @@ impl<W: Write> Archive<'_, W> {
             });
         }
         self.layers.insert(layer.diff_id.clone(), size);
+        self.blobs.insert(layer.diff_id.digest().clone());
         Ok(size)
     }
 

@@ -13,16 +13,25 @@ use super::{
     docker::{blob_path, tagged},
     tar::ArchiveWriter,
 };
-use crate::{ImageManifest, TransferError};
+use crate::{ImageIndex, ImageManifest, TransferError};
 
-/// Writes manifests with all their blobs as an OCI layout, and returns what its index names: the manifest, or with several an index of
-/// them. The same manifests give the same bytes. Blocks.
+/// What a layout holds.
+#[derive(Debug, Clone)]
+pub enum LayoutContents {
+    /// An image of one platform.
+    Manifest(Box<ImageManifest>),
+    /// Images of several platforms.
+    Index(Box<ImageIndex>),
+}
+
+/// Writes manifests with all their blobs, and an index of them if there is one, as an OCI layout; returns what the layout names. The same manifests give
+/// the same bytes. Blocks.
 ///
 /// `annotations` are added to each entry of the index (`org.opencontainers.image.created`). `cancel` is looked at while writing. After an error the stream is
 /// not an archive.
 pub fn write_oci_archive(
     stores: &Stores,
-    manifests: &[ImageManifest],
+    contents: &LayoutContents,
     names: &[Reference],
     annotations: &BTreeMap<String, String>,
     out: impl Write,
@@ -32,6 +41,12 @@ pub fn write_oci_archive(
     tar.directory("blobs", 0)?;
     tar.directory("blobs/sha256", 0)?;
     let mut written = BTreeSet::new();
+    let (manifests, root) = match contents {
+        LayoutContents::Manifest(one) => {
+            (std::slice::from_ref(&**one), Descriptor { platform: None, ..one.descriptor.clone() })
+        }
+        LayoutContents::Index(index) => (index.manifests.as_slice(), index.descriptor.clone()),
+    };
     for image in manifests {
         let parts = image.manifest.layers.iter().chain([&image.manifest.config, &image.descriptor]);
         for blob in parts {
@@ -40,18 +55,9 @@ pub fn write_oci_archive(
             }
         }
     }
-    let root = match manifests {
-        [one] => Descriptor { platform: None, ..one.descriptor.clone() },
-        several => {
-            let manifests = several.iter().map(|image| image.descriptor.clone()).collect();
-            let index = Index::new(MediaType::OCI_INDEX, manifests)
-                .to_json()
-                .map_err(TransferError::document("index"))?;
-            let descriptor = Descriptor::of(MediaType::OCI_INDEX, &index);
-            tar.file(&blob_path(&descriptor.digest), &index, 0)?;
-            descriptor
-        }
-    };
+    if let LayoutContents::Index(index) = contents {
+        copy_blob(stores, &mut tar, &index.descriptor)?;
+    }
     let mut entries = Vec::new();
     for (name, tag) in tagged(names)? {
         let mut entry = Descriptor { annotations: annotations.clone(), ..root.clone() };
@@ -70,7 +76,7 @@ pub fn write_oci_archive(
     Ok(root)
 }
 
-fn copy_blob<W: Write>(
+pub(super) fn copy_blob<W: Write>(
     stores: &Stores,
     tar: &mut ArchiveWriter<'_, W>,
     blob: &Descriptor,

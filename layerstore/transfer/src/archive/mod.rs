@@ -8,7 +8,7 @@ use lapstrake_layerstore_oci::{ImageConfig, ImageId, Reference};
 use lapstrake_layerstore_store::{ImageRecord, Layer, Resource, Stores, Tree};
 
 pub use docker::{HeldImages, save, write_docker_archive};
-pub use layout::write_oci_archive;
+pub use layout::{LayoutContents, write_oci_archive};
 
 use crate::{TransferError, layers};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use lapstrake_layerstore_oci::{
-    Descriptor, ImageId, Index, Manifest, MediaType, Platform, PlatformMatcher, Reference,
+    Descriptor, Digest, ImageId, Index, Manifest, MediaType, Platform, PlatformMatcher, Reference,
 };
 use lapstrake_layerstore_store::Stores;
 use serde::Deserialize;
@@ -44,7 +44,8 @@ pub(super) fn plan(
     let index = Index::from_json(&bytes).map_err(TransferError::document("invalid archive: index.json"))?;
     let host = [Platform::host()];
     let wanted = if platforms.is_empty() { &host } else { platforms };
-    let mut reader = Reader { stores, archive, planned: Vec::new() };
+    let is_asked = !platforms.is_empty();
+    let mut reader = Reader { stores, archive, is_asked, planned: Vec::new() };
     for descriptor in fitting(&index.manifests, wanted) {
         let name = name_of(descriptor);
         for wanted in wanted {
@@ -69,7 +70,7 @@ fn fitting<'a>(manifests: &'a [Descriptor], wanted: &[Platform]) -> Vec<&'a Desc
 }
 
 /// The name that whoever wrote the layout gave a manifest: containerd's annotation, or OCI's where it is more than a tag.
-fn name_of(descriptor: &Descriptor) -> Option<Reference> {
+pub(super) fn name_of(descriptor: &Descriptor) -> Option<Reference> {
     let containerd = descriptor.annotations.get("io.containerd.image.name");
     let oci = descriptor
         .annotations
@@ -83,6 +84,8 @@ fn name_of(descriptor: &Descriptor) -> Option<Reference> {
 struct Reader<'a> {
     stores: &'a Stores,
     archive: &'a Archive,
+    /// Whether platforms were asked for: then another one is no answer.
+    is_asked: bool,
     planned: Vec<Planned>,
 }
 
@@ -103,7 +106,9 @@ impl Reader<'_> {
             let index = Index::from_json(&bytes)
                 .map_err(TransferError::document(format!("invalid archive: index {}", descriptor.digest)))?;
             let nameless = || index.manifests.iter().find(|manifest| manifest.platform.is_none());
-            let chosen = PlatformMatcher::only(platform).choose(&index.manifests).or_else(nameless);
+            let first = || index.manifests.iter().find(|manifest| !self.is_asked && is_image(manifest));
+            let chosen =
+                PlatformMatcher::only(platform).choose(&index.manifests).or_else(nameless).or_else(first);
             descriptor = chosen.cloned().ok_or_else(|| {
                 TransferError::archive(format!("index {} has no manifest for {platform}", descriptor.digest))
             })?;
@@ -155,20 +160,41 @@ impl Reader<'_> {
         self.blob(descriptor, true)?.document(self.stores, descriptor.digest.as_str(), MAX_DOCUMENT)
     }
 
-    /// A blob of the layout, with the bytes that its name promises.
     fn blob(&self, descriptor: &Descriptor, verify: bool) -> Result<Stored, TransferError> {
-        let Descriptor { digest, size, .. } = descriptor;
-        let path = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
-        let stored = self.archive.get(&path)?;
-        if stored.size() != *size {
-            let actual = stored.size();
-            return Err(TransferError::archive(format!("{path} has {actual} bytes, and should have {size}")));
-        }
-        if verify && !stored.is(self.stores, digest)? {
-            return Err(TransferError::archive(format!("{path} has another digest: {}", stored.digest())));
-        }
-        Ok(stored.clone())
+        blob(self.stores, self.archive, descriptor, verify)
     }
+}
+
+/// Where a layout has a blob.
+pub(super) fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// A blob of the layout, with the bytes that its name promises.
+pub(super) fn blob(
+    stores: &Stores,
+    archive: &Archive,
+    descriptor: &Descriptor,
+    verify: bool,
+) -> Result<Stored, TransferError> {
+    let Descriptor { digest, size, .. } = descriptor;
+    let path = blob_path(digest);
+    let stored = archive.get(&path)?;
+    if stored.size() != *size {
+        let actual = stored.size();
+        return Err(TransferError::archive(format!("{path} has {actual} bytes, and should have {size}")));
+    }
+    if verify && !stored.is(stores, digest)? {
+        return Err(TransferError::archive(format!("{path} has another digest: {}", stored.digest())));
+    }
+    Ok(stored.clone())
+}
+
+/// Whether an index' entry is an image's manifest, and nothing about one.
+fn is_image(entry: &Descriptor) -> bool {
+    entry.media_type.is_manifest()
+        && entry.artifact_type.is_none()
+        && entry.platform.as_ref().is_some_and(|platform| platform.os != "unknown")
 }
 
 /// What a document is: its descriptor's word, or what it looks like where that says nothing.

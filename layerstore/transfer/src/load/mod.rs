@@ -6,6 +6,7 @@
 
 mod archive;
 mod docker;
+mod index;
 mod layout;
 
 use std::io::Read;
@@ -19,7 +20,10 @@ use lapstrake_layerstore_oci::{
 use lapstrake_layerstore_store::{ImageName, Lease, NewImage, Resource, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
-use self::archive::{Archive, Stored};
+use self::{
+    archive::{Archive, Stored},
+    index::WholeIndex,
+};
 use crate::{
     TransferError,
     manifest::media_type_of,
@@ -115,7 +119,8 @@ struct Ready {
 /// xz or zstd; entries in any order. Blocks.
 ///
 /// Ids are kept: the same configs, and layers whose content is what the configs say. Nothing is stored when anything in the archive is
-/// wrong. `platforms` chooses among an archive's images; when it is empty, all that Docker's manifest names, or the host's of an OCI index.
+/// wrong. `platforms` chooses among an archive's images; when it is empty, all that Docker's manifest names, or the host's of an OCI index (its first, where
+/// it has none for the host). A name whose index is in the archive with all that it names keeps that, unless `platforms` chooses.
 /// `cancel` is looked at while reading.
 pub fn load(
     stores: &Stores,
@@ -132,6 +137,10 @@ pub fn load(
     } else {
         return Err(TransferError::archive("does not contain a manifest.json"));
     };
+    let indexes = match platforms {
+        [] => index::whole(stores, &archive)?,
+        _ => Vec::new(),
+    };
     let mut ready = Vec::with_capacity(planned.len());
     for image in planned {
         let tree = unpack(stores, &image, &archive.lease, cancel, report)?;
@@ -142,7 +151,7 @@ pub fn load(
     }
     // The files are durable before the records that name them are.
     stores.snapshots.sync()?;
-    put_all(stores, ready, &archive.lease, report)
+    put_all(stores, ready, &indexes, &archive.lease, report)
 }
 
 /// Unpacks an image's layers onto each other; those that are here already are used as they are.
@@ -231,6 +240,7 @@ fn regenerates(stores: &Stores, tree: &Tree, diff_id: &DiffId) -> Result<bool, T
 fn put_all(
     stores: &Stores,
     ready: Vec<Ready>,
+    indexes: &[WholeIndex],
     lease: &Lease,
     report: &(dyn Fn(LoadEvent) + Sync),
 ) -> Result<Vec<Loaded>, TransferError> {
@@ -245,7 +255,7 @@ fn put_all(
             return Err(TransferError::archive("its images are each other's parents"));
         }
         for image in now {
-            loaded.push(put(stores, image, lease, report)?);
+            loaded.push(put(stores, image, indexes, lease, report)?);
         }
         waiting = later;
     }
@@ -255,6 +265,7 @@ fn put_all(
 fn put(
     stores: &Stores,
     Ready { planned, tree }: Ready,
+    indexes: &[WholeIndex],
     lease: &Lease,
     report: &(dyn Fn(LoadEvent) + Sync),
 ) -> Result<Loaded, TransferError> {
@@ -269,14 +280,14 @@ fn put(
             renamed.push((name.clone(), from));
         }
     }
-    let name = |reference: &Reference| ImageName { reference: reference.clone(), target: None };
+    let names = names(&planned, indexes);
     let id = stores.images.put(NewImage {
         config: planned.config.to_vec(),
         top: tree.snapshot().cloned(),
         diff_ids,
         parent: planned.parent,
         manifest,
-        names: planned.names.iter().map(name).collect(),
+        names,
     })?;
     for (name, from) in renamed {
         report(LoadEvent::Renamed { name, from });
@@ -288,6 +299,22 @@ fn put(
         report(LoadEvent::LoadedUnnamed { id: id.clone() });
     }
     Ok(Loaded { id, names: planned.names })
+}
+
+/// The image's names, with the indexes that they mean.
+fn names(planned: &Planned, indexes: &[WholeIndex]) -> Vec<ImageName> {
+    let of_image = |index: &&WholeIndex| index.has(&planned.id);
+    if planned.names.is_empty() {
+        let nameless = indexes.iter().filter(of_image).filter(|index| index.names.is_empty());
+        return nameless.flat_map(|index| ImageName::of_index(&[], &index.index.descriptor)).collect();
+    }
+    let named = planned.names.iter().flat_map(|name| {
+        match indexes.iter().filter(of_image).find(|index| index.names.contains(name)) {
+            Some(index) => ImageName::of_index(std::slice::from_ref(name), &index.index.descriptor),
+            None => vec![ImageName { reference: name.clone(), target: None }],
+        }
+    });
+    named.collect()
 }
 
 /// Keeps the manifest that the image came with, if all its layers' blobs are known to be what it says.
