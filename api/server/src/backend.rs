@@ -50,8 +50,10 @@ pub struct BuildOrder {
 /// What a build left behind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Built {
-    /// The image, when one was made.
+    /// The image, when one was made. Of several platforms', the one that its names point at.
     pub image: Option<ImageId>,
+    /// What the client is told to have been made: the index, or else the image.
+    pub digest: Option<Digest>,
     /// Names that were put on it, in the order asked for.
     pub names: Vec<Reference>,
 }

@@ -113,7 +113,8 @@ impl Builds for EngineBuilds {
                 .build(request, progress, planned, cancel)
                 .await
                 .map_err(|error| failed(&error, form))?;
-            Ok(Built { image: exported.image, names: exported.names })
+            let digest = exported.digest().cloned();
+            Ok(Built { image: exported.image, digest, names: exported.names })
         }
         .boxed()
     }
@@ -188,6 +189,7 @@ fn output(query: &BuildQuery) -> Result<Output, ApiError> {
     // The client writes to `dest` itself, with what the session brings it.
     let known: &[&str] = match kind.as_str() {
         "" | "moby" | "image" | "docker" | "oci" => &["name", "dest", "tar"],
+        "local" => &["dest", "platform-split"],
         _ => &["dest"],
     };
     if let Some(name) = attrs.keys().find(|name| !known.contains(&name.as_str())) {
@@ -210,11 +212,21 @@ fn output(query: &BuildQuery) -> Result<Output, ApiError> {
     match kind.as_str() {
         "" | "moby" | "image" => Ok(Output::Image { names }),
         "cacheonly" => Ok(Output::CacheOnly),
-        "local" => Ok(Output::Local(to)),
+        "local" => Ok(Output::Local { to, split: split(attrs.get("platform-split"))? }),
         "tar" => Ok(Output::Tar(to)),
         "oci" => Ok(Output::Oci { names, to }),
         "docker" => Ok(Output::Docker { names, to }),
         other => Err(ApiError::invalid(format!("exporter {other:?} could not be found"))),
+    }
+}
+
+/// Whether each platform gets a directory of its own, where that is said.
+fn split(text: Option<&String>) -> Result<Option<bool>, ApiError> {
+    match text.map(String::as_str) {
+        None => Ok(None),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
+        Some(other) => Err(ApiError::invalid(format!("non-bool value for platform-split: {other}"))),
     }
 }
 
@@ -390,7 +402,15 @@ mod tests {
             |names: &[&str]| names.iter().map(|name| Reference::parse(name).unwrap()).collect::<Vec<_>>();
         assert_eq!(output_of("t=a:1"), Ok(Output::Image { names: names(&["a:1"]) }));
         let of = |json: &str| output_of(&format!("version=2&t=a:1&outputs=[{json}]"));
-        assert_eq!(of(r#"{"Type":"local","Attrs":{"dest":"x"}}"#), Ok(Output::Local(Destination::Session)));
+        assert_eq!(of(r#"{"Type":"local","Attrs":{"dest":"x"}}"#), Ok(Output::local(Destination::Session)));
+        assert_eq!(
+            of(r#"{"Type":"local","Attrs":{"platform-split":"false"}}"#),
+            Ok(Output::Local { to: Destination::Session, split: Some(false) })
+        );
+        assert_eq!(
+            of(r#"{"Type":"local","Attrs":{"platform-split":"maybe"}}"#),
+            Err("non-bool value for platform-split: maybe".to_owned())
+        );
         assert_eq!(of(r#"{"Type":"tar"}"#), Ok(Output::Tar(Destination::Session)));
         assert_eq!(of(r#"{"Type":"cacheonly","Attrs":null}"#), Ok(Output::CacheOnly));
         assert_eq!(

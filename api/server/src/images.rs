@@ -98,7 +98,14 @@ pub(crate) async fn tag(
     }
     blocking(move || {
         let record = find(&state.stores, &name)?;
-        state.stores.images.tag(&record.id, &ImageName { reference: reference.clone(), target: None })?;
+        // What is known of several platforms' images goes with the name.
+        let target = record.index_meant(&name).cloned();
+        let nameless = record.names.iter().find(|name| name.is_nameless() && name.target == target);
+        state.stores.images.tag(&record.id, &ImageName { reference: reference.clone(), target })?;
+        if let Some(nameless) = nameless {
+            // Now it has one. Until here, and after a crash here, it has both.
+            state.stores.images.untag(&nameless.reference)?;
+        }
         state.events.tell_record(EventAction::Tag, &record.id, &reference.familiar(), Some(&record));
         Ok::<_, ApiError>(())
     })
@@ -192,8 +199,8 @@ fn config(record: &ImageRecord) -> Result<ImageConfig, ApiError> {
 
 /// Familiar names with a tag, and those with a digest, each in order.
 fn names(record: &ImageRecord) -> (Vec<String>, Vec<String>) {
-    let (digests, tags): (Vec<_>, Vec<_>) =
-        record.names.iter().map(|name| &name.reference).partition(|reference| reference.digest().is_some());
+    let shown = record.names.iter().filter(|name| !name.is_nameless()).map(|name| &name.reference);
+    let (digests, tags): (Vec<_>, Vec<_>) = shown.partition(|reference| reference.digest().is_some());
     let familiar = |references: Vec<&Reference>| references.into_iter().map(Reference::familiar).collect();
     (familiar(tags), familiar(digests))
 }

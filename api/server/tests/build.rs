@@ -68,7 +68,8 @@ async fn builds_well(order: BuildOrder, progress: Progress, _: CancellationToken
     run.log(Stream::Stdout, b"hi\n".to_vec());
     run.log(Stream::Stderr, b"uh\n".to_vec());
     run.complete();
-    Ok(Built { image: Some(ImageId(Digest::sha256_of("image"))), names: order.query.tags })
+    let digest = Digest::sha256_of("image");
+    Ok(Built { image: Some(ImageId(digest.clone())), digest: Some(digest), names: order.query.tags })
 }
 
 async fn fails(order: BuildOrder, progress: Progress, _: CancellationToken) -> Result<Built, ApiError> {

@@ -129,7 +129,7 @@ impl BuildQuery {
             force_remove: form.flag("forcerm"),
             remove: form.flag("forcerm") || form.get("rm").is_empty() || form.flag("rm"),
             target: text("target"),
-            platforms: if api.at_least(32) { platforms(form.get("platform"))? } else { Vec::new() },
+            platforms: if api.at_least(32) { platforms(form.get("platform"), version)? } else { Vec::new() },
             build_args: json(form, "buildargs", "error reading build args")?,
             labels: json(form, "labels", "error reading labels")?,
             cache_from: json(form, "cachefrom", "error reading cache-from")?,
@@ -236,7 +236,11 @@ fn tags(form: &Form) -> Result<Vec<Reference>, ApiTypeError> {
     Ok(tags)
 }
 
-fn platforms(text: &str) -> Result<Vec<Platform>, ApiTypeError> {
+/// The classic builder knows one platform at a time.
+fn platforms(text: &str, version: BuilderVersion) -> Result<Vec<Platform>, ApiTypeError> {
+    if version == BuilderVersion::Classic && !text.is_empty() {
+        return Ok(vec![Platform::parse(text)?]);
+    }
     text.split(',').filter(|one| !one.is_empty()).map(|one| Ok(Platform::parse(one)?)).collect()
 }
 
@@ -428,6 +432,9 @@ mod tests {
         assert!(error("ulimits=[{\"Name\":\"nosuch\"}]").ends_with("invalid ulimit type: nosuch"));
         assert!(error("outputs=x&version=2").starts_with("invalid outputs specified: "));
         assert!(parse("platform=%2F").is_err());
+        let two = "platform=linux/amd64,linux/arm64";
+        assert_eq!(parse(&format!("version=2&{two}")).unwrap().platforms.len(), 2);
+        assert!(parse(two).unwrap_err().to_string().contains("linux/amd64,linux/arm64"));
     }
 
     #[test]

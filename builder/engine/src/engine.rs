@@ -188,6 +188,7 @@ impl Engine {
                 let imports = self.imports(&request.cache_from, &scope, progress, cancel);
                 (scope, imports, vec![Target { platform, definition, config, epoch: None }])
             }
+        let mut several = false;
             Input::Dockerfile { mut options, context } => {
                 place_context(&mut options, context, &mut scope)?;
                 let scope = Arc::new(scope);
@@ -203,6 +204,7 @@ impl Engine {
                     script = build.script().await;
                     classic = Some(build);
                 }
+                several = plan.multi_platform;
                 if let Some(sender) = steps {
                     // When nobody listens any more, nobody misses them.
                     let _ = sender.send(script);
@@ -218,21 +220,30 @@ impl Engine {
         };
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
-        let mut solved = Solved::default();
-        let mut results = Vec::with_capacity(targets.len());
-        for target in targets {
-            let mut target = target;
-            let (tree, keys) = match &mut classic {
-                None => {
-                    let stores = imports.stores();
-                    self.resolve(&target.definition, &scope, &stores, progress, leaves_cache).await?
-                }
-                Some(classic) => {
+        // Before anything is built for nothing.
+        request.output.admits(several)?;
+        let mut done = Vec::with_capacity(targets.len());
+        match &mut classic {
+            None => {
+                // All platforms at once; what they have in common is solved once.
+                let stores = imports.stores();
+                let each = targets.iter().map(|target| {
+                    self.resolve(&target.definition, &scope, &stores, progress, leaves_cache)
+                });
+                let solved = futures::future::try_join_all(each).await?;
+                done.extend(targets.into_iter().zip(solved));
+            }
+            Some(classic) => {
+                for mut target in targets {
                     let (tree, keys) = classic.resolve(&imports.stores(), leaves_cache).await?;
                     target.config = classic.config(&tree, &keys).await?;
-                    (tree, keys)
+                    done.push((target, (tree, keys)));
                 }
-            };
+            }
+        }
+        let mut solved = Solved::default();
+        let mut results = Vec::with_capacity(done.len());
+        for (mut target, (tree, keys)) in done {
             if inline {
                 self.carry_cache(&mut target.config, &tree, &keys).await?;
             }
@@ -248,7 +259,12 @@ impl Engine {
                 epoch: target.epoch,
             });
         }
-        let export = ExportRequest { output: request.output, results, session: request.session.clone() };
+        let export = ExportRequest {
+            output: request.output,
+            results,
+            multi_platform: several,
+            session: request.session.clone(),
+        };
         let exported = match export.output.progress_name() {
             None => Exported::default(),
             Some(name) => {

@@ -49,7 +49,7 @@ pub(crate) fn building(request: &BuildRequest) -> Building {
 /// How a build ended, as it is recorded.
 pub(crate) fn outcome(result: &Result<Exported, EngineError>) -> Outcome {
     match result {
-        Ok(exported) => Outcome::Completed { image: exported.image.as_ref().map(ToString::to_string) },
+        Ok(exported) => Outcome::Completed { image: exported.digest().map(ToString::to_string) },
         Err(error) if error.is_canceled() => Outcome::Canceled,
         Err(error) => Outcome::Failed { error: redact(&chain(error)).into_owned() },
     }
@@ -73,7 +73,7 @@ fn output(output: &Output) -> (&'static str, &[Reference]) {
     match output {
         Output::CacheOnly => ("cacheonly", &[]),
         Output::Image { names } => ("image", names),
-        Output::Local(_) => ("local", &[]),
+        Output::Local { .. } => ("local", &[]),
         Output::Tar(_) => ("tar", &[]),
         Output::Oci { names, .. } => ("oci", names),
         Output::Docker { names, .. } => ("docker", names),

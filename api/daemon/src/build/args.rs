@@ -59,9 +59,9 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
 
-    /// Build for this platform, such as linux/arm64
-    #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
-    pub(crate) platform: Option<String>,
+    /// Build for these platforms, such as linux/amd64,linux/arm64 [default: this machine's]; several make one image with an index
+    #[arg(long, value_name = "PLATFORM,…", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub(crate) platform: Vec<String>,
 
     /// Run every step, whatever the cache has
     #[arg(long)]

@@ -273,7 +273,7 @@ fn lines_at_fault(error: &EngineError, steps: &[Step]) -> Option<LineRange> {
 
 /// Says what was made.
 fn tell(args: &BuildArgs, exported: &Exported) -> Result<(), ProgramError> {
-    let Some(id) = &exported.image else { return Ok(()) };
+    let Some(id) = exported.digest() else { return Ok(()) };
     if let Some(path) = &args.iidfile {
         std::fs::write(path, id.as_str()).map_err(ProgramError::file("write", path))?;
     }

@@ -114,8 +114,10 @@ pub(super) fn options(
     if let Some(target) = &args.target {
         put("target", target.clone());
     }
-    if let Some(platform) = args.platform.as_ref().filter(|platform| !platform.is_empty()) {
-        put("platform", platform.clone());
+    let platforms: Vec<&str> =
+        args.platform.iter().map(String::as_str).filter(|platform| !platform.is_empty()).collect();
+    if !platforms.is_empty() {
+        put("platform", platforms.join(","));
     }
     if args.no_cache {
         put("no-cache", String::new());
@@ -214,9 +216,9 @@ pub(super) fn output(text: Option<&str>, names: Vec<Reference>) -> Result<Output
         return Ok(Output::Tar(Destination::Stdout));
     }
     if !text.contains('=') {
-        return Ok(Output::Local(Destination::Path(PathBuf::from(text))));
+        return Ok(Output::local(Destination::Path(PathBuf::from(text))));
     }
-    let (mut kind, mut to, mut names) = ("", None, names);
+    let (mut kind, mut to, mut names, mut split) = ("", None, names, None);
     for field in text.split(',') {
         let (key, value) =
             field.split_once('=').ok_or_else(|| refuse(format!("{field} is not name=value")))?;
@@ -225,8 +227,15 @@ pub(super) fn output(text: Option<&str>, names: Vec<Reference>) -> Result<Output
             "dest" if value == "-" => to = Some(Destination::Stdout),
             "dest" => to = Some(Destination::Path(PathBuf::from(value))),
             "name" => names.extend(references("--output name", &[value.to_owned()])?),
+            "platform-split" => {
+                split =
+                    Some(value.parse().map_err(|_| refuse(format!("{field} is neither true nor false")))?);
+            }
             _ => return Err(refuse(format!("option {key} is not supported"))),
         }
+    }
+    if split.is_some() && kind != "local" {
+        return Err(refuse("platform-split means nothing for this type".to_owned()));
     }
     let stream = |to: Option<Destination>| match to {
         Some(to) => Ok(to),
@@ -238,7 +247,7 @@ pub(super) fn output(text: Option<&str>, names: Vec<Reference>) -> Result<Output
     Ok(match (kind, to) {
         ("image" | "moby", None) => Output::Image { names },
         ("cacheonly", None) => Output::CacheOnly,
-        ("local", Some(to @ Destination::Path(_))) => Output::Local(to),
+        ("local", Some(to @ Destination::Path(_))) => Output::Local { to, split },
         ("local", _) => return Err(refuse("needs dest=DIRECTORY".to_owned())),
         ("tar", to) => Output::Tar(stream(to)?),
         ("docker", to) => Output::Docker { names, to: stream(to)? },
@@ -341,7 +350,7 @@ mod tests {
     #[test]
     fn outputs_are_as_dockers() {
         let out = |text: &str| output(Some(text), Vec::new()).map_err(|error| error.to_string());
-        assert_eq!(out("out"), Ok(Output::Local(Destination::Path("out".into()))));
+        assert_eq!(out("out"), Ok(Output::local(Destination::Path("out".into()))));
         assert_eq!(out("-"), Ok(Output::Tar(Destination::Stdout)));
         assert_eq!(out("type=tar,dest=x.tar"), Ok(Output::Tar(Destination::Path("x.tar".into()))));
         assert_eq!(out("type=cacheonly"), Ok(Output::CacheOnly));
@@ -352,6 +361,8 @@ mod tests {
             ("type=local", "needs dest"),
             ("type=registry", "not supported"),
             ("type=image,push=true", "option push"),
+            ("type=tar,platform-split=true,dest=x", "platform-split means nothing"),
+            ("type=local,platform-split=x,dest=x", "neither true nor false"),
             ("dest=x", "has no type"),
             ("type=image,dest=x", "dest means nothing"),
         ] {

@@ -112,7 +112,7 @@ impl Ending {
     }
 
     pub(super) fn success(&self, built: &Built, unused_args: &[String]) -> Vec<StreamMessage> {
-        let Some(id) = &built.image else { return Vec::new() };
+        let Some(id) = built.digest.as_ref() else { return Vec::new() };
         match self.form {
             ProgressForm::Trace => vec![StreamMessage::image_id(Some("moby.image.id"), id.as_str())],
             ProgressForm::Classic => {
@@ -136,7 +136,7 @@ impl Ending {
 
     /// `q`: the id and nothing else.
     pub(super) fn quiet_success(&self, built: &Built) -> Vec<StreamMessage> {
-        let id = built.image.as_ref().map(ToString::to_string).unwrap_or_default();
+        let id = built.digest.as_ref().map(ToString::to_string).unwrap_or_default();
         vec![StreamMessage::stream(format!("{id}\n"))]
     }
 }

@@ -1,7 +1,7 @@
 //! `DELETE /images/{name}`, with Moby's meaning of names, ids and force (`daemon/images/image_delete.go`).
 
 use lapstrake_api_types::{DeleteItem, EventAction};
-use lapstrake_layerstore_oci::{ChainId, ImageId, Reference};
+use lapstrake_layerstore_oci::{ChainId, Digest, ImageId, Reference};
 use lapstrake_layerstore_store::{ImageRecord, SnapshotName, StoreError};
 
 use crate::{ApiError, AppState};
@@ -37,7 +37,8 @@ impl<'a> Deletion<'a> {
     /// Removes the name; or, when the image has no other and nobody needs it, the image. With an id, the image and its name.
     pub(super) fn run(mut self, record: &ImageRecord, text: &str, how: How) -> Result<Deleted, ApiError> {
         let names: Vec<&Reference> = record.names.iter().map(|name| &name.reference).collect();
-        let is_id = is_id_prefix(&record.id, text);
+        // The digest of an index or a manifest stands for the image, too.
+        let is_id = is_id_prefix(&record.id, text) || Digest::parse(text).is_ok();
         if is_id {
             if has_one_repository(&names) {
                 self.check_children(&record.id)?;

@@ -54,7 +54,7 @@ impl<'a> Selection<'a> {
     /// The names to show, tags and digests; `None` when the image is not to be listed for its names.
     fn names(&self, record: &ImageRecord, has_children: bool) -> Result<Option<Shown>, ApiError> {
         let (mut tags, mut digests) = (Vec::new(), Vec::new());
-        for name in &record.names {
+        for name in record.names.iter().filter(|name| !name.is_nameless()) {
             if self.filters.contains("reference") && !self.matches(&name.reference)? {
                 continue;
             }
