@@ -17,7 +17,7 @@ use lapstrake_layerstore_registry::{
 use lapstrake_layerstore_store::{ImageName, ImageRecord, Stores};
 use lapstrake_layerstore_transfer::{
     ErrorKind, HeldImages, LoadEvent, PullOutcome, SaveImage, TransferError, UnpackEvent, import, load, pull,
-    push, save,
+    push, save, stored_manifest,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -91,10 +91,23 @@ impl ImageTransfer for StoreTransfer {
         Box::pin(async move {
             let client = self.client(order.reference.domain(), &order.auth);
             let records = self.to_push(&order.reference).await?;
-            if let Some(platform) = &order.platform {
-                for (record, reference) in &records {
-                    check_platform(record, &reference.familiar(), platform)?;
-                }
+            if let Some(platform) = order.platform.clone() {
+                let (stores, records) = (self.stores.clone(), records.clone());
+                blocking(move || {
+                    records.iter().try_for_each(|(record, reference)| {
+                        let index = record.index_of(reference);
+                        if let Some(index) = index
+                            && stored_manifest(&stores, index, &platform)
+                                .map_err(|error| transfer_error(&error))?
+                                .is_some()
+                        {
+                            return Ok(());
+                        }
+                        check_platform(record, &reference.familiar(), &platform)
+                    })
+            let platform = order.platform;
+                })
+                .await?;
             }
             let (feed, forward) = feed(news);
             let cancel = CancellationToken::new();
@@ -107,7 +120,16 @@ impl ImageTransfer for StoreTransfer {
             let work = async move {
                 let mut manifests = Vec::with_capacity(records.len());
                 for (record, reference) in records {
-                    let pushed = push(&self.stores, &client, &record, &reference, &progress, &cancel).await?;
+                    let pushed = push(
+                        &self.stores,
+                        &client,
+                        &record,
+                        &reference,
+                        platform.as_ref(),
+                        &progress,
+                        &cancel,
+                    )
+                    .await?;
                     manifests.push((pushed.reference, pushed.descriptor.digest, pushed.descriptor.size));
                 }
                 Ok(manifests)
