@@ -9,6 +9,7 @@ use lapstrake_layerstore_oci::{
 };
 use lapstrake_layerstore_registry::{ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage};
 use lapstrake_layerstore_store::{ImageRecord, Lease, Resource, StoreError, Stores, Tree};
+use lapstrake_layerstore_transfer::{TransferError, stored_manifest};
 use lapstrake_session::Sessions;
 use parking_lot::Mutex;
 
@@ -58,6 +59,22 @@ impl Found {
             Self::Remote { image, .. } => &image.config_bytes,
         }
     }
+}
+
+/// What the image store has.
+enum Stored {
+    /// Nothing for the platform.
+    Nothing,
+    /// An image.
+    Image(Found),
+    /// All that an index below the name names for the platform, held.
+    InIndex { root: Descriptor, lease: Arc<Lease> },
+}
+
+/// An error about an image's documents.
+fn pulled(reference: &Reference) -> impl FnOnce(TransferError) -> SourceError {
+    let origin = reference.to_string();
+    move |source| SourceError::Pull { origin, source }
 }
 
 /// Documents of an image that was resolved a while ago.
@@ -121,7 +138,7 @@ impl Images {
     ) -> Result<Found, SourceError> {
         let work = async {
             if mode != ResolveMode::ForcePull
-                && let Some(found) = self.local(reference, platform).await?
+                && let Some(found) = self.local(cx, reference, platform).await?
             {
                 return Ok(found);
             }
@@ -133,12 +150,44 @@ impl Images {
         }
     }
 
-    async fn local(&self, reference: &Reference, platform: &Platform) -> Result<Option<Found>, SourceError> {
+    async fn local(
+        &self,
+        cx: &SourceContext,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<Found>, SourceError> {
+        let (root, lease) = match self.stored_image(reference, platform).await? {
+            Stored::Nothing => return Ok(None),
+            Stored::Image(found) => return Ok(Some(found)),
+            Stored::InIndex { root, lease } => (root, lease),
+        };
+        // All that it asks for is here, and held: no registry is asked.
+        let resolved = Resolved { reference: reference.clone(), descriptor: root };
+        let target = PullTarget { content: Arc::clone(&self.stores.content), lease: Arc::clone(&lease) };
+        let silent: ProgressFn = Arc::new(|_| ());
+        let image = self.client(cx).resolved_image(&resolved, platform, &target, &silent).await;
+        let image =
+            image.map_err(|source| SourceError::Registry { origin: reference.to_string(), source })?;
+        Ok(Some(Found::Remote { image: Arc::new(image), _lease: lease }))
+    }
+
+    /// What the image store has for a name and a platform.
+    async fn stored_image(&self, reference: &Reference, platform: &Platform) -> Result<Stored, SourceError> {
         let (stores, reference, platform) = (self.stores.clone(), reference.clone(), platform.clone());
         SourceError::blocking(move || {
             let record = match stores.images.find(&reference.to_string()) {
                 Ok(record) => record,
-                Err(StoreError::NotFound { .. } | StoreError::Ambiguous { .. }) => return Ok(None),
+                Err(StoreError::NotFound { .. } | StoreError::Ambiguous { .. }) => {
+                    return Ok(Stored::Nothing);
+            // Built or loaded for several platforms: the other ones are below the same name.
+            if config.platform().normalized() != platform.normalized()
+                && let Some(root) = record.index_of(&reference)
+                && let Some(found) = stored_manifest(&stores, root, &platform).map_err(pulled(&reference))?
+                && found.manifest.config.digest != *record.id.digest()
+            {
+                return Ok(Stored::InIndex { root: root.clone(), lease: found.lease });
+            }
+                }
                 Err(error) => return Err(SourceError::Store(error)),
             };
             let config = ImageConfig::from_json(&record.config).map_err(|source| StoreError::Malformed {
@@ -153,17 +202,17 @@ impl Images {
                     local = %config.platform().to_full_string(),
                     "the local image is for another platform, asking its registry"
                 );
-                return Ok(None);
+                return Ok(Stored::Nothing);
             }
             let tree = match &record.top {
                 None => Tree::empty(),
                 // Deleted and collected since it was found: then it is not there.
                 Some(top) => match stores.hold(top)? {
                     Some(tree) => tree,
-                    None => return Ok(None),
+                    None => return Ok(Stored::Nothing),
                 },
             };
-            Ok(Some(Found::Local { record: Arc::new(record), tree }))
+            Ok(Stored::Image(Found::Local { record: Arc::new(record), tree }))
         })
         .await
     }
