@@ -12,7 +12,7 @@
 //!                                                                     │                    │ HTTP/2, health checks
 //!   a build names a session ──► Sessions::get(id, wait) ──► SessionCaller ◄────────────────┘
 //!                                                             │
-//!          sync_dir · credentials · secret · ssh_agent · upload · send_file · send_dir
+//!          sync_dir · credentials · secret · ssh_agent · upload · layout_blob · send_file · send_dir
 //! ```
 //!
 //! A session that ends, for whatever reason, fails the calls that use it with [`Error::Closed`] at once. Every call is cancel-safe by drop unless
@@ -22,6 +22,7 @@
 mod auth;
 mod caller;
 mod channel;
+mod content;
 mod error;
 mod file_sink;
 pub mod fsutil;
@@ -34,6 +35,7 @@ mod upload;
 
 pub use auth::{Credentials, Token, TokenRequest};
 pub use caller::SessionCaller;
+pub use content::{CONTENT_STORE_HEADER, ClientBlob};
 pub use error::{CloseReason, Error, TransferError};
 pub use file_sink::{ExporterId, FileSink};
 pub use fsutil::{Coverage, Destination, DirTree, Received, Sent, SyncRequest, TreeReader};

@@ -5,6 +5,7 @@
 //!                                        └───────── fetch ──► Tree
 //!
 //!   docker-image://  image   local image store │ registry ─► documents ─► layers unpacked onto each other
+//!   oci-layout://    layout  session's content store ─► documents ─► layers unpacked onto each other
 //!   local://         local   session │ directory │ tree ─► fresh draft, unchanged files hard-linked
 //!   http(s)://       http    server │ session's upload ─► one file
 //!   git://           git     the git program ─► bare repository ─► checkout
@@ -20,6 +21,7 @@ mod error;
 mod git;
 mod http;
 mod image;
+mod layout;
 mod local;
 mod sources;
 mod turns;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use lapstrake_builder_cache::BuildCache;
-use lapstrake_builder_dockerfile::{ImageFact, ImageQuery};
+use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::pb;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::RegistryClient;
@@ -139,23 +139,27 @@ impl Sources {
             "git" => crate::git::open(&self.shared, rest, op),
             "http" | "https" => crate::http::open(&self.shared, op),
             "local" => crate::local::open(&self.shared, rest, op),
+            "oci-layout" => crate::layout::open(&self.shared, rest, op, platform),
             scheme => Err(unsupported(scheme)),
         }
     }
 
-    /// Finds out what an image is: in the local store or a registry, as the query says.
+    /// Finds out what an image is: in the local store, a registry or a client's layout, as the query says.
     ///
     /// Documents from a registry are kept for a while, so that fetching the image asks for nothing again. Cancelled by the context's token
     /// or by dropping the future.
     ///
     /// # Errors
-    /// [`SourceError::Registry`], [`SourceError::Store`], [`SourceError::Unsupported`] for an OCI layout.
+    /// [`SourceError::Registry`], [`SourceError::Store`]; for a layout, [`SourceError::Session`] and what is wrong with the image.
     pub async fn resolve_image(
         &self,
         cx: &SourceContext,
         query: &ImageQuery,
     ) -> Result<ImageFact, SourceError> {
-        self.shared.images.fact(cx, query).await
+        match &query.origin {
+            ImageOrigin::Registry { .. } => self.shared.images.fact(cx, query).await,
+            ImageOrigin::OciLayout { .. } => crate::layout::fact(&self.shared, cx, query).await,
+        }
     }
 
     /// The registry client with the logins of those who wait: for what is no image, such as an exported cache.

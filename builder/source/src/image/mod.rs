@@ -17,8 +17,9 @@ use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_layerstore_transfer::{TransferError, pull_image};
 
 pub(crate) use self::credentials::Logins;
-pub(crate) use self::resolve::Images;
-use self::{progress::PullProgress, resolve::Found};
+pub(crate) use self::progress::PullProgress;
+use self::resolve::Found;
+pub(crate) use self::resolve::{Images, document_type};
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
@@ -74,7 +75,7 @@ impl ImageSpec {
 }
 
 /// A platform as a graph has it.
-fn from_proto(platform: &pb::Platform) -> Platform {
+pub(crate) fn from_proto(platform: &pb::Platform) -> Platform {
     let mut own = Platform::new(&platform.os, &platform.architecture).with_variant(&platform.variant);
     own.os_version.clone_from(&platform.os_version);
     own.os_features.clone_from(&platform.os_features);
@@ -147,7 +148,9 @@ impl ImageSource {
     async fn pin(&self, cx: &SourceContext) -> Result<Digest, SourceError> {
         let found = self.found(cx).await?;
         self.by_manifest.get_or_init(|| {
-            let keys = found.manifests().into_iter().map(|digest| manifest_key(&digest, &self.spec));
+            let ImageSpec { platform, layer_limit, .. } = &self.spec;
+            let keys =
+                found.manifests().into_iter().map(|digest| manifest_key(&digest, platform, *layer_limit));
             keys.map(|key| cache_key(key.as_str())).collect()
         });
         // BuildKit's `cacheKeyFromConfig`, so that an image counts by its layers, whatever name and digest it has.
@@ -238,8 +241,7 @@ impl Source for ImageSource {
 
 /// BuildKit's `mainManifestKey`: it looks for an image by the digest it was named by before it looks for it by its layers, and what was found or
 /// made by the first is not linked from the second.
-fn manifest_key(digest: &Digest, spec: &ImageSpec) -> Digest {
-    let platform = &spec.platform;
+pub(crate) fn manifest_key(digest: &Digest, platform: &Platform, layer_limit: Option<u32>) -> Digest {
     let mut key = serde_json::Map::new();
     key.insert("Digest".to_owned(), digest.as_str().into());
     key.insert("OS".to_owned(), platform.os.as_str().into());
@@ -252,7 +254,7 @@ fn manifest_key(digest: &Digest, spec: &ImageSpec) -> Digest {
     if !platform.os_features.is_empty() {
         key.insert("OSFeatures".to_owned(), platform.os_features.clone().into());
     }
-    if let Some(limit) = spec.layer_limit {
+    if let Some(limit) = layer_limit {
         key.insert("Limit".to_owned(), limit.into());
     }
     Digest::sha256_of(gojson::to_vec(&key).expect("a map serialises"))
@@ -265,20 +267,13 @@ mod tests {
     #[test]
     fn a_manifest_key_is_buildkits_json() {
         let digest = Digest::sha256_of(b"manifest");
-        let mut spec = ImageSpec {
-            reference: Reference::parse("busybox").unwrap(),
-            platform: Platform::new("linux", "arm").with_variant("v7"),
-            mode: ResolveMode::Default,
-            layer_limit: None,
-            checksum: None,
-        };
+        let platform = Platform::new("linux", "arm").with_variant("v7");
         let json = |rest: &str| {
             Digest::sha256_of(format!(
                 r#"{{"Digest":"{digest}","OS":"linux","Arch":"arm","Variant":"v7"{rest}}}"#
             ))
         };
-        assert_eq!(manifest_key(&digest, &spec), json(""));
-        spec.layer_limit = Some(2);
-        assert_eq!(manifest_key(&digest, &spec), json(r#","Limit":2"#));
+        assert_eq!(manifest_key(&digest, &platform, None), json(""));
+        assert_eq!(manifest_key(&digest, &platform, Some(2)), json(r#","Limit":2"#));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
+use lapstrake_builder_dockerfile::{ImageFact, ImageQuery};
 use lapstrake_builder_llb::ResolveMode;
 use lapstrake_layerstore_oci::{
     Descriptor, DiffId, Digest, ImageConfig, MediaType, Platform, PlatformMatcher, Reference,
@@ -111,15 +111,7 @@ impl Images {
         cx: &SourceContext,
         query: &ImageQuery,
     ) -> Result<ImageFact, SourceError> {
-        let mode = match &query.origin {
-            ImageOrigin::Registry { .. } => query.origin.resolve_mode(),
-            ImageOrigin::OciLayout { .. } => {
-                return Err(SourceError::Unsupported {
-                    origin: query.reference.to_string(),
-                    what: "oci-layout://".to_owned(),
-                });
-            }
-        };
+        let mode = query.origin.resolve_mode();
         let found = self.find(cx, &query.reference, &query.platform, mode).await?;
         let (digest, image_id) = match &found {
             Found::Local { record, .. } => (None, Some(record.id.clone())),
@@ -300,7 +292,7 @@ impl Images {
 }
 
 /// What a stored manifest or index is. Contradictory documents (CVE-2021-41190) are not taken for either.
-fn document_type(bytes: &[u8]) -> Option<MediaType> {
+pub(crate) fn document_type(bytes: &[u8]) -> Option<MediaType> {
     #[derive(serde::Deserialize)]
     struct Probe {
         #[serde(rename = "mediaType", default)]
