@@ -1,6 +1,6 @@
 //! Registry credentials and tokens that only the client has.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use lapstrake_api_proto::auth::{
     CredentialsRequest, FetchTokenRequest, GetTokenAuthorityRequest, VerifyTokenAuthorityRequest,
@@ -17,8 +17,6 @@ const CREDENTIALS: &str = "/moby.filesync.v1.Auth/Credentials";
 const FETCH_TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
 const GET_AUTHORITY: &str = "/moby.filesync.v1.Auth/GetTokenAuthority";
 const VERIFY_AUTHORITY: &str = "/moby.filesync.v1.Auth/VerifyTokenAuthority";
-/// A credential helper may ask its user; BuildKit gives it a minute.
-const AUTH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A login at a registry. `Debug` does not show the secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -145,18 +143,6 @@ impl SessionCaller {
 
     fn auth(&self) -> AuthClient<SessionChannel> {
         AuthClient::with_origin(self.channel(), channel::origin())
-    }
-
-    /// A unary call that must be answered within [`AUTH_TIMEOUT`].
-    pub(crate) async fn timed<T>(
-        &self,
-        method: &'static str,
-        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout(AUTH_TIMEOUT, self.guard(method, call)).await {
-            Ok(result) => result.map(tonic::Response::into_inner),
-            Err(_) => Err(Error::TimedOut { id: self.id().clone(), method, seconds: AUTH_TIMEOUT.as_secs() }),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One live session, as those who use it see it.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,10 @@ use crate::{
 
 /// How long to wait for the connection's end to be noticed when a call's stream has broken, so that a vanished session is reported
 /// as such and not as whatever its stream said.
-const NOTICE: std::time::Duration = std::time::Duration::from_millis(250);
+const NOTICE: Duration = Duration::from_millis(250);
+/// How long a client may take for an answer that is one message. It may ask its user first (a credential helper, an agent); BuildKit gives it a
+/// minute.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
 
 /// Calls to one client, typed. Clones are cheap and share the session; holding one does not keep it alive.
 #[derive(Clone)]
@@ -99,6 +102,18 @@ impl SessionCaller {
                 Ok(value) => Ok(value),
                 Err(status) => Err(self.call_error(method, status).await),
             },
+        }
+    }
+
+    /// A unary call that must be answered within [`ANSWER_TIME`].
+    pub(crate) async fn timed<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(ANSWER_TIME, self.guard(method, call)).await {
+            Ok(result) => result.map(tonic::Response::into_inner),
+            Err(_) => Err(Error::TimedOut { id: self.id().clone(), method, seconds: ANSWER_TIME.as_secs() }),
         }
     }
 

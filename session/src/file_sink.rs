@@ -12,11 +12,7 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstDecoder};
 
-use crate::{
-    Error, SessionCaller,
-    channel::{self},
-    metadata,
-};
+use crate::{Error, SessionCaller, channel, metadata};
 
 pub(crate) const SEND: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 const EXPORTER_ID: &str = "buildkit-attachable-exporter-id";
@@ -40,6 +36,7 @@ enum Chunk {
 #[derive(Debug)]
 pub struct FileSink {
     caller: SessionCaller,
+    /// When it closes without an `End`, the request stream turns that into a reset, and the task ends.
     chunks: mpsc::Sender<Chunk>,
     /// Resolves when the client has closed its file, or failed.
     answer: Option<JoinHandle<Result<(), Status>>>,
@@ -148,13 +145,6 @@ impl FileSink {
         let result = self.caller.guard(SEND, call).await;
         self.answer = None;
         result.map_err(target_error)
-    }
-}
-
-impl Drop for FileSink {
-    fn drop(&mut self) {
-        // The chunk channel closes without an `End`, which the request stream turns into a reset. The task ends by that.
-        drop(self.answer.take());
     }
 }
 

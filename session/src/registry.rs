@@ -143,7 +143,7 @@ impl Sessions {
         Err(last)
     }
 
-    /// The ids of all live sessions, for diagnostics.
+    /// The ids of all live sessions.
     pub fn ids(&self) -> Vec<SessionId> {
         let slots = self.shared.slots.lock();
         slots.iter().filter(|(_, s)| matches!(s, Slot::Live(_))).map(|(id, _)| id.clone()).collect()

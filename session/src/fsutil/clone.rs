@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    ffi::OsStr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -12,7 +11,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Entry, FileKind, Index, disk::on_disk};
+use super::{
+    Entry, FileKind, Index,
+    disk::{failed, mtime_ns, name_of, on_disk},
+};
 use crate::TransferError;
 
 impl Index {
@@ -129,30 +131,19 @@ impl Pair<'_> {
 /// Whether a file is the one that a transfer left. (The owner is not compared: a daemon without privileges cannot give files away.)
 fn is_as_indexed(entry: &Entry, stat: &Stat) -> bool {
     let now = on_disk(stat);
-    let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    let mtime_ns = stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(nanos);
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     now.inode == entry.on_disk.inode
         && match &entry.stat.kind {
             FileKind::Regular { size } => {
                 regular
                     && u64::try_from(stat.st_size).is_ok_and(|found| found == *size)
-                    && mtime_ns == entry.stat.mtime_ns
+                    && mtime_ns(stat) == entry.stat.mtime_ns
                     && stat.st_mode & 0o7777 == entry.stat.mode
             }
             FileKind::HardLink { .. } => regular,
             FileKind::Symlink { .. } => FileType::from_raw_mode(stat.st_mode) == FileType::Symlink,
             _ => false,
         }
-}
-
-fn name_of(path: &Path) -> &OsStr {
-    path.file_name().unwrap_or(OsStr::new("."))
-}
-
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> TransferError {
-    let path = path.to_owned();
-    move |errno| TransferError::Io { operation, path, source: errno.into() }
 }
 
 fn open_dir(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {

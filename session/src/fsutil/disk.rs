@@ -32,7 +32,7 @@ pub(crate) struct Disk {
     ownership: Ownership,
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> TransferError {
+pub(crate) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> TransferError {
     let path = path.to_owned();
     move |errno| TransferError::Io { operation, path, source: errno.into() }
 }
@@ -213,11 +213,19 @@ pub(crate) fn keeps_xattr(name: &[u8]) -> bool {
 }
 
 pub(crate) fn on_disk(stat: &Stat) -> OnDisk {
-    let nanos = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
-    OnDisk { inode: stat.st_ino, ctime_ns: stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(nanos) }
+    OnDisk { inode: stat.st_ino, ctime_ns: nanos(stat.st_ctime, stat.st_ctime_nsec) }
 }
 
-fn name_of(path: &Path) -> &OsStr {
+/// When the contents were last written: nanoseconds since 1970.
+pub(crate) fn mtime_ns(stat: &Stat) -> i64 {
+    nanos(stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn nanos(seconds: i64, nanos: u64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(i64::try_from(nanos).unwrap_or(0))
+}
+
+pub(crate) fn name_of(path: &Path) -> &OsStr {
     path.file_name().unwrap_or(OsStr::new("."))
 }
 

@@ -92,11 +92,6 @@ impl Index {
         self.entries.binary_search_by(|e| e.path.as_path().cmp(path)).ok().map(|i| &self.entries[i])
     }
 
-    /// The entries themselves.
-    pub fn into_entries(self) -> Vec<Entry> {
-        self.entries
-    }
-
     /// Drops the entries that `keep` refuses.
     pub(crate) fn retain(&mut self, keep: impl FnMut(&Entry) -> bool) {
         self.entries.retain(keep);

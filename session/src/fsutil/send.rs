@@ -238,11 +238,7 @@ impl Shared {
     }
 
     /// Runs one of the threads; tells the client if it fails.
-    fn run(
-        &self,
-        out: &mpsc::Sender<Packet>,
-        work: impl FnOnce(&mpsc::Sender<Packet>) -> std::result::Result<(), Stop>,
-    ) {
+    fn run(&self, out: &mpsc::Sender<Packet>, work: impl FnOnce(&mpsc::Sender<Packet>) -> Result<(), Stop>) {
         if let Err(Stop::Failed(error)) = work(out) {
             let message = error.to_string();
             self.state.lock().failure.get_or_insert(error);
@@ -253,7 +249,7 @@ impl Shared {
         }
     }
 
-    fn list(&self, tree: &dyn TreeReader, out: &mpsc::Sender<Packet>) -> std::result::Result<(), Stop> {
+    fn list(&self, tree: &dyn TreeReader, out: &mpsc::Sender<Packet>) -> Result<(), Stop> {
         let mut order = OrderCheck::new();
         let mut stop = None;
         let mut next = 0_u32;
@@ -282,7 +278,7 @@ impl Shared {
         next: &mut u32,
         order: &mut OrderCheck,
         out: &mpsc::Sender<Packet>,
-    ) -> std::result::Result<(), Stop> {
+    ) -> Result<(), Stop> {
         order.admit(&entry.path, entry.stat.kind == FileKind::Directory).map_err(Stop::Failed)?;
         let wire = entry.to_wire();
         if let FileKind::Regular { size } = entry.stat.kind {
@@ -296,7 +292,7 @@ impl Shared {
     }
 
     /// Sends the files asked for, one after the other.
-    fn feed(&self, tree: &dyn TreeReader, out: &mpsc::Sender<Packet>) -> std::result::Result<(), Stop> {
+    fn feed(&self, tree: &dyn TreeReader, out: &mpsc::Sender<Packet>) -> Result<(), Stop> {
         while let Some((id, path, size)) = self.next_asked() {
             self.file(tree, id, &path, size, out)?;
         }
@@ -325,7 +321,7 @@ impl Shared {
         path: &Path,
         size: u64,
         out: &mpsc::Sender<Packet>,
-    ) -> std::result::Result<(), Stop> {
+    ) -> Result<(), Stop> {
         let failed = |operation| {
             move |source| Stop::Failed(TransferError::Io { operation, path: path.to_owned(), source })
         };

@@ -16,7 +16,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::stat::{FileKind, FileStat, TreeEntry, from_bytes};
+use super::{
+    disk,
+    stat::{FileKind, FileStat, TreeEntry, from_bytes},
+};
 
 /// Levels that a walk goes down, each with an open directory.
 const MAX_DEPTH: usize = 1000;
@@ -153,13 +156,12 @@ impl Walk<'_> {
 }
 
 fn file_stat(stat: &Stat, kind: FileKind, opened: Option<&OwnedFd>) -> io::Result<FileStat> {
-    let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
     Ok(FileStat {
         kind,
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        mtime_ns: stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(nanos),
+        mtime_ns: disk::mtime_ns(stat),
         xattrs: opened.map_or(Ok(BTreeMap::new()), |fd| xattrs(fd.as_fd()))?,
     })
 }
@@ -174,7 +176,7 @@ fn xattrs(fd: BorrowedFd<'_>) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut list = vec![0_u8; length];
     let length = fs::flistxattr(fd, &mut list[..])?;
     let mut found = BTreeMap::new();
-    for name in list[..length].split(|b| *b == 0).filter(|n| super::disk::keeps_xattr(n)) {
+    for name in list[..length].split(|b| *b == 0).filter(|n| disk::keeps_xattr(n)) {
         let size = fs::fgetxattr_query(fd, OsStr::from_bytes(name))?;
         let mut value = vec![0_u8; size];
         let size = if size == 0 { 0 } else { fs::fgetxattr(fd, OsStr::from_bytes(name), &mut value[..])? };
