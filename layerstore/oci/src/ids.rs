@@ -88,11 +88,7 @@ impl ChainId {
     pub fn all_of(diff_ids: &[DiffId]) -> Vec<ChainId> {
         let mut out: Vec<ChainId> = Vec::with_capacity(diff_ids.len());
         for d in diff_ids {
-            let next = match out.last() {
-                None => ChainId(d.0.clone()),
-                Some(parent) => parent.extend(d),
-            };
-            out.push(next);
+            out.push(ChainId::on(out.last(), d));
         }
         out
     }

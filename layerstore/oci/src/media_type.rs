@@ -146,11 +146,6 @@ impl MediaType {
             _ => None,
         }
     }
-
-    /// Whether it is one of Docker's own types rather than OCI's.
-    pub fn is_docker(&self) -> bool {
-        self.as_str().starts_with("application/vnd.docker.")
-    }
 }
 
 impl fmt::Display for MediaType {
