@@ -166,7 +166,7 @@ impl RegistryClient {
         loop {
             let result = self.exchange(endpoint, subject, request).await;
             let asked = match &result {
-                Ok(r) if is_retryable(r.status()) => retry_after(r.headers()),
+                Ok(r) if is_retryable(r.status().as_u16()) => retry_after(r.headers()),
                 Err(e) if e.is_transient() => None,
                 _ => return result,
             };
@@ -344,8 +344,9 @@ fn redirect_target(topic: Topic<'_>, from: &Url, r: &Response, done: usize) -> R
     }
 }
 
-fn is_retryable(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 429 | 500 | 502..=504)
+/// Whether an HTTP status means that the same request may well succeed a moment later.
+pub(crate) fn is_retryable(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504)
 }
 
 /// `Retry-After` in seconds or as a date.

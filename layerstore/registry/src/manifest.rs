@@ -304,7 +304,8 @@ fn content_type(r: &Response) -> MediaType {
     MediaType::new(r.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default())
 }
 
-fn header_digest(r: &Response) -> Option<Digest> {
+/// The digest that a registry says a manifest has.
+pub(crate) fn header_digest(r: &Response) -> Option<Digest> {
     Digest::parse(r.headers().get(CONTENT_DIGEST)?.to_str().ok()?).ok()
 }
 

@@ -22,9 +22,9 @@ use url::Url;
 use crate::{
     Access, Item, ProgressFn, RegistryClient, RegistryError, TransferStatus, UploadMode,
     blob::malformed,
-    client::{Request, Subject, Target, no_body},
+    client::{Request, Subject, Target, is_retryable, no_body},
     config::Endpoint,
-    manifest::manifest_subject,
+    manifest::{header_digest, manifest_subject},
     progress::Reporter,
     pull::at_most,
     sink::{blocking, stream_out},
@@ -357,8 +357,7 @@ impl RegistryClient {
         if !response.status().is_success() {
             return Err(self.failure(endpoint, &subject, response).await);
         }
-        let stored = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
-        match stored.and_then(|s| Digest::parse(s).ok()) {
+        match header_digest(&response) {
             // A registry that rewrites manifests would make the image another one.
             Some(actual) if actual != d.digest => Err(RegistryError::DigestMismatch {
                 host: endpoint.host.clone(),
@@ -382,7 +381,7 @@ fn octets() -> HeaderMap {
 
 fn is_worth_repeating(e: &RegistryError) -> bool {
     match e {
-        RegistryError::Status { message, .. } => matches!(message.status, 408 | 429 | 500 | 502..=504),
+        RegistryError::Status { message, .. } => is_retryable(message.status),
         // An upload that the registry forgot (restarted, or behind a balancer).
         RegistryError::NotFound { message, .. } => message.code == "BLOB_UPLOAD_UNKNOWN",
         e => e.is_transient(),
