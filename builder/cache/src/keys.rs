@@ -3,13 +3,13 @@
 use futures::future::BoxFuture;
 use lapstrake_builder_solver::{CacheStore, CacheStoreError, KeyId, Link};
 use lapstrake_layerstore_oci::Digest;
-use lapstrake_layerstore_store::{Metadata, SnapshotKey, SnapshotName, StoreError, Stores, Tree};
+use lapstrake_layerstore_store::{Metadata, SnapshotName, StoreError, Stores, Tree, random_id};
 
 use crate::{BuildCache, CacheError, entries};
 
 impl CacheStore<Tree> for BuildCache {
     fn fresh_key(&self) -> KeyId {
-        KeyId::new(SnapshotKey::random().as_str())
+        KeyId::new(random_id())
     }
 
     fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {

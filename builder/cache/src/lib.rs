@@ -43,7 +43,7 @@ pub use prune::{Disk, PruneBound, PruneRequest, Pruned};
 
 use std::{collections::HashMap, sync::Arc};
 
-use lapstrake_layerstore_store::{Metadata, Resource, SnapshotKey, StoreError, Stores, collect::Holder};
+use lapstrake_layerstore_store::{Holder, Metadata, Resource, SnapshotKey, StoreError, Stores};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
-use lapstrake_layerstore_store::SnapshotMount;
+use lapstrake_layerstore_store::{SnapshotMount, random_id};
 use serde::{Deserialize, Serialize};
 
 /// Names one run. Becomes the container's id and the name of its cgroup.
@@ -20,10 +20,9 @@ impl RunId {
         Ok(Self(id))
     }
 
-    /// A fresh id: 25 characters of base 36, as BuildKit's identities look.
+    /// A fresh id that nothing else has.
     pub fn random() -> Self {
-        const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-        Self((0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect())
+        Self(random_id())
     }
 
     /// The id as text.

@@ -18,15 +18,13 @@ use std::{
 };
 
 use lapstrake_builder_progress::{Progress, Subscription};
-use lapstrake_layerstore_store::{Metadata, StoreError};
+use lapstrake_layerstore_store::{Metadata, StoreError, random_id};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    BuildLog, BuildNotes, BuildRecord, BuildStatus, BuildSummary, HistoryError, VertexRecord,
-    log::{self, LogWriter},
-    record::Tally,
-    rows,
+    BuildLog, BuildNotes, BuildRecord, BuildStatus, BuildSummary, HistoryError, VertexRecord, log::LogWriter,
+    record::Tally, rows,
 };
 
 /// Bytes of unpacked vertices of one build: 100,000 of some hundred bytes.
@@ -355,12 +353,6 @@ impl State {
     }
 }
 
-/// 25 characters of base 36, as BuildKit's.
-fn random_id() -> String {
-    const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    (0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
-}
-
 fn log_path(directory: &Path, id: &str) -> PathBuf {
     directory.join(format!("{id}.zst"))
 }
@@ -516,7 +508,7 @@ impl Inner {
         let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.directory)?;
         let mut writer = LogWriter::new(io::BufWriter::new(file.as_file_mut()))?;
         let mut wrote = Ok(());
-        while let Some(response) = runtime.block_on(events.next()).map_err(log::unreadable)? {
+        while let Some(response) = runtime.block_on(events.next()).map_err(io::Error::other)? {
             let _turn = self.writing.lock();
             if wrote.is_ok() {
                 wrote = writer.write(&response);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use lapstrake_builder_progress::{ProgressError, StatusResponse, Subscription};
+use lapstrake_builder_progress::{StatusResponse, Subscription};
 use prost::Message as _;
 
 use crate::HistoryError;
@@ -127,9 +127,4 @@ fn record(decoder: &mut Decoder) -> io::Result<Option<Vec<u8>>> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(Some(record))
-}
-
-/// Why the spool could not be read, as an I/O error.
-pub(crate) fn unreadable(error: ProgressError) -> io::Error {
-    io::Error::other(error)
 }

@@ -20,7 +20,7 @@ pub enum Compression {
 }
 
 /// How many first bytes [`Compression::detect`] looks at.
-pub const MAGIC_LEN: usize = 6;
+const MAGIC_LEN: usize = 6;
 
 /// The memory that an xz stream's dictionary may take; `xz -9` needs 65 MiB.
 const XZ_MEMORY: u64 = 160 << 20;

@@ -10,22 +10,22 @@
 //!
 //! Everything blocks, streams, and holds a few MiB at most (plus some 200 bytes for each directory, whiteout and hard
 //! linked inode of an archive). Archives come from strangers: no entry can reach outside of the target, whatever its
-//! name, its links, or the links made by entries before it; see [`mod@unpack`] for how.
+//! name, its links, or the links made by entries before it; `unpack` tells how.
 //!
 //! This crate is not for: choosing which layer goes where (`layerstore/store`), moving blobs (`layerstore/registry`).
 
 #![forbid(unsafe_code)]
 
-pub mod apply;
-pub mod archive;
-pub mod compression;
-pub mod error;
+mod apply;
+mod archive;
+mod compression;
+mod error;
 mod fsat;
-pub mod layer;
-pub mod limits;
+mod layer;
+mod limits;
 mod lower;
 mod tar;
-pub mod unpack;
+mod unpack;
 
 pub use apply::{Applied, apply};
 pub use archive::{ArchiveReader, Member, MemberKind};

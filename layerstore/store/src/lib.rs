@@ -25,35 +25,36 @@
 #![forbid(unsafe_code)]
 
 pub mod collect;
-pub mod content;
-pub mod error;
-pub mod image;
-pub mod layer;
-pub mod lease;
-pub mod leftovers;
-pub mod local;
-pub mod mount;
-pub mod records;
-pub mod snapshot;
-pub mod tree;
-pub mod usage;
+mod content;
+mod error;
+mod identity;
+mod image;
+mod layer;
+mod lease;
+mod leftovers;
+mod local;
+mod mount;
+mod records;
+mod snapshot;
+mod tree;
+mod usage;
 
 pub use collect::{Collected, Collector, Holder};
 pub use content::{BlobInfo, BlobReader, BlobWriter, ContentStore};
 pub use error::{ErrorKind, StoreError};
+pub use identity::random_id;
 pub use image::{DeletedImage, ImageName, ImageRecord, ImageStore, NewImage};
 pub use layer::{Layer, LayerStore};
 pub use lease::{Collecting, Lease, Leases, Resource};
 pub use leftovers::Leftovers;
-pub use local::{LocalStore, Metadata};
+pub use local::{LocalContent, LocalImages, LocalLayers, LocalRecords, LocalStore, Metadata};
 pub use mount::{OpenSnapshot, Overlay};
 pub use records::{SnapshotRecord, SnapshotRecords};
 pub use snapshot::{
     DiffSource, OverlaySyntax, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind,
     SnapshotMount, SnapshotName, Snapshotter, Usage,
 };
-
-pub use tree::{Draft, Tree};
+pub use tree::{Draft, RECEIVED_XATTR, Tree};
 pub use usage::{DiskUsage, ImageUsage, disk_usage, disk_usage_of_images};
 
 /// The database's library, so that components with tables in the same file use the same version.

@@ -24,7 +24,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
-use crate::{Leftovers, StoreError};
+use crate::{Leftovers, StoreError, random_id};
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -39,12 +39,9 @@ macro_rules! text_id {
                 Self(id.into())
             }
 
-            /// A fresh id that nothing else has: 25 characters of base 36, as BuildKit's identities look.
+            /// A fresh id that nothing else has ([`random_id`]).
             pub fn random() -> Self {
-                const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-                let id: String =
-                    (0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect();
-                Self(id.into())
+                Self(random_id().into())
             }
 
             /// The id as text.

@@ -31,7 +31,7 @@ use crate::FilesError;
 ///
 /// BuildKit learns the digests of a build context while it arrives, and what arrives has no entry for the root directory,
 /// whose header then counts as empty. So it does here for trees that were marked with
-/// [`Draft::mark_received`](lapstrake_layerstore_store::tree::Draft::mark_received).
+/// [`Draft::mark_received`](lapstrake_layerstore_store::Draft::mark_received).
 pub struct ContentHasher {
     stores: Stores,
     memory: Memory,

@@ -14,7 +14,7 @@ use std::{
 
 use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
-use lapstrake_layerstore_store::tree::RECEIVED_XATTR;
+use lapstrake_layerstore_store::RECEIVED_XATTR;
 use rustix::{
     fs::{FileType, Mode, Stat},
     io::Errno,
