@@ -23,7 +23,7 @@ use crate::{Emit, Event, event};
 /// Bounds on what one build may write to its spool.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of process output kept in all; what comes after is counted and dropped, with a notice in its place.
+    /// Bytes of process output kept in all; what comes after is dropped, with a notice in its place.
     pub log_bytes: u64,
 }
 
