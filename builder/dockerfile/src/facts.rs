@@ -19,8 +19,8 @@ pub struct Facts {
     pub context_ignores: BTreeMap<String, Option<Arc<[u8]>>>,
     /// Whether the URL of the main context is an archive (else it is the Dockerfile).
     pub http_context_is_archive: Option<bool>,
-    /// Seconds since 1970 of the main context, for `SOURCE_DATE_EPOCH=context`; the inner `None` says that it has no such time.
-    pub context_epoch: Option<Option<i64>>,
+    /// Seconds since 1970, by the value of `SOURCE_DATE_EPOCH` that names what has this time; `None` where it has none.
+    pub epochs: BTreeMap<String, Option<i64>>,
     /// Graphs that the client gave by name (`input:NAME` contexts).
     pub inputs: BTreeMap<String, Definition>,
     /// Images that cannot be had, and why. (To the classic dialect that is told when their turn comes; to BuildKit's it is the end.)
@@ -205,8 +205,27 @@ pub enum Need {
         /// The URL.
         url: String,
     },
-    /// The time of the main context; goes to [`Facts::context_epoch`].
-    ContextEpoch,
+    /// The time of a source; goes to [`Facts::epochs`] under `value`.
+    Epoch {
+        /// The value of `SOURCE_DATE_EPOCH`.
+        value: String,
+        /// The graph that gets the source.
+        definition: Box<NeedDefinition>,
+        /// Where its time is.
+        source: EpochSource,
+    },
+}
+
+/// Where the time of a source is, once it is had.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum EpochSource {
+    /// A commit's tree: its root is as old as the commit.
+    Commit,
+    /// A download: as old as the server says, and else as the youngest file in it if it is an archive.
+    Download {
+        /// Its name.
+        file: String,
+    },
 }
 
 /// A graph that answers a [`Need`], compared by its bytes.

@@ -24,7 +24,9 @@ pub mod shell;
 mod text;
 
 pub use error::Error;
-pub use facts::{CopyQuery, CopySource, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Place, Restored};
+pub use facts::{
+    CopyQuery, CopySource, EpochSource, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Place, Restored,
+};
 pub use location::LineRange;
 pub use lower::{LowerError, dockerfile_definition, dockerfile_name, dockerignore_definition};
 pub use options::{Dialect, DockerfileOptions};

@@ -8,8 +8,8 @@ use lapstrake_builder_dockerfile::options::{
     ContextSource, DockerfileSource, LocalContext, NamedContextSource,
 };
 use lapstrake_builder_dockerfile::{
-    Answer, DockerfileOptions, Error, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Plan, StepKind,
-    dockerfile_definition, dockerignore_definition, plan,
+    Answer, DockerfileOptions, EpochSource, Error, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Plan,
+    StepKind, dockerfile_definition, dockerignore_definition, plan,
 };
 use lapstrake_builder_llb::{Graph, Limits, dump};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, ImageId, Platform};
@@ -51,7 +51,7 @@ fn plan_with(options: &DockerfileOptions, mut facts: Facts) -> Result<(Plan, Vec
                             facts.context_ignores.insert(name.clone(), None);
                         }
                         Need::HttpContextKind { .. } => facts.http_context_is_archive = Some(true),
-                        Need::ContextEpoch => facts.context_epoch = Some(Some(7)),
+                        Need::Epoch { value, .. } => _ = facts.epochs.insert(value.clone(), Some(7)),
                         need => panic!("{need:?}"),
                     }
                 }
@@ -341,11 +341,65 @@ fn the_contexts_time_can_be_the_epoch() {
     options.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "context".to_owned());
     let dockerfile = &b"FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL t=$SOURCE_DATE_EPOCH\n"[..];
     let (plan, rounds) = plan_with(&options, Facts::new(dockerfile)).unwrap();
-    assert_eq!(rounds, [[Need::ContextEpoch]]);
+    let [need] = &rounds[0][..] else { panic!("{rounds:?}") };
+    let Need::Epoch { value, definition, source: EpochSource::Commit } = need else { panic!("{need:?}") };
+    let text = dump(&Graph::parse(&definition.definition(), Limits::default()).unwrap());
+    assert!(value == "context" && text.contains(r#""git.mtime":"commit""#), "{text}");
     assert_eq!(plan.targets[0].epoch, Some(7));
     assert_eq!(plan.targets[0].config.config.labels["t"], "7");
     let created = plan.targets[0].config.history[0].created.as_ref().unwrap();
     assert_eq!(created.as_str(), "1970-01-01T00:00:07Z");
+}
+
+#[test]
+fn a_named_context_or_a_stage_can_be_the_epoch() {
+    let with = |value: &str, dockerfile: &str| {
+        let mut options = options();
+        options.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), value.to_owned());
+        for (name, specifier) in [
+            ("repo", "https://example.com/x.git"),
+            ("page", "https://example.com/x.tar"),
+            ("image", "docker-image://alpine"),
+            ("bare", "nothing"),
+        ] {
+            let source = NamedContextSource {
+                specifier: specifier.to_owned(),
+                shared_key: String::new(),
+                input_metadata: None,
+            };
+            options.named_contexts.insert(name.to_owned(), source);
+        }
+        plan_with(&options, Facts::new(dockerfile.as_bytes()))
+            .map(|(plan, rounds)| (plan.targets[0].epoch, rounds))
+            .map_err(|error| error.to_string())
+    };
+    let source = |rounds: &[Vec<Need>]| match &rounds[0][0] {
+        Need::Epoch { source, .. } => source.clone(),
+        need => panic!("{need:?}"),
+    };
+    let (epoch, rounds) = with("repo", "FROM scratch\n").unwrap();
+    assert_eq!((epoch, source(&rounds)), (Some(7), EpochSource::Commit));
+    let (epoch, rounds) = with("page", "FROM scratch\n").unwrap();
+    assert_eq!((epoch, source(&rounds)), (Some(7), EpochSource::Download { file: "context".to_owned() }));
+    let (epoch, rounds) = with("image", "FROM scratch\n").unwrap();
+    assert_eq!((epoch, rounds.len()), (None, 0));
+    let stage = "ARG V=1\nFROM scratch AS src\nARG V\nADD https://example.com/a-$V.tar /\nFROM scratch\n";
+    let (epoch, rounds) = with("src", stage).unwrap();
+    assert_eq!((epoch, source(&rounds)), (Some(7), EpochSource::Download { file: "a-1.tar".to_owned() }));
+    for (value, dockerfile, problem) in [
+        ("soon", "FROM scratch\n", "invalid SOURCE_DATE_EPOCH: soon"),
+        ("Not A Name", "FROM scratch\n", "invalid context name Not A Name"),
+        ("bare", "FROM scratch\n", "invalid context specifier nothing for bare"),
+        ("s", "FROM alpine AS s\n", "must use FROM scratch"),
+        ("s", "FROM scratch AS s\n", "exactly one remote ADD"),
+        ("s", "FROM scratch AS s\nADD https://h/a /\nADD https://h/b /\n", "exactly one remote ADD"),
+        ("s", "FROM scratch AS s\nADD https://h/a https://h/b /\n", "exactly one remote ADD source"),
+        ("s", "FROM scratch AS s\nADD a /\n", "must be a single HTTP(S) or Git ADD"),
+        ("s", "FROM scratch AS s\nADD https://h/a /\nENV A=1\n", "unsupported env instruction"),
+    ] {
+        let error = with(value, dockerfile).unwrap_err();
+        assert!(error.contains(problem), "{value} {dockerfile}: {error}");
+    }
 }
 
 #[test]

@@ -1,14 +1,10 @@
-//! Global `ARG`s, the predefined ones, and `SOURCE_DATE_EPOCH`.
+//! Global `ARG`s, and the predefined ones.
 
 use lapstrake_builder_llb::{EnvList, ProxyEnv};
 
 use super::{LowerError, Lowered, Lowering};
-use crate::facts::Need;
 use crate::location::LineRange;
-use crate::options::ContextSource;
 use crate::shell::WordError;
-
-const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 impl Lowering<'_> {
     /// Sets `global_args`: platforms first, then the Dockerfile's own with the client's values.
@@ -74,59 +70,6 @@ impl Lowering<'_> {
             }
         }
         Some(args)
-    }
-
-    /// Finds out `SOURCE_DATE_EPOCH`; false if something is needed for that.
-    pub(super) fn resolve_epoch(&mut self) -> Lowered<bool> {
-        let global = self.global_args.get(EPOCH).filter(|value| !value.is_empty());
-        let Some(value) = self.build_args.get(EPOCH).map(String::as_str).or(global) else { return Ok(true) };
-        let value = value.to_owned();
-        self.epoch = match value.as_str() {
-            "" => None,
-            "context" => match (&self.options.context, self.facts.context_epoch) {
-                (ContextSource::Local(_) | ContextSource::Input { .. }, _) => None,
-                (_, Some(epoch)) => epoch,
-                (_, None) => {
-                    self.needs.push(Need::ContextEpoch);
-                    return Ok(false);
-                }
-            },
-            _ => Some(self.parse_epoch(&value)?),
-        };
-        // From here on the argument is the number, however it was given.
-        let text = self.epoch.map(|epoch| epoch.to_string());
-        if self.build_args.contains_key(EPOCH) {
-            match &text {
-                Some(text) => self.build_args.insert(EPOCH.to_owned(), text.clone()),
-                None => self.build_args.remove(EPOCH),
-            };
-        }
-        if self.global_args.get(EPOCH).is_some() {
-            match &text {
-                Some(text) => self.global_args.set(EPOCH, text),
-                None => self.global_args.remove(EPOCH),
-            }
-        }
-        Ok(true)
-    }
-
-    fn parse_epoch(&self, value: &str) -> Lowered<i64> {
-        if let Ok(epoch) = value.parse() {
-            // A time that no image config can hold.
-            return match time::OffsetDateTime::from_unix_timestamp(epoch) {
-                Ok(_) => Ok(epoch),
-                Err(_) => Err(LowerError::Epoch(value.to_owned()).nowhere()),
-            };
-        }
-        let names_stage =
-            self.dockerfile.stages.iter().any(|stage| {
-                stage.name.as_ref().is_some_and(|name| name.to_lowercase() == value.to_lowercase())
-            });
-        if names_stage || self.options.named_contexts.contains_key(value) {
-            let what = format!("SOURCE_DATE_EPOCH={value}: a stage's or a named context's time");
-            return Err(LowerError::Unsupported(what).nowhere());
-        }
-        Err(LowerError::Epoch(value.to_owned()).nowhere())
     }
 
     /// Proxy settings among the build arguments: `RUN` gets them without their being part of its cache key.

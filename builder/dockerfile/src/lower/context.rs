@@ -13,7 +13,7 @@ use crate::ignore::{PatternMatcher, read_ignore_file};
 use crate::options::{ContextSource, DockerfileOptions, DockerfileSource, LocalContext};
 
 /// The name under which a downloaded context lies in its file system.
-const HTTP_FILE: &str = "context";
+pub(super) const HTTP_FILE: &str = "context";
 const DOCKERIGNORE: &str = ".dockerignore";
 
 /// The Dockerfile's path in the file system of [`dockerfile_definition`].

@@ -14,6 +14,7 @@ mod classic;
 mod context;
 mod copy;
 mod dispatch;
+mod epoch;
 mod expose;
 mod git;
 mod images;

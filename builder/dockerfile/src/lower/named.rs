@@ -56,16 +56,29 @@ impl Lowering<'_> {
         if self.options.named_contexts.is_empty() {
             return Ok(None);
         }
-        let familiar = reference.familiar();
-        let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
         let asked = (!self.implicit_target).then_some(&self.target_platform);
         let platform = platform.or(asked);
-        let for_key = platform.unwrap_or(&self.options.build_platform).normalized();
-        let keys = [format!("{name}::{}", for_key.to_full_string()), name.to_owned()];
-        Ok(keys.into_iter().find_map(|key| {
-            let source = self.options.named_contexts.get(&key)?.clone();
-            Some(NamedContext { name: name.to_owned(), key, source, platform: platform.cloned() })
+        let for_key = platform.unwrap_or(&self.options.build_platform);
+        Ok(self.find_named(&reference, for_key).map(|(name, key)| {
+            let source = self.options.named_contexts[&key].clone();
+            NamedContext { name, key, source, platform: platform.cloned() }
         }))
+    }
+
+    /// The specifier of the context of this name, for the platform we run on.
+    pub(super) fn named_specifier(&self, name: &str) -> Option<&str> {
+        let reference = Reference::parse(name).ok()?;
+        let (_, key) = self.find_named(&reference, &self.options.build_platform)?;
+        Some(&self.options.named_contexts[&key].specifier)
+    }
+
+    /// A name as clients write it, and the key that it has, perhaps for one platform.
+    fn find_named(&self, reference: &Reference, platform: &Platform) -> Option<(String, String)> {
+        let familiar = reference.familiar();
+        let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
+        let keys = [format!("{name}::{}", platform.normalized().to_full_string()), name.to_owned()];
+        let key = keys.into_iter().find(|key| self.options.named_contexts.contains_key(key))?;
+        Some((name.to_owned(), key))
     }
 
     /// What a named context is; `None` if something is to be found out first.

@@ -153,6 +153,9 @@ pub enum LowerError {
     /// `SOURCE_DATE_EPOCH` that is no time.
     #[error("invalid SOURCE_DATE_EPOCH: {0}")]
     Epoch(String),
+    /// `SOURCE_DATE_EPOCH` names a stage that is more than one download.
+    #[error("{0}")]
+    EpochStage(String),
     /// A named context whose name cannot be one.
     #[error("invalid context name {name}: {problem}")]
     ContextName {
