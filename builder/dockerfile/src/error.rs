@@ -44,6 +44,9 @@ pub enum Error {
         /// The directive's line.
         lines: LineRange,
     },
+    /// A question (`requestid`) that nobody knows.
+    #[error("unsupported request {0}")]
+    UnknownSubrequest(String),
     /// A word cannot be expanded.
     #[error(transparent)]
     Word(#[from] WordError),

@@ -11,16 +11,19 @@
 //! Not for: fetching base images' configs (lowering says what it needs and is resumed), running anything, or rendering warnings.
 
 pub mod error;
+pub mod excerpt;
 pub mod facts;
 pub mod ignore;
 pub mod instructions;
 pub mod lint;
 pub mod location;
 mod lower;
+mod mark;
 pub mod options;
 pub mod parser;
 pub mod plan;
 pub mod shell;
+pub mod subrequest;
 mod text;
 
 pub use error::Error;

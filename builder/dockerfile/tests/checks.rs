@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use lapstrake_builder_dockerfile::excerpt::excerpt;
 use lapstrake_builder_dockerfile::facts::IgnoreFile;
 use lapstrake_builder_dockerfile::lint::{Rule, Warning};
+use lapstrake_builder_dockerfile::subrequest::{Subrequest, SubrequestAnswer, answer};
 use lapstrake_builder_dockerfile::{
     Answer, DockerfileOptions, Facts, ImageFact, ImageQuery, Need, plan_and_warn,
 };
@@ -229,4 +231,121 @@ fn errors_are_those_of_buildkit() {
         }
     }
     assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
+fn excerpts_are_those_of_buildkit_with_a_mark() {
+    let mut rendered = String::new();
+    for mut case in Case::all() {
+        let expected = case.expected.remove("build").unwrap();
+        let (_, Some(error), _) = case.build() else { continue };
+        let text = String::from_utf8(case.text()).unwrap();
+        let places = error.places();
+        // It says of each what it prints there, inner before outer.
+        for shown in expected.excerpts.iter().filter(|shown| !shown.is_empty()) {
+            let ours = places.iter().map(|place| excerpt("Dockerfile", &text, &[*place], None));
+            let is_ours = ours.collect::<Vec<_>>().contains(shown);
+            assert!(is_ours || case.name == "error-directive-twice", "{}: {shown}", case.name);
+        }
+        let marked = error.excerpt("Dockerfile", &text);
+        let unmarked: String =
+            marked.split_inclusive('\n').filter(|line| !line.starts_with("     |")).collect();
+        let plain: String =
+            places.iter().map(|place| excerpt("Dockerfile", &text, &[*place], None)).collect();
+        assert_eq!(unmarked, plain, "{}", case.name);
+        rendered += &format!("{}\n{marked}{error}\n\n", case.name);
+    }
+    insta::assert_snapshot!("errors_read_like_this", rendered);
+}
+
+/// Asks as often as it takes.
+fn ask(case: &Case, request: &str) -> Result<BTreeMap<String, String>, String> {
+    let options = case.options(request)?;
+    let request = Subrequest::parse(options.subrequest.as_deref().unwrap()).map_err(|e| e.to_string())?;
+    let mut facts = case.facts();
+    loop {
+        match answer(request, &options, &facts, &mut Vec::new()).map_err(|e| e.to_string())? {
+            SubrequestAnswer::Need(needs) => needs.into_iter().for_each(|need| case.answer(need, &mut facts)),
+            SubrequestAnswer::Reply(reply) => {
+                return Ok(reply.metadata.keys().map(|name| (name.clone(), reply.text(name))).collect());
+            }
+        }
+    }
+}
+
+/// Warnings of one instruction, and arguments of one line, have no order in BuildKit.
+fn ordered(metadata: &BTreeMap<String, String>) -> BTreeMap<String, Value> {
+    let read = |(name, text): (&String, &String)| {
+        // Line ends are none of what we show.
+        let text = &text.replace('\r', "");
+        let mut value: Value = serde_json::from_str(text).unwrap_or_else(|_| {
+            let mut blocks: Vec<&str> = text.split("\nWARNING: ").collect();
+            let mut lines: Vec<&str> = text.lines().collect();
+            blocks.sort_unstable();
+            lines.sort_unstable();
+            if blocks.len() > 1 { blocks.into() } else { lines.into() }
+        });
+        for list in ["warnings", "args", "secrets", "ssh"] {
+            if let Some(list) = value.get_mut(list).and_then(Value::as_array_mut) {
+                list.sort_by_key(Value::to_string);
+            }
+        }
+        if let Some(message) = value.pointer_mut("/buildError/message") {
+            *message = settled(message.as_str().unwrap()).into();
+        }
+        (name.clone(), value)
+    };
+    metadata.iter().map(read).collect()
+}
+
+#[test]
+fn subrequests_are_answered_as_by_buildkit() {
+    let mut failures = String::new();
+    let mut same = 0;
+    for mut case in Case::all() {
+        for request in ["lint", "outline", "targets", "describe", "unknown"] {
+            let Some(expected) = case.expected.remove(request) else { continue };
+            let id = if request == "describe" { "subrequests.describe" } else { request };
+            let actual = ask(&case, id);
+            // `frontend.targets` is too much for BuildKit if a comment has `check=`.
+            if expected.error.starts_with("panic") {
+                assert!(actual.is_ok());
+                continue;
+            }
+            // Ours has a place where BuildKit's has none, or the first line, and says of no stages that there are none.
+            let other = ["error-directive-twice", "error-escape", "error-empty", "error-only-args"];
+            if deviates(&case.name) || other.contains(&case.name.as_str()) {
+                continue;
+            }
+            let is_same = match &actual {
+                Ok(actual) => {
+                    let (mut actual, expected) = (ordered(actual), ordered(&expected.metadata));
+                    let place = |answer: &BTreeMap<String, Value>| {
+                        answer
+                            .get("result.json")
+                            .and_then(|json| json.pointer("/buildError/location").cloned())
+                    };
+                    if place(&expected) == Some(Value::Object(serde_json::Map::new())) {
+                        actual.get_mut("result.json").unwrap()["buildError"]["location"] =
+                            Value::Object(serde_json::Map::new());
+                    }
+                    actual == expected
+                }
+                Err(error) => settled(error) == settled(&expected.error),
+            };
+            same += usize::from(actual.as_ref().is_ok_and(|metadata| *metadata == expected.metadata));
+            if !is_same {
+                let tail = |metadata: &BTreeMap<String, String>| {
+                    let json = metadata.get("result.json").map_or("", String::as_str);
+                    json.split("language").nth(1).unwrap_or(json).replace(['\n', ' '], "")
+                };
+                let actual = actual.as_ref().map(tail);
+                let expected = (&expected.error, tail(&expected.metadata));
+                failures +=
+                    &format!("{} {request}:\n  is        {actual:?}\n  should be {expected:?}\n", case.name);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    assert!(same > 300, "most are the same to the letter: {same}");
 }

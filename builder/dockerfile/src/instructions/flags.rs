@@ -30,10 +30,11 @@ impl Flags {
             // The parser takes for flags only what starts so.
             let name = name.strip_prefix("--").unwrap_or(name);
             let Some((name, takes)) = known.iter().find(|(known, _)| *known == name) else {
-                let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+                let known: Vec<&'static str> = known.iter().map(|(name, _)| *name).collect();
                 return Err(SyntaxError::UnknownFlag {
                     name: name.to_owned(),
-                    suggestion: suggestion(name, &names),
+                    suggestion: suggestion(name, &known),
+                    known,
                 });
             };
             if *takes != Takes::Values && flags.is_given(name) {

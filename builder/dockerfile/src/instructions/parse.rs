@@ -10,7 +10,8 @@ use crate::error::Error;
 use crate::lint::{self, Reporter, Rule, is_lower, is_upper};
 use crate::location::LineRange;
 use crate::parser::{
-    Arguments, EscapeToken, ParsedLine, SyntaxError, check_directive, heredoc_word, parse_document, strip_leading_tabs,
+    Arguments, EscapeToken, ParsedLine, SyntaxError, check_directive, heredoc_word, parse_document,
+    strip_leading_tabs,
 };
 use crate::text::{parse_duration, suggestion_any_case};
 

@@ -1,10 +1,12 @@
 //! Global `ARG`s, and the predefined ones.
 
+use std::collections::BTreeSet;
+
 use lapstrake_builder_llb::{EnvList, ProxyEnv};
 
 use super::{LowerError, Lowered, Lowering};
 use crate::location::LineRange;
-use crate::shell::WordError;
+use crate::shell::{Expansion, WordError};
 
 impl Lowering<'_> {
     /// Sets `global_args`: platforms first, then the Dockerfile's own with the client's values.
@@ -15,11 +17,18 @@ impl Lowering<'_> {
         for meta in &self.dockerfile.meta_args {
             for declaration in &meta.arg.declarations {
                 let given = self.build_args.get(&declaration.key).cloned();
+                let lines = meta.source.lines;
+                let mut used = BTreeSet::new();
                 let value = match (given, &declaration.value) {
                     (Some(given), _) => Some(given),
-                    (None, Some(default)) => Some(self.expand_global(default, &args, meta.source.lines)?),
+                    (None, Some(default)) => {
+                        let expansion = self.expand_global(default, &args, lines)?;
+                        used = expansion.used;
+                        Some(expansion.value)
+                    }
                     (None, None) => None,
                 };
+                self.capture_global(declaration, value.as_deref(), used, lines);
                 if let Some(value) = &value {
                     args.set(&declaration.key, value);
                 }
@@ -31,9 +40,9 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn expand_global(&self, word: &str, args: &EnvList, lines: LineRange) -> Lowered<String> {
+    fn expand_global(&self, word: &str, args: &EnvList, lines: LineRange) -> Lowered<Expansion> {
         let expansion = self.lexer.expand(word, args);
-        Ok(expansion.map_err(|e: WordError| LowerError::Word(e).at(lines))?.value)
+        expansion.map_err(|e: WordError| LowerError::Word(e).at(lines))
     }
 
     fn predefined_args(&self) -> EnvList {

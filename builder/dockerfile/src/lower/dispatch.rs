@@ -35,8 +35,10 @@ pub(super) struct At {
 impl Lowering<'_> {
     /// Works through all stages that the target needs, earlier ones first.
     pub(super) fn dispatch_stages(&mut self, reachable: &BTreeSet<usize>, target: usize) -> Lowered<()> {
-        for &index in reachable {
-            if self.stages[index].dispatched {
+        let all = (0..self.stages.len()).filter(|index| self.all_stages || reachable.contains(index));
+        for index in all.collect::<Vec<_>>() {
+            // Of all stages, those too that the client replaced.
+            if self.stages[index].dispatched && !self.all_stages {
                 continue;
             }
             match self.dispatch_stage(index) {

@@ -7,8 +7,8 @@ use lapstrake_builder_llb::{EnvList, clean_path};
 use lapstrake_layerstore_oci::{Platform, Reference};
 use regex::Regex;
 
-use super::Lowering;
 use super::dispatch::{At, is_scan_arg};
+use super::{LowerError, Lowered, Lowering};
 use crate::instructions::Stage;
 use crate::lint::Rule;
 use crate::location::LineRange;
@@ -26,6 +26,18 @@ static HARMLESS: LazyLock<Regex> =
 impl Lowering<'_> {
     pub(super) fn warn(&mut self, at: &At, rule: Rule, message: String) {
         self.reporter.report(&at.lint, rule, at.lines, message);
+    }
+
+    /// Warnings fail the build, if it is to be so; what is at fault is where the first of them is.
+    pub(super) fn fail_for_warnings(&self) -> Lowered<()> {
+        let warnings = &self.reporter.warnings;
+        let Some(first) = warnings.iter().min_by_key(|warning| warning.lines) else { return Ok(()) };
+        if !self.reporter.config.fail {
+            return Ok(());
+        }
+        let rules: BTreeSet<&str> = warnings.iter().map(|warning| warning.rule.name()).collect();
+        let rules: Vec<&str> = rules.into_iter().collect();
+        Err(LowerError::Lint(rules.join(", ")).at(first.lines))
     }
 
     fn warn_stage(&mut self, stage: &Stage, rule: Rule, message: String) {

@@ -228,7 +228,10 @@ impl Lowering<'_> {
                     None => key.clone(),
                 });
             }
-            stage.args.push((key.clone(), value));
+            let is_global = declaration.value.is_none() && !self.build_args.contains_key(key);
+            let is_global = is_global && value.is_some();
+            self.capture_arg(at, declaration, value.as_deref(), is_global);
+            self.stages[at.stage].args.push((key.clone(), value));
         }
         self.commit(at.stage, format!("ARG {}", texts.join(" ")), false);
         Ok(())

@@ -18,6 +18,7 @@ mod epoch;
 mod expose;
 mod git;
 mod images;
+mod inspect;
 mod lint;
 mod metadata;
 mod named;
@@ -36,6 +37,7 @@ use lapstrake_builder_llb::{
 use lapstrake_layerstore_oci::{History, Platform, Timestamp};
 
 pub use context::{dockerfile_definition, dockerfile_name, dockerignore_definition};
+pub(crate) use inspect::{Inspected, Outline, OutlineOffer, check, outline, source_info};
 pub use problem::LowerError;
 pub(crate) use stages::platform_problem;
 
@@ -160,8 +162,14 @@ struct Lowering<'a> {
     history: Vec<(History, Option<usize>)>,
     /// Bytes of the plan so far, by a rough estimate.
     spent: usize,
+    /// Stages that only triggers brought.
+    triggered: usize,
     /// Makes the ids of progress groups differ; BuildKit takes random ones.
     next_group: u32,
+    /// Whether stages that the target does not need are lowered as well.
+    all_stages: bool,
+    /// What an outline tells; `None` if none is wanted.
+    captured: Option<inspect::Captured>,
 }
 
 impl<'a> Lowering<'a> {
@@ -210,12 +218,23 @@ impl<'a> Lowering<'a> {
             last_run: Vec::new(),
             history: Vec::new(),
             spent: 0,
+            triggered: 0,
             next_group: 0,
+            all_stages: false,
+            captured: None,
         })
     }
 
     /// The plan, or `None` if something is needed first.
     fn run(&mut self) -> Lowered<Option<PlatformPlan>> {
+        match self.lower()? {
+            Some((target, reachable)) => self.finish(target, &reachable).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Everything but the end: the target, and the stages that it needs.
+    fn lower(&mut self) -> Lowered<Option<(usize, BTreeSet<usize>)>> {
         self.define_global_args()?;
         if !self.resolve_epoch()? {
             return Ok(None);
@@ -229,7 +248,7 @@ impl<'a> Lowering<'a> {
             return Ok(None);
         }
         self.dispatch_stages(&reachable, target)?;
-        self.finish(target, &reachable).map(Some)
+        Ok(Some((target, reachable)))
     }
 
     fn finish(&mut self, target: usize, reachable: &BTreeSet<usize>) -> Lowered<PlatformPlan> {
@@ -239,11 +258,7 @@ impl<'a> Lowering<'a> {
             let labels = self.options.labels.iter().map(|(k, v)| (k.clone(), v.clone()));
             self.stages[target].image.config.labels.extend(labels);
         }
-        if self.reporter.config.fail && !self.reporter.warnings.is_empty() {
-            let rules: BTreeSet<&str> = self.reporter.warnings.iter().map(|w| w.rule.name()).collect();
-            let rules: Vec<&str> = rules.into_iter().collect();
-            return Err(LowerError::Lint(rules.join(", ")).nowhere());
-        }
+        self.fail_for_warnings()?;
         self.resolve_contexts(reachable)?;
         self.set_image_platform(target);
 

@@ -152,11 +152,14 @@ impl Lowering<'_> {
     ) -> Lowered<()> {
         match mount.kind {
             MountType::Secret => {
-                exec.secrets.push(secret(mount));
+                let secret = secret(mount);
+                self.capture_secret(at, &secret.id, mount.required);
+                exec.secrets.push(secret);
                 return Ok(());
             }
             MountType::Ssh => {
                 exec.ssh.push(ssh(mount).map_err(|e| e.at(at.lines))?);
+                self.capture_ssh(at, &mount.id, mount.required);
                 return Ok(());
             }
             MountType::Bind | MountType::Cache | MountType::Tmpfs => {}

@@ -125,6 +125,9 @@ impl StageState {
     }
 }
 
+/// An image may say that who starts from it copies from another, which may say the same, or be the same. BuildKit follows them for ever.
+const MAX_TRIGGERED: usize = 1000;
+
 impl Lowering<'_> {
     /// Adds the Dockerfile's stages, their names expanded.
     pub(super) fn add_stages(&mut self) -> Lowered<()> {
@@ -145,7 +148,8 @@ impl Lowering<'_> {
             let blank = LowerError::BlankBase(stage.base.clone());
             missing = Some(self.when_its_turn_comes(blank.at(lines))?);
         }
-        let platform = match self.stage_platform(stage) {
+        let mut used = name.used;
+        let platform = match self.stage_platform(stage, &mut used) {
             Ok(platform) => platform,
             Err(error) => {
                 missing = Some(self.when_its_turn_comes(error)?);
@@ -170,12 +174,14 @@ impl Lowering<'_> {
             .collect();
         let replaced = state.named_context.is_some();
         let index = self.push_stage(state);
-        let state = &mut self.stages[index];
         if replaced {
+            self.capture_stage(index, BTreeSet::new());
             // The client replaces the stage as a whole.
-            state.base = None;
+            self.stages[index].base = None;
             return Ok(());
         }
+        self.capture_stage(index, used);
+        let state = &mut self.stages[index];
         let from_image = state.base_name != SCRATCH && state.base.is_none();
         let counts = |i: &Instruction| {
             matches!(
@@ -194,7 +200,7 @@ impl Lowering<'_> {
         if self.is_classic() { Ok(error.to_string()) } else { Err(error) }
     }
 
-    fn stage_platform(&mut self, stage: &Stage) -> Lowered<Option<Platform>> {
+    fn stage_platform(&mut self, stage: &Stage, used: &mut BTreeSet<String>) -> Lowered<Option<Platform>> {
         let Some(expression) = &stage.platform else { return Ok(None) };
         let lines = stage.source.lines;
         let expansion = self.lexer.expand(expression, &self.global_args);
@@ -210,7 +216,10 @@ impl Lowering<'_> {
             return Err(LowerError::BlankPlatform { expression, suggestion }.at(lines));
         }
         match Platform::parse(&expansion.value) {
-            Ok(platform) => Ok(Some(platform)),
+            Ok(platform) => {
+                used.extend(expansion.used);
+                Ok(Some(platform))
+            }
             Err(problem) => Err(LowerError::Platform {
                 expression: expression.clone(),
                 problem: platform_problem(&problem),
@@ -369,7 +378,7 @@ impl Lowering<'_> {
         loop {
             let reachable = self.planned(target);
             for index in 0..self.stages.len() {
-                self.resolve_base(index, reachable.contains(&index))?;
+                self.resolve_base(index, self.all_stages || reachable.contains(&index))?;
             }
             if !self.needs.is_empty() {
                 return Ok(None);
@@ -466,7 +475,13 @@ impl Lowering<'_> {
         for trigger in triggers {
             let mut command = Command::parse_trigger(trigger).map_err(|e| relocate(e, lines))?;
             command.source.lines = lines;
+            let before = self.stages.len();
             let sources = self.connect(index, &command, lines)?;
+            self.triggered += self.stages.len() - before;
+            if self.triggered > MAX_TRIGGERED {
+                let image = self.stages[index].base_name.clone();
+                return Err(LowerError::TriggersWithoutEnd { image, limit: MAX_TRIGGERED }.at(lines));
+            }
             more |= !sources.is_empty();
             commands.push(StageCommand { command, sources, from_trigger: true, literal: false });
         }

@@ -89,7 +89,7 @@ pub enum SyntaxError {
     #[error("SHELL requires the arguments to be in JSON form")]
     ShellNotJson,
     #[error("{}", with_suggestion(format!("unknown flag: --{name}"), suggestion))]
-    UnknownFlag { name: String, suggestion: Option<String> },
+    UnknownFlag { name: String, suggestion: Option<String>, known: Vec<&'static str> },
     #[error("duplicate flag specified: --{0}")]
     DuplicateFlag(String),
     #[error("missing a value on flag: --{0}")]
