@@ -237,7 +237,8 @@ impl SourceError {
             Self::HttpStatus { status: 404 | 410, .. } | Self::GitNotFound { .. } => ErrorKind::NotFound,
             Self::HttpStatus { status: 401, .. } => ErrorKind::Unauthorized,
             Self::HttpStatus { status: 403, .. } | Self::Refused { .. } => ErrorKind::Denied,
-            Self::Http { .. } | Self::HttpStatus { .. } | Self::Git { .. } => ErrorKind::Unavailable,
+            Self::Git { message, .. } => of_git(message),
+            Self::Http { .. } | Self::HttpStatus { .. } => ErrorKind::Unavailable,
             Self::Store(source) | Self::Cache(CacheError::Store(source)) => of_store(source),
             Self::Canceled => ErrorKind::Canceled,
             Self::Cache(_) | Self::Io { .. } => ErrorKind::Internal,
@@ -271,6 +272,31 @@ impl SourceError {
                 Err(_) => Err(Self::Canceled),
             },
         }
+    }
+}
+
+/// By git's own words: it has no codes for what a server answered.
+fn of_git(message: &str) -> ErrorKind {
+    let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    if says(&[
+        "Authentication failed",
+        "could not read Username",
+        "could not read Password",
+        "Permission denied (",
+        "returned error: 401",
+    ]) {
+        ErrorKind::Unauthorized
+    } else if says(&["returned error: 403"]) {
+        ErrorKind::Denied
+    } else if says(&[
+        "' not found",
+        "repository not exported",
+        "does not appear to be a git repository",
+        "returned error: 404",
+    ]) {
+        ErrorKind::NotFound
+    } else {
+        ErrorKind::Unavailable
     }
 }
 

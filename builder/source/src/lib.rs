@@ -23,6 +23,7 @@ mod http;
 mod image;
 mod layout;
 mod local;
+mod resolutions;
 mod sources;
 mod turns;
 

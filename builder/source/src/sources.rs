@@ -9,14 +9,16 @@ use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::RegistryClient;
 use lapstrake_layerstore_store::Stores;
 use lapstrake_session::{Sessions, fsutil};
+use reqwest::redirect::Policy;
 
 use crate::{
     Source, SourceContext, SourceError,
     attrs::shown,
     error::chain,
-    git::sweep,
-    http::{Downloads, client},
+    git::{Pinned, sweep},
+    http::{MAX_REDIRECTS, Resolved, client},
     image::Images,
+    resolutions::Resolutions,
     turns::Turns,
 };
 
@@ -47,6 +49,12 @@ pub struct SourceLimits {
     pub http_connect: Duration,
     /// Longest time that the git program may take for one command.
     pub git_command: Duration,
+    /// Bytes of memory that each of git's processes may have, besides files that it maps.
+    pub git_memory: u64,
+    /// Bytes that git leaves free on the disk.
+    pub git_spare: u64,
+    /// How many packs a remote's repository may have before it is made smaller: each fetch adds one.
+    pub git_packs: usize,
     /// How large a client's directory may be.
     pub directory: fsutil::Limits,
     /// How many images' documents are kept between being resolved and being fetched.
@@ -60,6 +68,9 @@ impl Default for SourceLimits {
             http_stall: Duration::from_secs(60),
             http_connect: Duration::from_secs(30),
             git_command: Duration::from_secs(60 * 60),
+            git_memory: 4 << 30,
+            git_spare: 64 << 20,
+            git_packs: 40,
             directory: fsutil::Limits::default(),
             resolutions: 256,
         }
@@ -80,9 +91,14 @@ pub(crate) struct Shared {
     pub(crate) images: Images,
     /// One transfer of a directory, or of a repository, at a time.
     pub(crate) turns: Turns,
-    pub(crate) downloads: Downloads,
+    /// Files from servers and clients.
+    pub(crate) downloads: Resolutions<Resolved>,
+    /// What references name.
+    pub(crate) pins: Resolutions<Pinned>,
     /// The client for URLs, or why there is none.
     pub(crate) http: Result<reqwest::Client, String>,
+    /// The same, which is told of redirects and does not follow them.
+    pub(crate) http_once: Result<reqwest::Client, String>,
     pub(crate) root: PathBuf,
 }
 
@@ -100,7 +116,10 @@ impl Sources {
         let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
         sweep(&root);
         // It fails where the machine has no certificates: that is no reason to build nothing.
-        let http = client(limits.http_connect, limits.http_stall).map_err(|error| chain(&error));
+        let client = |redirects| {
+            client(limits.http_connect, limits.http_stall, redirects).map_err(|error| chain(&error))
+        };
+        let (http, http_once) = (client(Policy::limited(MAX_REDIRECTS)), client(Policy::none()));
         let shared = Shared {
             stores,
             cache,
@@ -108,8 +127,10 @@ impl Sources {
             limits,
             images,
             turns: Turns::default(),
-            downloads: Downloads::default(),
+            downloads: Resolutions::default(),
+            pins: Resolutions::default(),
             http,
+            http_once,
             root,
         };
         Self { shared: Arc::new(shared) }

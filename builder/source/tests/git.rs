@@ -6,145 +6,17 @@ mod common;
 #[allow(unreachable_pub, unused_imports, reason = "the session's own tests use the rest")]
 mod session;
 
-use std::{
-    collections::HashMap,
-    net::{TcpListener, TcpStream},
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::HashMap, os::unix::fs::MetadataExt};
 
 use axum::body::Body;
 use common::{
     Bench,
+    git::{Upstream, git, key},
     server::{Server, empty, status},
 };
 use lapstrake_builder_source::{ErrorKind, SourceError, SourceKind, SourceLimits};
-use lapstrake_layerstore_oci::Digest;
-use lapstrake_layerstore_store::{SnapshotRecords as _, Tree};
+use lapstrake_layerstore_store::SnapshotRecords as _;
 use session::Client;
-
-const TIME: &str = "1700000000 +0000";
-
-fn git(dir: &Path, args: &[&str]) -> String {
-    let output = Command::new("git")
-        .current_dir(dir)
-        .args(["-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always"])
-        .args(args)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("HOME", "/dev/null")
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_AUTHOR_NAME", "A")
-        .env("GIT_AUTHOR_EMAIL", "a@example.org")
-        .env("GIT_COMMITTER_NAME", "A")
-        .env("GIT_COMMITTER_EMAIL", "a@example.org")
-        .env("GIT_AUTHOR_DATE", TIME)
-        .env("GIT_COMMITTER_DATE", TIME)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// A repository that is served as `git://host/repo`, and others beside it.
-struct Upstream {
-    dir: tempfile::TempDir,
-    host: String,
-    served: Arc<AtomicUsize>,
-}
-
-impl Upstream {
-    /// With the files `a` and `sub/b` in one commit on `main`.
-    fn new() -> Upstream {
-        let dir = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let host = listener.local_addr().unwrap().to_string();
-        let (base, served) = (dir.path().to_owned(), Arc::new(AtomicUsize::new(0)));
-        let count = Arc::clone(&served);
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for connection in listener.incoming() {
-                count.fetch_add(1, Ordering::SeqCst);
-                serve(&base, connection.unwrap());
-            }
-        });
-        let upstream = Upstream { dir, host, served };
-        upstream.init("repo");
-        upstream.commit("repo", &[("a", "1"), ("sub/b", "2")]);
-        upstream
-    }
-
-    fn path(&self, repo: &str) -> PathBuf {
-        self.dir.path().join(repo)
-    }
-
-    fn init(&self, repo: &str) {
-        std::fs::create_dir(self.path(repo)).unwrap();
-        git(&self.path(repo), &["init", "-q"]);
-    }
-
-    fn commit(&self, repo: &str, files: &[(&str, &str)]) -> String {
-        for (name, text) in files {
-            let path = self.path(repo).join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        self.commit_all(repo)
-    }
-
-    fn commit_all(&self, repo: &str) -> String {
-        git(&self.path(repo), &["add", "-A"]);
-        git(&self.path(repo), &["commit", "-q", "-m", "change"]);
-        self.head(repo)
-    }
-
-    fn head(&self, repo: &str) -> String {
-        git(&self.path(repo), &["rev-parse", "HEAD"])
-    }
-
-    fn url(&self, repo: &str) -> String {
-        format!("git://{}/{repo}", self.host)
-    }
-
-    fn served(&self) -> usize {
-        self.served.load(Ordering::SeqCst)
-    }
-
-    async fn get(
-        &self,
-        bench: &Bench,
-        fragment: &str,
-        attrs: &[(&str, &str)],
-    ) -> Result<(Digest, Tree), SourceError> {
-        let url = self.url("repo");
-        let mut all = vec![("git.fullurl", url.as_str())];
-        all.extend(attrs);
-        bench.get(&bench.context(), &format!("git://{}/repo{fragment}", self.host), &all).await
-    }
-}
-
-/// One connection, as inetd would start git's daemon for it.
-fn serve(base: &Path, connection: TcpStream) {
-    let output = connection.try_clone().unwrap();
-    let mut child = Command::new("git")
-        .args(["-c", "safe.directory=*", "daemon", "--inetd", "--export-all"])
-        .arg(format!("--base-path={}", base.display()))
-        .stdin(Stdio::from(OwnedFd::from(connection)))
-        .stdout(Stdio::from(OwnedFd::from(output)))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::spawn(move || child.wait());
-}
-
-fn key(text: &str) -> Digest {
-    Digest::sha256_of(format!("buildkit.source.v0:{text}"))
-}
 
 #[tokio::test]
 async fn a_branch_is_pinned_to_its_commit_and_checked_out() {
@@ -321,6 +193,169 @@ async fn a_directory_behind_a_symlink_is_refused() {
 }
 
 #[tokio::test]
+async fn submodules_name_no_option_no_program_and_no_path() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    let marker = upstream.dir.path().join("ran");
+    let run = format!("touch {}", marker.display());
+    upstream.init("module");
+    let commit = upstream.commit("module", &[("inner", "m")]);
+    let local = upstream.path("module").display().to_string();
+    for (path, url) in [
+        ("mod", format!("ext::sh -c {}", run.replace(' ', "% "))),
+        ("mod", format!("--upload-pack={run}")),
+        ("mod", format!("ssh://-oProxyCommand={run}/x")),
+        ("mod", local.clone()),
+        ("mod", format!("file://{local}")),
+        ("mod", "../../../../../../../../etc".to_owned()),
+        ("../outside", upstream.url("module")),
+        ("link/mod", upstream.url("module")),
+    ] {
+        // As somebody writes it who does not ask git.
+        upstream.init("evil");
+        let repo = upstream.path("evil");
+        std::fs::write(
+            repo.join(".gitmodules"),
+            format!("[submodule \"x\"]\n\tpath = {path}\n\turl = \"{url}\"\n"),
+        )
+        .unwrap();
+        std::os::unix::fs::symlink(upstream.dir.path(), repo.join("link")).unwrap();
+        git(&repo, &["add", "-A"]);
+        if !path.starts_with("..") {
+            let entry = format!("160000,{commit},{}", path.replace("link/", ""));
+            git(&repo, &["update-index", "--add", "--cacheinfo", &entry]);
+        }
+        git(&repo, &["commit", "-q", "-m", "evil"]);
+        for kept in ["false", "true"] {
+            let address = upstream.url("evil");
+            let attrs = [("git.fullurl", address.as_str()), ("git.keepgitdir", kept)];
+            let got = bench.get(&bench.context(), "git://h/r#main", &attrs).await;
+            // Where git takes no notice of it, nothing came of it.
+            if let Ok((_, tree)) = got {
+                assert!(bench.names(&tree).iter().all(|name| !name.ends_with("inner")), "{path} {url}");
+            }
+            assert!(!marker.exists() && !upstream.path("outside").exists() && !upstream.path("mod").exists());
+        }
+        std::fs::remove_dir_all(&repo).unwrap();
+        bench.cache.prune(&lapstrake_builder_cache::PruneRequest::default()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn submodules_of_submodules_come_along() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    for (repo, file) in [("inner", "deep"), ("outer", "shallow")] {
+        upstream.init(repo);
+        upstream.commit(repo, &[(file, file)]);
+    }
+    git(&upstream.path("outer"), &["submodule", "add", "-q", &upstream.url("inner"), "in"]);
+    upstream.commit_all("outer");
+    git(&upstream.path("repo"), &["submodule", "add", "-q", &upstream.url("outer"), "out"]);
+    upstream.commit_all("repo");
+    let (_, tree) = upstream.get(&bench, "#main:out", &[]).await.unwrap();
+    assert_eq!(bench.names(&tree), [".gitmodules", "in", "in/deep", "shallow"]);
+    let (_, tree) = upstream.get(&bench, "#main", &[("git.keepgitdir", "true")]).await.unwrap();
+    let checkout = bench.directory(&tree);
+    assert_eq!(bench.read(&tree, "out/in/deep"), b"deep");
+    assert_eq!(git(&checkout.join("out"), &["-c", "safe.directory=*", "status", "--porcelain"]), "");
+    let told = std::fs::read_to_string(checkout.join(".git/modules/out/config")).unwrap();
+    assert!(told.contains(&upstream.url("outer")), "{told}");
+    assert!(!checkout.join(".git/hooks").exists(), "what this machine puts into new repositories");
+}
+
+#[tokio::test]
+async fn files_of_lfs_stay_what_the_repository_has() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+    // The attribute comes last: no filter of this test's machine is to see it.
+    upstream.commit("repo", &[("big.bin", pointer)]);
+    upstream.commit("repo", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
+    let (_, tree) = upstream.get(&bench, "#main", &[]).await.unwrap();
+    assert_eq!(bench.read(&tree, "big.bin"), pointer.as_bytes());
+}
+
+#[tokio::test]
+async fn a_repository_may_name_its_objects_by_sha256() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    let repo = upstream.path("long");
+    std::fs::create_dir(&repo).unwrap();
+    git(&repo, &["init", "-q", "--object-format=sha256"]);
+    let head = upstream.commit("long", &[("a", "long")]);
+    assert_eq!(head.len(), 64);
+    let url = upstream.url("long");
+    for (reference, kept) in [("main", "false"), (head.as_str(), "false"), ("main", "true")] {
+        let attrs = [("git.fullurl", url.as_str()), ("git.keepgitdir", kept)];
+        let identifier = format!("git://h/long#{reference}");
+        let (_, tree) = bench.get(&bench.context(), &identifier, &attrs).await.unwrap();
+        assert_eq!(bench.read(&tree, "a"), b"long", "{reference} {kept}");
+    }
+}
+
+#[tokio::test]
+async fn references_of_every_form_lead_to_their_commit() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    let repo = upstream.path("repo");
+    let first = upstream.head("repo");
+    git(&repo, &["tag", "light"]);
+    git(&repo, &["branch", "feature/x"]);
+    git(&repo, &["update-ref", "refs/pull/7/head", &first]);
+    let second = upstream.commit("repo", &[("a", "2")]);
+    git(&repo, &["tag", "-a", "heavy", "-m", "heavy"]);
+    // A branch of the same name comes first.
+    git(&repo, &["tag", "feature/x", &second]);
+    for (reference, commit) in [
+        ("", &second),
+        ("main", &second),
+        ("heads/main", &second),
+        ("refs/heads/main", &second),
+        ("feature/x", &first),
+        ("refs/tags/feature/x", &second),
+        ("light", &first),
+        ("refs/tags/light", &first),
+        ("heavy", &second),
+        ("refs/tags/heavy", &second),
+        ("refs/pull/7/head", &first),
+        ("pull/7/head", &first),
+        (&first, &first),
+    ] {
+        let (digest, tree) = upstream.get(&bench, &format!("#{reference}"), &[]).await.unwrap();
+        assert_eq!(digest, key(commit), "{reference}");
+        assert_eq!(bench.read(&tree, "a"), if *commit == first { b"1" } else { b"2" }, "{reference}");
+    }
+    // As BuildKit's key has it: only what is below refs/tags/ counts as a tag.
+    let tag = git(&repo, &["rev-parse", "refs/tags/heavy"]);
+    assert_eq!(upstream.get(&bench, "#tags/heavy", &[]).await.unwrap().0, key(&tag));
+    let error = upstream.get(&bench, &format!("#{}", &first[..8]), &[]).await.unwrap_err();
+    assert!(error.to_string().contains("a commit is named by all of its digits"), "{error}");
+}
+
+#[tokio::test]
+async fn references_that_are_moved_by_force_are_followed() {
+    let (upstream, bench) = (Upstream::new(), Bench::new());
+    let repo = upstream.path("repo");
+    git(&repo, &["tag", "v1"]);
+    git(&repo, &["branch", "dir"]);
+    upstream.get(&bench, "#v1", &[]).await.unwrap();
+    upstream.get(&bench, "#dir", &[]).await.unwrap();
+    let first = upstream.head("repo");
+    let second = upstream.commit("repo", &[("a", "2")]);
+    git(&repo, &["tag", "-f", "v1"]);
+    git(&repo, &["branch", "-D", "dir"]);
+    // What was a branch is a directory of branches now.
+    git(&repo, &["branch", "dir/branch"]);
+    assert_eq!(upstream.get(&bench, "#v1", &[]).await.unwrap().0, key(&second));
+    let (digest, tree) = upstream.get(&bench, "#dir/branch", &[]).await.unwrap();
+    assert_eq!((digest, bench.read(&tree, "a")), (key(&second), b"2".to_vec()));
+    // And one that does not know what it was.
+    git(&repo, &["checkout", "-q", "--orphan", "fresh"]);
+    upstream.commit("repo", &[("a", "3")]);
+    git(&repo, &["branch", "-f", "main", "fresh"]);
+    let (_, tree) = upstream.get(&bench, "#main", &[]).await.unwrap();
+    assert_eq!(bench.read(&tree, "a"), b"3");
+    let (_, tree) = upstream.get(&bench, &format!("#{first}"), &[]).await.unwrap();
+    assert_eq!(bench.read(&tree, "a"), b"1");
+}
+
+#[tokio::test]
 async fn hooks_filters_and_configuration_of_a_repository_run_nothing() {
     let (upstream, bench) = (Upstream::new(), Bench::new());
     let marker = upstream.dir.path().join("ran");
@@ -355,21 +390,6 @@ async fn what_is_not_there_is_told() {
     assert!(error.to_string().contains(&url), "{error}");
 }
 
-#[tokio::test]
-async fn a_cancelled_fetch_ends_at_once() {
-    // It accepts connections, and never answers.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let bench = Bench::new();
-    let cx = bench.context();
-    let url = format!("git://{}/r", listener.local_addr().unwrap());
-    let source = bench.open("git://h/r#main", &[("git.fullurl", url.as_str())]).unwrap();
-    let pinning = tokio::spawn(async move { source.pin(&cx).await });
-    let _connection = listener.accept().await.unwrap();
-    bench.cancel.cancel();
-    assert_eq!(pinning.await.unwrap().unwrap_err().kind(), ErrorKind::Canceled);
-}
-
-/// A web server of the files of a bare repository, for who knows the token.
 async fn plain_files(upstream: &Upstream, authorization: &'static str) -> Server {
     let bare = upstream.path("bare");
     git(upstream.dir.path(), &["clone", "-q", "--bare", "repo", "bare"]);
@@ -462,35 +482,4 @@ fn what_could_be_taken_for_something_else_is_refused_before_git_runs() {
         let error = bench.open("git://h/r#main", &[(key, value)]).err().unwrap();
         assert_eq!(error.kind(), kind, "{key}: {error}");
     }
-}
-
-#[tokio::test]
-async fn what_a_killed_daemon_left_is_removed() {
-    let (upstream, bench) = (Upstream::new(), Bench::new());
-    let root = bench.dir.path().join("git");
-    for name in ["checkout-2", "ssh-3"] {
-        std::fs::create_dir_all(root.join(name)).unwrap();
-    }
-    bench.restart(SourceLimits::default());
-    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
-    upstream.get(&bench, "#main", &[]).await.unwrap();
-}
-
-#[tokio::test]
-async fn repositories_are_in_the_build_cache_and_may_be_pruned() {
-    let (upstream, bench) = (Upstream::new(), Bench::new());
-    upstream.get(&bench, "#main", &[]).await.unwrap();
-    let listed = || {
-        let entries = bench.cache.usage().unwrap();
-        entries
-            .into_iter()
-            .filter(|entry| entry.description.starts_with("shared git repo for "))
-            .collect::<Vec<_>>()
-    };
-    let [repository] = listed().try_into().unwrap();
-    assert!(repository.mutable && !repository.in_use && repository.size > 0, "{repository:?}");
-    bench.cache.prune(&lapstrake_builder_cache::PruneRequest::default()).unwrap();
-    assert_eq!(listed(), []);
-    upstream.get(&bench, "#main", &[]).await.unwrap();
-    assert_eq!(listed().len(), 1);
 }

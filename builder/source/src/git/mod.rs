@@ -20,16 +20,17 @@ use lapstrake_builder_progress::Stream;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
 
-pub(crate) use self::repository::sweep;
+pub(crate) use self::repository::{Pinned, sweep};
 use self::{
     access::Access,
     program::{GitCommand, GitFailure, GitOutput, GitProgram, SystemGit},
-    repository::{Pinned, Repository},
+    repository::Repository,
     url::{Remote, is_commit, is_reference, split_fragment},
 };
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
     attrs::{Attrs, shown},
+    http::MAX_REDIRECTS,
     sources::{Shared, cache_key},
 };
 
@@ -154,7 +155,14 @@ pub(crate) fn open(
     op: &pb::SourceOp,
 ) -> Result<Arc<dyn Source>, SourceError> {
     let spec = GitSpec::parse(rest, op)?;
-    let program = Arc::new(SystemGit { patience: shared.limits.git_command });
+    let limits = &shared.limits;
+    let program = Arc::new(SystemGit {
+        program: "git".into(),
+        patience: limits.git_command,
+        stall: limits.http_stall,
+        spare: limits.git_spare,
+        memory: limits.git_memory,
+    });
     Ok(Arc::new(GitSource {
         shared: Arc::clone(shared),
         spec,
@@ -179,12 +187,23 @@ impl GitSource {
         }
         let found = match Pinned::without_asking(&self.spec) {
             Some(found) => found,
-            None => {
-                let access = cx.or_canceled(Access::find(&self.shared, &self.spec, cx)).await??;
-                cx.or_canceled(Pinned::ask(&self.git(cx, &access))).await??
-            }
+            None => self.ask(cx).await?,
         };
+        found.check(&self.spec)?;
         Ok(kept.insert(found).clone())
+    }
+
+    /// What the remote says, once for a build: its steps see one state of a branch.
+    async fn ask(&self, cx: &SourceContext) -> Result<Pinned, SourceError> {
+        let key = format!(":git-pin:{}#{}", self.spec.remote.url, self.spec.reference);
+        let _turn = cx.or_canceled(self.shared.turns.take(&key)).await?;
+        if let Some(found) = self.shared.pins.recall(cx, &key) {
+            return Ok(found);
+        }
+        let access = cx.or_canceled(Access::find(&self.shared, &self.spec, cx)).await??;
+        let found = cx.or_canceled(Pinned::ask(&self.git(cx, &access))).await??;
+        self.shared.pins.keep(cx, &key, &found, &self.shared.sessions.ids());
+        Ok(found)
     }
 
     fn git<'a>(&'a self, cx: &'a SourceContext, access: &'a Access) -> Git<'a> {
@@ -216,7 +235,7 @@ impl GitSource {
             let git = self.git(cx, &access);
             // One process at a time writes to a repository: it is lent to one at a time.
             let repository = Repository::open(&self.shared.cache, &git, &pinned).await?;
-            repository.fetch(&git, &pinned).await?;
+            repository.fetch(&git, &pinned, self.shared.limits.git_packs).await?;
             checkout::checkout(&self.shared, &git, &repository, &pinned).await
         };
         let tree = cx.or_canceled(work).await??;
@@ -266,10 +285,21 @@ impl Git<'_> {
     }
 
     /// The same, for somebody who knows what to do about a failure.
-    async fn attempt(&self, mut command: GitCommand) -> Result<GitOutput, GitFailure> {
-        command.config.extend(self.access.config.iter().cloned());
-        command.ssh = self.access.ssh.clone();
-        self.program.run(command).await
+    async fn attempt(&self, command: GitCommand) -> Result<GitOutput, GitFailure> {
+        for _ in 0..MAX_REDIRECTS {
+            let mut command = command.clone();
+            command.config.extend(self.access.config());
+            command.ssh = self.access.ssh.clone();
+            let failure = match self.program.run(command).await {
+                Ok(output) => return Ok(output),
+                Err(failure) => failure,
+            };
+            let Some(url) = failure.redirected() else { return Err(failure) };
+            if !self.access.follow(url).await {
+                return Err(failure);
+            }
+        }
+        Err(GitFailure::Redirects)
     }
 
     /// Runs git and shows its output.

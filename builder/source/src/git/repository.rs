@@ -26,7 +26,7 @@ use crate::SourceError;
 
 /// What a source is, found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pinned {
+pub(crate) struct Pinned {
     /// The reference's whole name, or the commit that was asked for.
     pub(super) reference: String,
     /// What the reference names: a commit, or an annotated tag.
@@ -72,10 +72,13 @@ impl Pinned {
             origin: spec.remote.to_string(),
             what: match spec.reference.as_str() {
                 "" => "default branch".to_owned(),
+                // Servers list no commits, and give them by their whole names only.
+                commit if commit.len() >= 7 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                    format!("ref {commit} (a commit is named by all of its digits)")
+                }
                 reference => format!("ref {reference}"),
             },
         })?;
-        pinned.check(spec)?;
         Ok(pinned)
     }
 
@@ -113,10 +116,9 @@ fn choose(reference: &str, listing: &str) -> Option<Pinned> {
     let under = |prefix: &str| format!("{prefix}{}", reference.strip_prefix(prefix).unwrap_or(reference));
     let (exact, head, tag) = (under("refs/"), under("refs/heads/"), under("refs/tags/"));
     for name in [exact, head] {
-        if let Some(object) = find(&name) {
-            // `refs/tags/x` is a tag, too.
-            let peeled = find(&format!("{name}^{{}}"));
-            return Some(Pinned { reference: name, object, peeled });
+        // Not `refs/tags/x`, whose key is the commit's. That of `tags/x`, which BuildKit takes for no tag, is the tag's.
+        if let Some(object) = find(&name).filter(|_| name != tag) {
+            return Some(Pinned { reference: name, object, peeled: None });
         }
     }
     let object = find(&tag)?;
@@ -144,7 +146,8 @@ impl Repository {
         let root = directory.directory().expect("it began empty").to_owned();
         let dir = root.join("repository");
         if dir.join("HEAD").exists() {
-            remove_locks(&dir)?;
+            let there = dir.clone();
+            SourceError::blocking(move || remove_leftovers(&there)).await?;
             return Ok(Self { dir, _directory: directory });
         }
         let fresh = root.join("new");
@@ -164,10 +167,22 @@ impl Repository {
         Ok(Self { dir, _directory: directory })
     }
 
-    /// Brings the pinned object here.
-    pub(super) async fn fetch(&self, git: &Git<'_>, pinned: &Pinned) -> Result<(), SourceError> {
+    /// Brings the pinned object here. With more packs than `limit`, the repository is made smaller.
+    pub(super) async fn fetch(
+        &self,
+        git: &Git<'_>,
+        pinned: &Pinned,
+        limit: usize,
+    ) -> Result<(), SourceError> {
         if !self.has(git, &pinned.object).await? {
-            self.fetch_now(git, pinned).await?;
+            let fetched = self.fetch_now(git, pinned).await;
+            let dir = self.dir.clone();
+            if fetched.is_err() {
+                // Now, and not when the repository is next used: a server can send a lot before it fails.
+                SourceError::blocking(move || remove_leftovers(&dir)).await?;
+            }
+            fetched?;
+            self.tidy(git, &pinned.object, limit).await;
         }
         if git.spec.checksum.is_none() {
             return Ok(());
@@ -213,6 +228,33 @@ impl Repository {
         }
     }
 
+    /// Keeps a repository that is fetched into again and again from growing for ever: once there are many packs, the commits that were not
+    /// among the last few go, and what stays becomes one pack. Each of git's commands leaves a whole repository, wherever it is killed.
+    async fn tidy(&self, git: &Git<'_>, object: &str, limit: usize) {
+        let packs = entries(&self.dir.join("objects/pack"), |name| name.ends_with(".pack"));
+        if !packs.is_ok_and(|packs| packs.len() > limit) {
+            return;
+        }
+        let work = async {
+            let run = |args: &[&str]| {
+                let command = GitCommand::new(args.iter().copied()).in_dir(&self.dir);
+                async move { git.program.run(command).await }
+            };
+            let newest = ["for-each-ref", "--sort=-creatordate", "--format=%(refname)", "refs/lapstrake/"];
+            let kept = run(&newest).await?.stdout;
+            for old in kept.lines().skip(limit / 2).filter(|name| !name.ends_with(object)) {
+                run(&["update-ref", "-d", "--no-deref", old]).await?;
+            }
+            run(&["pack-refs", "--all", "--prune"]).await?;
+            run(&["repack", "-a", "-d", "--quiet"]).await?;
+            run(&["prune", "--expire=now"]).await
+        };
+        if let Err(error) = work.await {
+            // The build has what it wants, and the next fetch tries again.
+            tracing::warn!(repository = %self.dir.display(), %error, "not made smaller");
+        }
+    }
+
     fn fetch_command(&self, git: &Git<'_>, options: &[&str], refspecs: &[String]) -> GitCommand {
         let mut args: Vec<String> =
             ["fetch", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules"]
@@ -221,7 +263,11 @@ impl Repository {
         args.extend(options.iter().map(|option| (*option).to_owned()));
         args.extend(["--".to_owned(), git.spec.remote.url.clone()]);
         args.extend(refspecs.iter().cloned());
-        GitCommand::new(args).in_dir(&self.dir)
+        let mut command = GitCommand::new(args).in_dir(&self.dir);
+        // As a pack, which comes to be at once or not at all, and is durable before anything names it.
+        let config = [("fetch.unpackLimit", "1"), ("core.fsync", "committed")];
+        command.config.extend(config.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        command
     }
 
     /// Gives the object a name, so that it stays and the next fetch says that it is here.
@@ -229,12 +275,20 @@ impl Repository {
         git.run(GitCommand::new(["update-ref", "--no-deref", name, object]).in_dir(&self.dir)).await.map(drop)
     }
 
+    /// Whether the object is here with all that belongs to it. That it is here itself says nothing: a fetch that was cut off may leave a commit without
+    /// its files. Git gives an object a name when it has seen that nothing is missing, and what a name leads to is whole.
     async fn has(&self, git: &Git<'_>, object: &str) -> Result<bool, SourceError> {
-        let command = GitCommand::new(["cat-file", "-e", &format!("{object}^{{commit}}")]).in_dir(&self.dir);
-        match git.attempt(command).await {
+        let names = format!("refs/lapstrake/{object}");
+        let named = ["for-each-ref", "--count=1", "--format=%(objectname)", &names];
+        if git.run(GitCommand::new(named).in_dir(&self.dir)).await?.stdout.trim() == object {
+            return Ok(true);
+        }
+        // As git itself looks (`connected.c`): does anything that it leads to end before what has a name?
+        let whole = ["rev-list", "--objects", "--quiet", object, "--not", "--all"];
+        match git.attempt(GitCommand::new(whole).in_dir(&self.dir)).await {
             Ok(_) => Ok(true),
             Err(GitFailure::Failed { .. }) => Ok(false),
-            Err(failure) => Err(git.failed("cat-file", &failure)),
+            Err(failure) => Err(git.failed("rev-list", &failure)),
         }
     }
 
@@ -265,11 +319,28 @@ pub(crate) fn sweep(root: &Path) {
     }
 }
 
-/// Removes what a killed git left; nobody else works on the repository.
-fn remove_locks(dir: &Path) -> Result<(), SourceError> {
-    for name in ["shallow.lock", "packed-refs.lock", "config.lock", "HEAD.lock"] {
-        let path = dir.join(name);
-        match std::fs::remove_file(&path) {
+/// Removes what a killed git left: locks, and half of what it was being sent. Nobody else works on the repository. Blocks.
+fn remove_leftovers(dir: &Path) -> Result<(), SourceError> {
+    let mut rubbish: Vec<PathBuf> =
+        ["shallow.lock", "packed-refs.lock", "config.lock", "HEAD.lock"].map(|name| dir.join(name)).into();
+    // Refs that one commit is kept by, packs, and (a directory each) loose objects.
+    for (place, is_rubbish) in [
+        ("refs/lapstrake", ends_with_lock as fn(&str) -> bool),
+        ("objects", is_temporary),
+        ("objects/pack", is_temporary),
+    ] {
+        rubbish.extend(entries(&dir.join(place), is_rubbish)?);
+    }
+    for loose in entries(&dir.join("objects"), |name| name.len() == 2)? {
+        rubbish.extend(entries(&loose, is_temporary)?);
+    }
+    for path in rubbish {
+        let removed = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&path),
+            Ok(_) => std::fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(SourceError::io("remove", &path)(error));
             }
@@ -277,6 +348,32 @@ fn remove_locks(dir: &Path) -> Result<(), SourceError> {
         }
     }
     Ok(())
+}
+
+fn ends_with_lock(name: &str) -> bool {
+    name.ends_with(".lock")
+}
+
+/// How git names what is not whole yet: packs, objects, and directories that it unpacks into.
+fn is_temporary(name: &str) -> bool {
+    ["tmp_", ".tmp-", "tmp_objdir-", "incoming-"].iter().any(|prefix| name.starts_with(prefix))
+        || ends_with_lock(name)
+}
+
+/// Paths in a directory whose names are such; none where it is not there.
+fn entries(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, SourceError> {
+    let listed = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(SourceError::io("list", dir))?,
+    };
+    let mut found = Vec::new();
+    for entry in listed {
+        let entry = entry.map_err(SourceError::io("list", dir))?;
+        if entry.file_name().to_str().is_some_and(&wanted) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -303,7 +400,7 @@ mod tests {
         assert_eq!(of("x"), found("refs/heads/x", '1', None));
         assert_eq!(of("heads/x"), found("refs/heads/x", '1', None));
         assert_eq!(of("refs/tags/x"), found("refs/tags/x", '2', Some('3')));
-        assert_eq!(of("tags/x"), found("refs/tags/x", '2', Some('3')));
+        assert_eq!(of("tags/x"), found("refs/tags/x", '2', None));
         assert_eq!(of("a/x"), found("refs/heads/a/x", '4', None));
         assert_eq!(of("y"), None);
         assert_eq!(choose("x", "nonsense\trefs/heads/x\n"), None);

@@ -40,6 +40,13 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
+    /// Everything before the path, with the slash.
+    pub(super) fn server(&self) -> &str {
+        let after = self.url.find("://").map_or(0, |at| at + 3);
+        let end = self.url[after..].find('/').map_or(self.url.len(), |at| after + at + 1);
+        &self.url[..end]
+    }
+
     /// Parses an URL, or `user@host:path`. Without either, `https://` is meant.
     pub(super) fn parse(text: &str) -> Result<Remote, &'static str> {
         if text.chars().any(|c| c.is_control() || c == ' ') {
@@ -171,6 +178,7 @@ mod tests {
         assert_eq!(remote.url, "https://example.org:8443/a/b.git");
         assert_eq!(remote.login, Some(("me".to_owned(), "p@ss".to_owned())));
         assert_eq!(remote.host, "example.org:8443");
+        assert_eq!(remote.server(), "https://example.org:8443/");
         assert!(!format!("{remote} {remote:?}").contains("p@ss") && !remote.to_string().contains("p%40ss"));
         assert_eq!(Remote::parse("github.com/a/b").expect("a URL").url, "https://github.com/a/b");
         let ssh = Remote::parse("git@github.com:a/b.git").expect("a URL");

@@ -5,21 +5,17 @@ mod name;
 mod request;
 mod save;
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Weak},
-};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::pb;
 use lapstrake_layerstore_oci::{Digest, gojson};
 use lapstrake_layerstore_store::Tree;
-use lapstrake_session::{SessionId, UPLOAD_HOST};
-use parking_lot::Mutex;
+use lapstrake_session::UPLOAD_HOST;
 use url::Url;
 
-pub(crate) use self::request::client;
-use self::{name::file_name, request::Resolved};
+use self::name::file_name;
+pub(crate) use self::request::{MAX_REDIRECTS, Resolved, client};
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
     attrs::{Attrs, shown},
@@ -227,57 +223,6 @@ impl Source for HttpSource {
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {
         Box::pin(self.get(cx))
-    }
-}
-
-/// What builds and sessions have resolved: a build sees one state of a file however often it asks, and a client gives an
-/// upload once.
-#[derive(Default)]
-pub(crate) struct Downloads {
-    /// By who asked and memory key, newest last.
-    recent: Mutex<VecDeque<(Asker, String, Resolved)>>,
-}
-
-/// For whom something was resolved.
-enum Asker {
-    Session(SessionId),
-    Build(Weak<()>),
-}
-
-impl Asker {
-    fn is_among(&self, cx: &SourceContext) -> bool {
-        match self {
-            Self::Session(id) => cx.sessions.contains(id),
-            Self::Build(watch) => cx.builds.iter().any(|build| build.is_of(watch)),
-        }
-    }
-
-    fn is_live(&self, sessions: &[SessionId]) -> bool {
-        match self {
-            Self::Session(id) => sessions.contains(id),
-            Self::Build(watch) => watch.strong_count() > 0,
-        }
-    }
-}
-
-impl Downloads {
-    fn recall(&self, cx: &SourceContext, key: &str) -> Option<Resolved> {
-        let recent = self.recent.lock();
-        let found = recent.iter().find(|(asker, name, _)| name == key && asker.is_among(cx));
-        found.map(|(.., found)| found.clone())
-    }
-
-    /// Keeps what live builds and sessions resolved; at most `limit` of them.
-    fn keep(&self, cx: &SourceContext, key: &str, found: &Resolved, limit: usize, sessions: &[SessionId]) {
-        let mut recent = self.recent.lock();
-        recent.retain(|(asker, name, _)| asker.is_live(sessions) && !(name == key && asker.is_among(cx)));
-        let builds = cx.builds.iter().map(|build| Asker::Build(build.watch()));
-        for asker in builds.chain(cx.sessions.iter().cloned().map(Asker::Session)) {
-            recent.push_back((asker, key.to_owned(), found.clone()));
-        }
-        while recent.len() > limit.max(1) {
-            recent.pop_front();
-        }
     }
 }
 

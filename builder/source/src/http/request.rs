@@ -14,6 +14,7 @@ use reqwest::{
         ACCEPT_ENCODING, AUTHORIZATION, CONTENT_DISPOSITION, ETAG, HeaderMap, HeaderName, HeaderValue,
         IF_NONE_MATCH, LAST_MODIFIED,
     },
+    redirect::Policy,
 };
 
 use super::{
@@ -24,13 +25,11 @@ use super::{
 use crate::{SourceContext, SourceError, error::chain, sources::Shared};
 
 /// Redirects followed, as Go's client does.
-const MAX_REDIRECTS: usize = 10;
-/// How many files are kept for the sessions that resolved them.
-const RECENT: usize = 128;
+pub(crate) const MAX_REDIRECTS: usize = 10;
 
 /// What is behind the URL.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Resolved {
+pub(crate) struct Resolved {
     pub(super) digest: Digest,
     pub(super) filename: String,
     /// Seconds since 1970.
@@ -48,14 +47,18 @@ struct Memory {
     modified: Option<i64>,
 }
 
-/// The client for all URLs.
-pub(crate) fn client(connect: Duration, stall: Duration) -> Result<reqwest::Client, reqwest::Error> {
+/// A client for all URLs.
+pub(crate) fn client(
+    connect: Duration,
+    stall: Duration,
+    redirects: Policy,
+) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .user_agent(concat!("lapstrake/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(connect)
         .read_timeout(stall)
         // Its policy also takes `Authorization` and the like off when a redirect leads to another host or port.
-        .redirect(reqwest::redirect::Policy::limited(MAX_REDIRECTS))
+        .redirect(redirects)
         .referer(false)
         .build()
 }
@@ -73,7 +76,7 @@ pub(super) async fn resolve(
         return Ok(found);
     }
     let found = cx.or_canceled(resolve_now(shared, spec, cx, &key)).await??;
-    shared.downloads.keep(cx, &key, &found, RECENT, &shared.sessions.ids());
+    shared.downloads.keep(cx, &key, &found, &shared.sessions.ids());
     Ok(found)
 }
 

@@ -26,6 +26,7 @@ use lapstrake_session::{SessionId, Sessions};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+pub mod git;
 pub mod image;
 pub mod server;
 
@@ -51,6 +52,19 @@ impl Recorder {
             }
         }
         ids
+    }
+
+    /// All that was reported, as text.
+    pub fn everything(&self) -> String {
+        let mut text = String::new();
+        for event in self.0.lock().iter() {
+            match event {
+                Event::Log(log) => text.push_str(&String::from_utf8_lossy(&log.data)),
+                other => text.push_str(&format!("{other:?}")),
+            }
+            text.push('\n');
+        }
+        text
     }
 
     /// The last that was said of a part: current, total, and whether it ended.
