@@ -1,11 +1,14 @@
 //! What a build is asked to be.
 
 mod attrs;
+mod frontend;
 
 use std::collections::BTreeMap;
 
 use lapstrake_builder_llb::{HostIp, ResolveMode, Ulimit, pb};
 use lapstrake_layerstore_oci::Platform;
+
+pub use frontend::{Channel, FrontendOrigin, FrontendRequest};
 
 /// Everything that a client may say about a Dockerfile build. [`DockerfileOptions::new`] is `docker build .` with nothing said.
 #[derive(Debug, Clone, PartialEq)]

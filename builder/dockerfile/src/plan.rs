@@ -1,5 +1,7 @@
 //! The plan of a build: what the engine gets from a Dockerfile.
 
+mod describe;
+
 use std::sync::Arc;
 
 use lapstrake_builder_llb::Definition;

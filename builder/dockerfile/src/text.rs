@@ -130,7 +130,7 @@ pub(crate) fn csv_fields(line: &str) -> Result<Vec<String>, String> {
         let Some(quoted) = rest.strip_prefix('"') else {
             let end = rest.find(',').unwrap_or(rest.len());
             if let Some(quote) = rest[..end].find('"') {
-                return fault(at + quote, "bare \" in non-quoted field");
+                return fault(at + quote, "bare \" in non-quoted-field");
             }
             fields.push(rest[..end].to_owned());
             at += end + 1;
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(csv_fields("").unwrap_err(), "EOF");
         assert_eq!(
             csv_fields("a,b\"c").unwrap_err(),
-            "parse error on line 1, column 4: bare \" in non-quoted field"
+            "parse error on line 1, column 4: bare \" in non-quoted-field"
         );
         assert!(csv_fields("\"a").unwrap_err().contains("extraneous or missing"));
         assert!(csv_fields("\"a\"b").unwrap_err().contains("extraneous or missing"));

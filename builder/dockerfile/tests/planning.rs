@@ -395,7 +395,7 @@ fn a_named_context_or_a_stage_can_be_the_epoch() {
         ("s", "FROM scratch AS s\nADD https://h/a /\nADD https://h/b /\n", "exactly one remote ADD"),
         ("s", "FROM scratch AS s\nADD https://h/a https://h/b /\n", "exactly one remote ADD source"),
         ("s", "FROM scratch AS s\nADD a /\n", "must be a single HTTP(S) or Git ADD"),
-        ("s", "FROM scratch AS s\nADD https://h/a /\nENV A=1\n", "unsupported env instruction"),
+        ("s", "FROM scratch AS s\nADD https://h/a /\nENV A=1\n", "unsupported ENV instruction"),
     ] {
         let error = with(value, dockerfile).unwrap_err();
         assert!(error.contains(problem), "{value} {dockerfile}: {error}");

@@ -17,6 +17,9 @@ pub fn dump(graph: &Graph) -> String {
             let inputs: Vec<String> = vertex.inputs.iter().map(edge).collect();
             let _ = writeln!(out, "   inputs: {}", inputs.join(" "));
         }
+        if let Some(lines) = lines(graph, vertex) {
+            let _ = writeln!(out, "   lines: {lines}");
+        }
         if let Value::Object(fields) = vertex_json(vertex) {
             for (key, value) in fields {
                 let _ = writeln!(out, "   {key}: {value}");
@@ -38,6 +41,30 @@ pub fn dump_json(graph: &Graph) -> Value {
         })
         .collect();
     json!({"vertices": vertices, "result": edge(&graph.target())})
+}
+
+/// Where a vertex was written, as `file:2-4`; line ranges that adjoin are one.
+fn lines(graph: &Graph, vertex: &Vertex) -> Option<String> {
+    let source = graph.source()?;
+    let mut runs: Vec<(&str, i32, i32)> = Vec::new();
+    for location in &source.locations.get(vertex.digest.as_str())?.locations {
+        let info = usize::try_from(location.source_index).ok().and_then(|i| source.infos.get(i));
+        let file = info.map_or("", |info| info.filename.as_str());
+        for range in &location.ranges {
+            let (Some(start), Some(end)) = (range.start, range.end) else { continue };
+            match runs.last_mut() {
+                Some((last, _, until)) if *last == file && until.checked_add(1) == Some(start.line) => {
+                    *until = end.line;
+                }
+                _ => runs.push((file, start.line, end.line)),
+            }
+        }
+    }
+    let text = |(file, start, end): &(&str, i32, i32)| match start == end {
+        true => format!("{file}:{start}"),
+        false => format!("{file}:{start}-{end}"),
+    };
+    (!runs.is_empty()).then(|| runs.iter().map(text).collect::<Vec<_>>().join(" "))
 }
 
 fn edge(edge: &Edge) -> String {

@@ -111,7 +111,7 @@ fn wrong_arguments_are_refused_in_buildkits_words() {
         ("RUN --mount=from=$a x", "'from' doesn't support variable expansion, define alias stage instead"),
         (
             "RUN --mount=a\\\"b x",
-            "failed to parse csv mounts: parse error on line 1, column 2: bare \" in non-quoted field",
+            "failed to parse csv mounts: parse error on line 1, column 2: bare \" in non-quoted-field",
         ),
         ("RUN --device=name=a,name=b x", "device name already set to a"),
         ("CMD --a b", "unknown flag: --a"),

@@ -37,6 +37,9 @@ struct Config<'a> {
     link: bool,
     parents: bool,
     destination: String,
+    /// `--keep-git-dir` and `--checksum`. What a git URL says instead counts for the sources after it as well, as with BuildKit.
+    keep_git_dir: Option<bool>,
+    checksum: Option<String>,
     /// The name of the vertex.
     name: String,
 }
@@ -67,6 +70,8 @@ impl Lowering<'_> {
             link: add.link,
             parents: false,
             destination: path::destination(self.dir(at), &add.transfer.destination),
+            keep_git_dir: add.keep_git_dir,
+            checksum: add.checksum.clone(),
             name: String::new(),
         };
         self.transfer(at, config, code)?;
@@ -104,6 +109,8 @@ impl Lowering<'_> {
             link: copy.link,
             parents: copy.parents,
             destination: path::destination(self.dir(at), &copy.transfer.destination),
+            keep_git_dir: None,
+            checksum: None,
             name: String::new(),
         };
         self.transfer(at, config, code)?;
@@ -134,7 +141,7 @@ impl Lowering<'_> {
         }
         let mut actions = Vec::with_capacity(config.transfer.sources.len());
         for source in &config.transfer.sources {
-            let action = self.copy_of(at, &config, source)?;
+            let action = self.copy_of(at, &mut config, source)?;
             actions.push(FileAction::Copy(Box::new(action)));
         }
         for file in &config.transfer.inline_files {
@@ -231,7 +238,7 @@ impl Lowering<'_> {
         state.clone().with_output(merged.output())
     }
 
-    fn copy_of(&mut self, at: &At, config: &Config<'_>, source: &str) -> Lowered<CopyAction> {
+    fn copy_of(&mut self, at: &At, config: &mut Config<'_>, source: &str) -> Lowered<CopyAction> {
         let git = git::parse(source).map_err(|e| LowerError::GitReference(e).at(at.lines))?;
         if let Some(git) = git.filter(|git| !git.could_be_path) {
             return self.copy_from_git(config, git).map_err(|e| e.at(at.lines));
@@ -247,21 +254,25 @@ impl Lowering<'_> {
 
     fn copy_from_git(
         &mut self,
-        config: &Config<'_>,
+        config: &mut Config<'_>,
         mut git: git::GitReference,
     ) -> Result<CopyAction, LowerError> {
-        let Some(add) = config.add else { return Err(LowerError::RemoteCopy("a git ref")) };
-        if let (Some(flag), Some(url)) = (add.keep_git_dir, git.keep_git_dir)
+        if config.add.is_none() {
+            return Err(LowerError::RemoteCopy("a git ref"));
+        }
+        if let (Some(flag), Some(url)) = (config.keep_git_dir, git.keep_git_dir)
             && flag != url
         {
             return Err(LowerError::KeepGitDir);
         }
-        git.keep_git_dir = git.keep_git_dir.or(add.keep_git_dir);
-        if let Some(flag) = &add.checksum {
-            if !git.checksum.is_empty() && git.checksum != *flag {
+        config.keep_git_dir = git.keep_git_dir.or(config.keep_git_dir);
+        git.keep_git_dir = config.keep_git_dir;
+        match &config.checksum {
+            Some(flag) if !git.checksum.is_empty() && git.checksum != *flag => {
                 return Err(LowerError::ChecksumMismatch { flag: flag.clone(), url: git.checksum });
             }
-            git.checksum.clone_from(flag);
+            Some(flag) => git.checksum.clone_from(flag),
+            None => config.checksum = Some(git.checksum.clone()).filter(|checksum| !checksum.is_empty()),
         }
         // Times are a choice for contexts only.
         git.mtime.clear();
@@ -274,7 +285,7 @@ impl Lowering<'_> {
     fn copy_from_http(&mut self, config: &Config<'_>, url: &str) -> Result<CopyAction, LowerError> {
         let Some(add) = config.add else { return Err(LowerError::RemoteCopy("a URL")) };
         let name = git::url_file_name(url).unwrap_or_else(|| "__unnamed__".to_owned());
-        let checksum = add.checksum.as_deref().map(Digest::parse).transpose();
+        let checksum = config.checksum.as_deref().map(Digest::parse).transpose();
         let source = HttpSource {
             url: url.to_owned(),
             filename: Some(name.clone()),

@@ -168,7 +168,7 @@ impl Lowering<'_> {
                     found = Some(download(add, &expand)?);
                 }
                 _ => {
-                    let keyword = command.source.keyword.to_lowercase();
+                    let keyword = &command.source.keyword;
                     return Err(LowerError::EpochStage(format!(
                         "SOURCE_DATE_EPOCH stage does not meet source-only requirements: unsupported {keyword} instruction"
                     )));

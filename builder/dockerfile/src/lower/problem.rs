@@ -181,6 +181,9 @@ pub enum LowerError {
     /// An option that this builder does not know, and cannot ignore.
     #[error("unsupported frontend option {}", go_quote(.0))]
     UnknownOption(String),
+    /// `RUN --device` in a file that is not read by a frontend of the labs channel.
+    #[error("device feature is only supported in Dockerfile frontend 1.14.0-labs or later")]
+    DevicesAreLabs,
     /// Something that this builder cannot do.
     #[error("{0} is not supported")]
     Unsupported(String),
@@ -200,6 +203,14 @@ pub enum LowerError {
         file: String,
         /// What is wrong.
         problem: crate::ignore::PatternError,
+    },
+    /// Images whose triggers copy from images with triggers, without end.
+    #[error("ONBUILD triggers of {image} and of images that they copy from need more than {limit} images")]
+    TriggersWithoutEnd {
+        /// The image that went too far.
+        image: String,
+        /// How many are allowed.
+        limit: usize,
     },
     /// What the Dockerfile describes is larger than any use.
     #[error("the Dockerfile describes more than {limit} bytes of build steps")]

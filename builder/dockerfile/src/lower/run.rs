@@ -12,6 +12,7 @@ use super::metadata::with_shell;
 use super::naming::expanded;
 use super::{LowerError, Lowered, Lowering, path};
 use crate::instructions::{self, CommandLine, MountType, Network, Run, Security};
+use crate::options::Channel;
 use crate::parser::{heredoc_word, strip_leading_tabs};
 use crate::shell::{Lexer, Quotes, Unset, Variables};
 
@@ -43,6 +44,9 @@ impl Lowering<'_> {
         exec.ulimits = self.options.ulimits.clone();
         exec.extra_hosts = self.options.extra_hosts.clone();
         exec.cgroup_parent = self.options.cgroup_parent.clone();
+        if !run.devices.is_empty() && self.options.channel(&self.facts.dockerfile) != Channel::Labs {
+            return Err(LowerError::DevicesAreLabs.at(at.lines));
+        }
         let devices = run.devices.iter();
         exec.devices = devices.map(|d| Device { name: d.name.clone(), optional: !d.required }).collect();
         if self.options.shm_size > 0 {

@@ -246,7 +246,10 @@ fn arguments(keyword: &str, rest: &str, escape: EscapeToken) -> Result<Arguments
         "healthcheck" => {
             let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
             let (kind, rest) = rest.split_at(end);
-            Arguments::Health { kind: kind.to_owned(), rest: Box::new(text_or_json(rest.trim_start())?) }
+            Arguments::Health {
+                kind: kind.to_owned(),
+                rest: Box::new(text_or_json(rest.trim_ascii_start())?),
+            }
         }
         // With an argument it does not get here from a line of its own; inside another ONBUILD it is refused later.
         "onbuild" => Arguments::Trigger { keyword: String::new(), takes_heredocs: false },

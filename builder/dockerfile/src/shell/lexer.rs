@@ -33,6 +33,8 @@ pub(super) struct Run<'a> {
     lookup: &'a dyn Fn(&str) -> Option<&'a str>,
     depth: usize,
     limit: usize,
+    /// Whether `${name-word}` or its like was read since the last look.
+    nested: bool,
     pub(super) used: BTreeSet<String>,
     pub(super) missing: BTreeSet<String>,
 }
@@ -48,6 +50,7 @@ impl<'a> Run<'a> {
             rest: text.chars(),
             lookup,
             depth: 0,
+            nested: false,
             limit: text.len() + MAX_GROWTH,
             used: BTreeSet::new(),
             missing: BTreeSet::new(),
@@ -78,6 +81,7 @@ impl<'a> Run<'a> {
         let read = self.until_inner(stop);
         self.keep_escapes = outer;
         self.depth -= 1;
+        self.nested = true;
         read
     }
 
@@ -92,6 +96,7 @@ impl<'a> Run<'a> {
             match ch {
                 '$' => {
                     let part = self.dollar()?;
+                    self.forget_if_nested(&mut words);
                     value.push_str(&part);
                     part.chars().for_each(|ch| words.push(ch));
                 }
@@ -102,6 +107,7 @@ impl<'a> Run<'a> {
                 }
                 '\'' | '"' if self.lexer.quotes != Quotes::Ignore => {
                     let part = if ch == '"' { self.double_quote()? } else { self.single_quote()? };
+                    self.forget_if_nested(&mut words);
                     value.push_str(&part);
                     words.push_quoted(&part);
                 }
@@ -130,6 +136,14 @@ impl<'a> Run<'a> {
             return Err(WordProblem::OpenBrace);
         }
         Ok((value, words.finish()))
+    }
+
+    /// Where words are split, a word in `${name-word}` costs what stands before it in the same word: `EXPOSE 80${x:-81}` is port 81.
+    /// BuildKit's buffer is one for both, and what is exposed, and which heredocs there are, depends on it.
+    fn forget_if_nested(&mut self, words: &mut Words) {
+        if std::mem::take(&mut self.nested) {
+            words.current.clear();
+        }
     }
 
     /// `'…'`: nothing in it is special.
@@ -308,15 +322,11 @@ impl<'a> Run<'a> {
         replace(value.unwrap_or_default(), &pattern.0, &replacement, all, self.limit)
     }
 
-    /// Whatever went wrong inside `${…`, at the end of the text the news is that `}` is missing. A required variable that is not there
-    /// is news of its own.
+    /// Whatever went wrong inside `${…`, at the end of the text the news is that `}` is missing.
     fn unless_at_end(&self, problem: WordProblem) -> WordProblem {
         match problem {
-            WordProblem::OpenSingleQuote | WordProblem::OpenDoubleQuote | WordProblem::MissingSlash
-                if self.peek().is_none() =>
-            {
-                WordProblem::OpenBrace
-            }
+            WordProblem::TooLong(_) | WordProblem::TooDeep(_) => problem,
+            _ if self.peek().is_none() => WordProblem::OpenBrace,
             other => other,
         }
     }
