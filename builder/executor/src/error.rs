@@ -38,6 +38,16 @@ pub enum ExecError {
         /// 127 when not found, 126 when it cannot be executed.
         code: i32,
     },
+    /// The program is for a processor that this machine does not have, and nothing emulates it.
+    #[error("exec: {program:?}: exec format error: it is a program for {architecture}{}", unfound(*has_emulator))]
+    Foreign {
+        /// The program asked for.
+        program: String,
+        /// What it is for, in Go's name.
+        architecture: String,
+        /// Whether there is an emulator that a container does not find, as it was registered without the flag F.
+        has_emulator: bool,
+    },
     /// A limit was asked for that this machine cannot set.
     #[error("limit {limit}: {reason}")]
     Limit {
@@ -90,4 +100,12 @@ pub enum ExecError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+fn unfound(has_emulator: bool) -> &'static str {
+    if has_emulator {
+        ", whose emulator is not in the container (binfmt_misc has it without the flag F)"
+    } else {
+        ""
+    }
 }

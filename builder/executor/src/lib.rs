@@ -15,9 +15,11 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod architectures;
 mod bundle;
 mod caps;
 mod client;
+mod elf;
 mod error;
 mod files;
 mod helper;
@@ -31,6 +33,7 @@ mod sys;
 mod user;
 mod wire;
 
+pub use architectures::Architectures;
 pub use client::{Helper, HelperOptions, maybe_run_helper};
 pub use error::ExecError;
 pub use native::NativeExecutor;

@@ -75,6 +75,7 @@ pub(crate) enum Failure {
     Setup { step: String, errno: i32 },
     NoSuchUser { group: bool, name: String },
     Program { program: String, reason: String, code: i32 },
+    Foreign { program: String, architecture: String, has_emulator: bool },
     Limit { limit: String, reason: String },
     Runtime { runtime: PathBuf, message: String },
     Exists,
@@ -94,6 +95,9 @@ impl Failure {
                 file: if group { "/etc/group" } else { "/etc/passwd" },
             },
             Self::Program { program, reason, code } => ExecError::Program { program, reason, code },
+            Self::Foreign { program, architecture, has_emulator } => {
+                ExecError::Foreign { program, architecture, has_emulator }
+            }
             Self::Limit { limit, reason } => ExecError::Limit { limit, reason },
             Self::Runtime { runtime, message } => ExecError::Runtime { runtime, message },
             Self::Exists => ExecError::Exists(id.clone()),
@@ -112,6 +116,10 @@ impl Failure {
         match &mut self {
             Self::Setup { step, .. } => cut(step),
             Self::NoSuchUser { name, .. } => cut(name),
+            Self::Foreign { program, architecture, .. } => {
+                cut(program);
+                cut(architecture);
+            }
             Self::Program { program, reason, .. } => {
                 cut(program);
                 cut(reason);

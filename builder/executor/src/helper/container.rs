@@ -2,8 +2,11 @@
 
 use std::{
     ffi::{CString, OsStr},
-    io,
-    os::fd::{AsFd, OwnedFd},
+    io::{self, Read as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
 };
 
 use nix::errno::Errno;
@@ -20,6 +23,7 @@ use super::{
 };
 use crate::{
     caps::CapSet,
+    elf,
     plan::{Network, Plan},
     sys,
     user::{self, Identity, UnknownUser},
@@ -251,6 +255,9 @@ fn exec(plan: &Plan, args: &[CString], env: &[CString]) -> Failure {
     let failure = |reason: String, code| Failure::Program { program: program.clone(), reason, code };
     if program.contains('/') {
         let errno = nix::unistd::execve(&args[0], args, env).expect_err("execve returns only with an error");
+        if let Some(foreign) = foreign(program, &args[0], errno) {
+            return foreign;
+        }
         let code = if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { 127 } else { 126 };
         return failure(explain(errno), code);
     }
@@ -259,7 +266,12 @@ fn exec(plan: &Plan, args: &[CString], env: &[CString]) -> Failure {
     for directory in path.split(':') {
         let directory = if directory.is_empty() { "." } else { directory };
         let Ok(candidate) = CString::new(format!("{directory}/{program}")) else { continue };
-        match nix::unistd::execve(&candidate, args, env).expect_err("execve returns only with an error") {
+        let errno =
+            nix::unistd::execve(&candidate, args, env).expect_err("execve returns only with an error");
+        if let Some(foreign) = foreign(program, &candidate, errno) {
+            return foreign;
+        }
+        match errno {
             Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {}
             Errno::EACCES => denied = Some(Errno::EACCES),
             errno => return failure(explain(errno), 126),
@@ -269,6 +281,25 @@ fn exec(plan: &Plan, args: &[CString], env: &[CString]) -> Failure {
         Some(errno) => failure(explain(errno), 126),
         None => failure("executable file not found in $PATH".to_owned(), 127),
     }
+}
+
+/// Whether the kernel did not take the program, or did not find its emulator, because it is for another processor.
+fn foreign(program: &str, path: &CString, errno: Errno) -> Option<Failure> {
+    let has_emulator = match errno {
+        Errno::ENOEXEC => false,
+        // The program may be there, and its interpreter not.
+        Errno::ENOENT => true,
+        _ => return None,
+    };
+    let mut header = [0; 20];
+    let mut file = std::fs::File::open(OsStr::from_bytes(path.as_bytes())).ok()?;
+    file.read_exact(&mut header).ok()?;
+    let architecture = elf::architecture(&header).filter(|architecture| architecture != elf::native())?;
+    // What the processor itself runs lacks its dynamic loader.
+    if has_emulator && elf::is_compatible(&architecture) {
+        return None;
+    }
+    Some(Failure::Foreign { program: program.to_owned(), architecture, has_emulator })
 }
 
 /// The kernel's words, in lower case as users know them from runc.

@@ -7,6 +7,7 @@
 
 mod ends;
 mod escapes;
+mod foreign;
 mod harness;
 mod mounts;
 mod overhead;
@@ -83,6 +84,9 @@ suite! {
         memory_limit_kills_and_says_so,
         pids_limit_holds,
         limits_are_written;
+    foreign:
+        a_program_for_another_processor_is_an_error_that_says_so,
+        a_registered_emulator_runs_it_also_where_the_image_has_none;
     mounts:
         bind_read_write_and_read_only,
         snapshot_with_selector,
