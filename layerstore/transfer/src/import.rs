@@ -8,7 +8,7 @@ use lapstrake_layerstore_store::{ImageName, NewImage, Stores, Tree};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{TransferError, layers, unpack::Cancellable};
+use crate::{TransferError, cancellable::Cancellable, layers};
 
 /// Makes an image of a root file system's tar stream, plain or compressed, as `docker import` does. Blocks.
 ///
@@ -23,7 +23,7 @@ pub fn import(
     cancel: &CancellationToken,
 ) -> Result<ImageId, TransferError> {
     let draft = stores.begin(&Tree::empty())?;
-    let reader = Cancellable { reader, cancel };
+    let reader = Cancellable { inner: reader, cancel };
     let target = draft.diff()?;
     let unpacked = decompress(reader).and_then(|plain| apply(plain, &target, &Limits::default()));
     if cancel.is_cancelled() {

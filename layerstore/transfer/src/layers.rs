@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use lapstrake_layerstore_diff::{WriteOptions, decompress, write_layer};
-use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Digester, LayerCompression};
+use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, DigestWriter, LayerCompression};
 use lapstrake_layerstore_store::{BlobReader, Layer, SnapshotName, StoreError, Stores, Tree};
 
 use crate::TransferError;
@@ -42,20 +42,19 @@ pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError>
 /// The stream is checked while it is written: what is not the layer's content ends in [`TransferError::WrongDiffId`], after
 /// all of it was written. The caller holds the layer.
 pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<(), TransferError> {
-    let mut digest = Digester::sha256();
-    let mut tee = Tee { out, digest: &mut digest };
+    let mut out = DigestWriter::new(out);
     match open_blob(stores, layer)? {
         Some(OpenBlob { digest: blob, reader }) => {
             let mut plain = decompress(reader).map_err(TransferError::layer(&blob))?;
-            io::copy(&mut plain, &mut tee).map_err(TransferError::io("copy a layer"))?;
+            io::copy(&mut plain, &mut out).map_err(TransferError::io("copy a layer"))?;
         }
         None => {
             let source = stores.snapshots.diff_source(&layer.snapshot)?;
-            write_layer(&source, &WriteOptions::default(), &mut tee)
+            write_layer(&source, &WriteOptions::default(), &mut out)
                 .map_err(TransferError::layer(&layer.snapshot))?;
         }
     }
-    let actual = DiffId::from(digest.finish());
+    let actual = DiffId::from(out.finish().1);
     if actual == layer.diff_id {
         Ok(())
     } else {
@@ -81,21 +80,4 @@ fn open_blob(stores: &Stores, layer: &Layer) -> Result<Option<OpenBlob>, Transfe
         }
     }
     Ok(None)
-}
-
-struct Tee<'a> {
-    out: &'a mut dyn Write,
-    digest: &'a mut Digester,
-}
-
-impl Write for Tee<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(data)?;
-        self.digest.update(&data[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }

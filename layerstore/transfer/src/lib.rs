@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod cancellable;
 mod error;
 mod gzip;
 mod import;

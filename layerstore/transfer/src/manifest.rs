@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     TransferError,
     archive::{hold_image, stored_layers},
+    cancellable::Cancellable,
     gzip::gzip,
     layer_tar,
 };
@@ -215,10 +216,9 @@ fn layer_blob(
         }
     }
     let mut writer = stores.content.writer()?;
-    let compressed =
-        compress(&mut CancellableWriter { out: &mut writer, cancel }, compression, level, |out| {
-            layer_tar(stores, layer, out)
-        });
+    let compressed = compress(&mut Cancellable { inner: &mut writer, cancel }, compression, level, |out| {
+        layer_tar(stores, layer, out)
+    });
     if cancel.is_cancelled() {
         return Err(TransferError::Canceled);
     }
@@ -301,23 +301,4 @@ pub(crate) fn media_type_of(compression: Compression) -> Option<MediaType> {
         Compression::Bzip2 | Compression::Xz => return None,
     };
     Some(layer_media_type(compression, ManifestForm::Docker))
-}
-
-/// A writer that fails once nobody waits any more.
-struct CancellableWriter<'a> {
-    out: &'a mut dyn Write,
-    cancel: &'a CancellationToken,
-}
-
-impl Write for CancellableWriter<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.cancel.is_cancelled() {
-            return Err(io::Error::other("canceled"));
-        }
-        self.out.write(data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }

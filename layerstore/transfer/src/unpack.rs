@@ -7,7 +7,7 @@ use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, DigestWriter
 use lapstrake_layerstore_store::{Layer, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
-use crate::TransferError;
+use crate::{TransferError, cancellable::Cancellable};
 
 /// A layer that is to be unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub fn blob_diff_id(
     blob: &Digest,
     cancel: &CancellationToken,
 ) -> Result<DiffId, TransferError> {
-    let reader = Cancellable { reader: stores.content.reader(blob)?, cancel };
+    let reader = Cancellable { inner: stores.content.reader(blob)?, cancel };
     let mut plain = decompress(reader).map_err(TransferError::layer(blob))?;
     let mut digest = DigestWriter::new(std::io::sink());
     let copied = std::io::copy(&mut plain, &mut digest);
@@ -121,7 +121,7 @@ pub(crate) fn unpack_stream(
     let named = |error| {
         if cancel.is_cancelled() { TransferError::Canceled } else { TransferError::layer(name)(error) }
     };
-    let plain = decompress(Cancellable { reader, cancel }).map_err(named)?;
+    let plain = decompress(Cancellable { inner: reader, cancel }).map_err(named)?;
     let compression = plain.compression();
     let applied = apply(plain, &draft.diff()?, &Limits::default()).map_err(named)?;
     if applied.diff_id != *diff_id {
@@ -136,19 +136,4 @@ pub(crate) fn unpack_stream(
         size: applied.size,
     })?;
     Ok((tree, compression))
-}
-
-/// A reader that fails once nobody waits any more.
-pub(crate) struct Cancellable<'a, R> {
-    pub(crate) reader: R,
-    pub(crate) cancel: &'a CancellationToken,
-}
-
-impl<R: Read> Read for Cancellable<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.cancel.is_cancelled() {
-            return Err(std::io::Error::other("canceled"));
-        }
-        self.reader.read(buffer)
-    }
 }

@@ -14,7 +14,7 @@ use lapstrake_layerstore_oci::{Algorithm, Digest, DigestReader};
 use lapstrake_layerstore_store::{Lease, Resource, StoreError, Stores};
 use tokio_util::sync::CancellationToken;
 
-use crate::{TransferError, unpack::Cancellable};
+use crate::{TransferError, cancellable::Cancellable};
 
 /// A file of up to this many bytes is held in memory.
 const SMALL: u64 = 64 << 10;
@@ -132,7 +132,7 @@ impl Archive {
         cancel: &CancellationToken,
     ) -> Result<(), TransferError> {
         let limits = Limits { entries: 200_000, ..Limits::default() };
-        let plain = decompress(Cancellable { reader, cancel }).map_err(TransferError::ReadArchive)?;
+        let plain = decompress(Cancellable { inner: reader, cancel }).map_err(TransferError::ReadArchive)?;
         let mut members = ArchiveReader::new(plain, &limits);
         let (mut memory, mut names) = (MEMORY, NAMES);
         while let Some(member) = members.next_member().map_err(TransferError::ReadArchive)? {
