@@ -9,7 +9,7 @@ use std::{
 use base64::Engine as _;
 use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
 use lapstrake_builder_dockerfile::Dialect;
-use lapstrake_builder_executor::Executor;
+use lapstrake_builder_executor::{Architectures, Executor};
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
@@ -80,6 +80,7 @@ impl Engine {
             content,
             slots: Arc::new(Semaphore::new(parts.parallelism.max(1))),
             runtime_dir: parts.runtime_dir,
+            architectures: Architectures::new(Arc::clone(&parts.executor), parts.runtime_dir.clone()),
         };
         Self(Arc::new(Inner {
             workshop: Arc::new(workshop),
@@ -204,7 +205,7 @@ impl Engine {
                     script = build.script().await;
                     classic = Some(build);
                 }
-                several = plan.multi_platform;
+        let mut several = false;
                 if let Some(sender) = steps {
                     // When nobody listens any more, nobody misses them.
                     let _ = sender.send(script);
@@ -220,6 +221,7 @@ impl Engine {
         };
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
+                several = plan.multi_platform;
         // Before anything is built for nothing.
         request.output.admits(several)?;
         let mut done = Vec::with_capacity(targets.len());
@@ -227,9 +229,9 @@ impl Engine {
             None => {
                 // All platforms at once; what they have in common is solved once.
                 let stores = imports.stores();
-                let each = targets.iter().map(|target| {
-                    self.resolve(&target.definition, &scope, &stores, progress, leaves_cache)
-                });
+                let each = targets
+                    .iter()
+                    .map(|target| self.resolve(&target.definition, &scope, &stores, progress, leaves_cache));
                 let solved = futures::future::try_join_all(each).await?;
                 done.extend(targets.into_iter().zip(solved));
             }

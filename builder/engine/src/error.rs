@@ -4,6 +4,7 @@ use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
 use lapstrake_layerstore_store::StoreError;
+use lapstrake_layerstore_oci::Platform;
 
 /// Why a build failed: what was being done, on what, and the cause.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +177,9 @@ pub enum StepError {
     },
     /// Something of the client's could not be had.
     #[error(transparent)]
+                StepError::Foreign { platform, source, .. } => {
+                    Some(format!("{source}: {}", emulator_advice(platform)))
+                }
     Session(#[from] lapstrake_session::Error),
     /// A source could not be fetched.
     #[error(transparent)]
@@ -239,4 +243,23 @@ impl StepError {
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
+}
+    /// The process is for a platform that this machine does not run.
+    #[error("failed to run {:?}: {source}: {}", args.join(" "), emulator_advice(platform))]
+    Foreign {
+        /// Its command line.
+        args: Vec<String>,
+        /// Which platform.
+        platform: Platform,
+        /// What the kernel said.
+        source: ExecError,
+    },
+
+/// What to do about a platform that this machine does not run.
+pub(crate) fn emulator_advice(platform: &Platform) -> String {
+    let architecture = &platform.architecture;
+    format!(
+        "this machine does not run programs for {platform}; install an emulator: apt-get install qemu-user-static binfmt-support, \
+         or docker run --privileged --rm tonistiigi/binfmt --install {architecture}"
+    )
 }

@@ -11,12 +11,14 @@ use lapstrake_builder_executor::{
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_progress::{Stream, VertexHandle};
 use lapstrake_builder_solver::OpContext;
+use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::Tree;
 use tokio::sync::mpsc;
 
 use super::{KeyedStep, Workshop, classic, mounts::MountPlan};
 use crate::{
     Resources, StepError,
+    error::emulator_advice,
     scope::{BuildScope, EngineTypes},
 };
 
@@ -27,6 +29,8 @@ pub(crate) struct ExecStep {
     workshop: Arc<Workshop>,
     op: pb::ExecOp,
     meta: pb::Meta,
+    /// What the process is for.
+    platform: Platform,
     key: cache_key::OpKey,
     outputs: usize,
     /// Whether the result is to be what the classic builder makes of it.
@@ -64,7 +68,10 @@ impl ExecStep {
         }
         let outputs = op.mounts.iter().map(|mount| mount.output + 1).max().unwrap_or(0);
         let outputs = usize::try_from(outputs).unwrap_or(0);
-        Ok(Self { workshop, op, meta, key, outputs, is_classic })
+        let platform = platform.as_ref().map_or_else(Platform::host, |platform| {
+            Platform::new(&platform.os, &platform.architecture).with_variant(&platform.variant).normalized()
+        });
+        Ok(Self { workshop, op, meta, platform, key, outputs, is_classic })
     }
 
     fn description(&self, mount: &pb::Mount) -> String {
@@ -83,6 +90,7 @@ impl ExecStep {
         match self.judge(result) {
             Ok(()) => self.commit(plan).await,
             Err(error) => {
+                self.advise(&error, cx).await;
                 // What the process wrote may be much to delete.
                 StepError::blocking(move || -> Result<(), StepError> {
                     drop(plan);
@@ -94,11 +102,29 @@ impl ExecStep {
         }
     }
 
+    /// Says in the step's log that it may have failed because nothing here runs its platform's programs: an external runtime's words, and
+    /// those of shells, are the kernel's alone (`exec format error`).
+    async fn advise(&self, error: &StepError, cx: &OpContext<EngineTypes>) {
+        let is_told = matches!(error, StepError::Foreign { .. } | StepError::Canceled);
+        if !is_told && !self.workshop.architectures.runs(&self.platform.architecture).await {
+            let advice = format!("exec format error means that {}\n", emulator_advice(&self.platform));
+            cx.vertex.log(Stream::Stderr, advice.into_bytes());
+        }
+    }
+
     /// Whether the process did what it should.
     fn judge(&self, result: Result<ExitStatus, ExecError>) -> Result<(), StepError> {
         let args = || self.meta.args.clone();
         let status = result.map_err(|error| match error {
             ExecError::Cancelled(_) => StepError::Canceled,
+            // As the program itself says, whatever its image does.
+            ExecError::Foreign { ref architecture, .. } => {
+                let mut platform = self.platform.clone();
+                if platform.architecture != *architecture {
+                    platform = Platform::new(&platform.os, architecture);
+                }
+                StepError::Foreign { args: args(), platform, source: error }
+            }
             source => StepError::Run { args: args(), source },
         })?;
         let valid =

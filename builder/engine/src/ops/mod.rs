@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::BuildCache;
-use lapstrake_builder_executor::Executor;
+use lapstrake_builder_executor::{Architectures, Executor};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::{Graph, Vertex, VertexId, cache_key, pb};
 use lapstrake_builder_solver::{Alias, CacheMap, Dep, Miss, Op, OpContext};
@@ -40,6 +40,7 @@ pub(crate) struct Workshop {
     pub(crate) sources: Sources,
     pub(crate) sessions: Sessions,
     pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) architectures: Architectures,
     pub(crate) content: ContentHasher,
     /// Permits for steps that use the machine: processes, copies, unpacking.
     pub(crate) slots: Arc<Semaphore>,
