@@ -76,11 +76,11 @@ impl Engine {
             cache: parts.cache,
             sources: parts.sources,
             sessions: parts.sessions,
+            architectures: Architectures::new(Arc::clone(&parts.executor), parts.runtime_dir.clone()),
             executor: parts.executor,
             content,
             slots: Arc::new(Semaphore::new(parts.parallelism.max(1))),
             runtime_dir: parts.runtime_dir,
-            architectures: Architectures::new(Arc::clone(&parts.executor), parts.runtime_dir.clone()),
         };
         Self(Arc::new(Inner {
             workshop: Arc::new(workshop),
@@ -147,6 +147,22 @@ impl Engine {
         }
     }
 
+    /// The platforms whose processes run here, this machine's own first: those of its processor, and those that an emulator is registered for.
+    pub async fn platforms(&self) -> Vec<Platform> {
+        let mut platforms = vec![Platform::host()];
+        for architecture in self.0.workshop.architectures.all().await {
+            let platform = Platform::new("linux", architecture);
+            // As BuildKit has it: emulators of 32-bit ARM run what was built for the version before, too.
+            let older = (architecture == "arm").then(|| platform.clone().with_variant("v6"));
+            for platform in std::iter::once(platform.normalized()).chain(older) {
+                if !platforms.contains(&platform) {
+                    platforms.push(platform);
+                }
+            }
+        }
+        platforms
+    }
+
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {
         &self.0.workshop
     }
@@ -180,6 +196,7 @@ impl Engine {
             known,
         };
         let mut classic = None;
+        let mut several = false;
         let (scope, imports, targets): (_, _, Vec<Target>) = match request.input {
             Input::Definition(definition) => {
                 let platform = Platform::host();
@@ -189,13 +206,13 @@ impl Engine {
                 let imports = self.imports(&request.cache_from, &scope, progress, cancel);
                 (scope, imports, vec![Target { platform, definition, config, epoch: None }])
             }
-        let mut several = false;
             Input::Dockerfile { mut options, context } => {
                 place_context(&mut options, context, &mut scope)?;
                 let scope = Arc::new(scope);
                 // They are on their way while the build is planned, and while nothing needs them.
                 let imports = self.imports(&request.cache_from, &scope, progress, cancel);
                 let (mut plan, facts) = self.plan(&options, &scope, progress, cancel).await?;
+                several = plan.multi_platform;
                 let mut script = Script::of(&plan);
                 if options.dialect == Dialect::Classic {
                     let planned = (*options, facts, plan);
@@ -205,7 +222,6 @@ impl Engine {
                     script = build.script().await;
                     classic = Some(build);
                 }
-        let mut several = false;
                 if let Some(sender) = steps {
                     // When nobody listens any more, nobody misses them.
                     let _ = sender.send(script);
@@ -221,7 +237,6 @@ impl Engine {
         };
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
-                several = plan.multi_platform;
         // Before anything is built for nothing.
         request.output.admits(several)?;
         let mut done = Vec::with_capacity(targets.len());

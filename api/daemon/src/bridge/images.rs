@@ -105,10 +105,10 @@ impl ImageTransfer for StoreTransfer {
                         }
                         check_platform(record, &reference.familiar(), &platform)
                     })
-            let platform = order.platform;
                 })
                 .await?;
             }
+            let platform = order.platform;
             let (feed, forward) = feed(news);
             let cancel = CancellationToken::new();
             let _cancelled = cancel.clone().drop_guard();

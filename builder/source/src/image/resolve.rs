@@ -171,14 +171,6 @@ impl Images {
                 Ok(record) => record,
                 Err(StoreError::NotFound { .. } | StoreError::Ambiguous { .. }) => {
                     return Ok(Stored::Nothing);
-            // Built or loaded for several platforms: the other ones are below the same name.
-            if config.platform().normalized() != platform.normalized()
-                && let Some(root) = record.index_of(&reference)
-                && let Some(found) = stored_manifest(&stores, root, &platform).map_err(pulled(&reference))?
-                && found.manifest.config.digest != *record.id.digest()
-            {
-                return Ok(Stored::InIndex { root: root.clone(), lease: found.lease });
-            }
                 }
                 Err(error) => return Err(SourceError::Store(error)),
             };
@@ -187,6 +179,14 @@ impl Images {
                 id: record.id.to_string(),
                 source,
             })?;
+            // Built or loaded for several platforms: the other ones are below the same name.
+            if config.platform().normalized() != platform.normalized()
+                && let Some(root) = record.index_of(&reference)
+                && let Some(found) = stored_manifest(&stores, root, &platform).map_err(pulled(&reference))?
+                && found.manifest.config.digest != *record.id.digest()
+            {
+                return Ok(Stored::InIndex { root: root.clone(), lease: found.lease });
+            }
             if !is_for(&config.platform(), &platform) {
                 tracing::debug!(
                     image = %reference,
