@@ -9,6 +9,7 @@ use lapstrake_graphdriver_adapter::DriverKind;
 
 use crate::{
     build::args::{BuildArgs, bytes},
+    debug::DebugArgs,
     history::HistoryArgs,
     host::Host,
     logging::LogFormat,
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Prune(PruneArgs),
     /// Show what was built, complete logs, and why steps ran
     History(HistoryArgs),
+    /// Show what becomes of a Dockerfile, without building it
+    Debug(DebugArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  lapstrake completion bash > /etc/bash_completion.d/lapstrake")]
     Completion {

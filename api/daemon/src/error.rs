@@ -75,6 +75,15 @@ pub(crate) enum ProgramError {
     /// The build history failed.
     #[error(transparent)]
     History(#[from] HistoryError),
+    /// A Dockerfile is wrong.
+    #[error("{place}")]
+    Dockerfile {
+        /// File and line.
+        place: String,
+        /// What is wrong with it.
+        #[source]
+        source: lapstrake_builder_dockerfile::Error,
+    },
     /// A build's context could not be taken in.
     #[error(transparent)]
     Engine(#[from] lapstrake_builder_engine::EngineError),

@@ -5,6 +5,7 @@
 //!        └► command line ─► daemon      settings ─► assembly ─► listeners ─► api/server, until a signal
 //!                          build       the same assembly, one build in this process, no sockets
 //!                          df, prune, history   a daemon's API, or the store itself when no daemon has it open
+//!                          debug       what a Dockerfile becomes, without building it
 //!                          completion  for a shell
 //! ```
 //!
@@ -20,6 +21,7 @@ mod cli;
 mod client;
 mod config;
 mod daemon;
+mod debug;
 mod error;
 mod history;
 mod host;
@@ -59,6 +61,7 @@ fn run(cli: cli::Cli) -> Result<ExitCode, ProgramError> {
         Command::Df(args) => usage::df(&args).map(|()| ExitCode::SUCCESS),
         Command::Prune(args) => usage::prune(&args).map(|()| ExitCode::SUCCESS),
         Command::History(args) => history::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Debug(args) => debug::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             say(&cli::completion(shell));
             Ok(ExitCode::SUCCESS)

@@ -248,7 +248,9 @@ fn arguments(keyword: &str, rest: &str, escape: EscapeToken) -> Result<Arguments
             let (kind, rest) = rest.split_at(end);
             Arguments::Health {
                 kind: kind.to_owned(),
-                rest: Box::new(text_or_json(rest.trim_ascii_start())?),
+                rest: Box::new(text_or_json(
+                    rest.trim_start_matches(['\t', '\n', '\u{b}', '\u{c}', '\r', ' ']),
+                )?),
             }
         }
         // With an argument it does not get here from a line of its own; inside another ONBUILD it is refused later.
