@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["builder-engine"],
     &["api-server"],
     &["api-daemon"],
-    &["integration-cli"],
+    &["contrib-fuzz", "integration-cli"],
     &["tests"],
 ];
 

@@ -111,7 +111,7 @@ impl Reference {
         self.tag.is_none() && self.digest.is_none()
     }
 
-    /// As users write it: without `docker.io/` and `library/`, with tag and digest as given.
+    /// As users write it: without `docker.io/` and `library/`, with tag and digest as given. Reads as the same reference.
     pub fn familiar(&self) -> String {
         self.with_suffix(self.familiar_name().to_owned())
     }
@@ -121,10 +121,16 @@ impl Reference {
         if &*self.domain != DEFAULT_DOMAIN {
             return self.name();
         }
-        match self.path.strip_prefix(OFFICIAL) {
-            Some(rest) if !rest.contains('/') => rest.to_owned(),
-            _ => self.path.to_string(),
+        let short = match self.path.strip_prefix(OFFICIAL) {
+            Some(rest) if !rest.contains('/') => rest,
+            _ => &*self.path,
+        };
+        // `docker.io/ghcr.io/x` is not `ghcr.io/x`, and a name of 64 hex characters would be an id.
+        let (domain, path) = split_domain(short);
+        if is_identifier(short) || domain != DEFAULT_DOMAIN || path != *self.path {
+            return self.name();
         }
+        short.to_owned()
     }
 
     /// The same with tag `latest` if it has neither tag nor digest.

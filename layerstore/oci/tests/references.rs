@@ -131,3 +131,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_familiar_name_is_not_that_of_another_image() {
+    for name in ["docker.io/ghcr.io/app", "docker.io/localhost/app", &format!("docker.io/library/{HEX}")] {
+        let reference = Reference::parse(name).unwrap();
+        assert_eq!(reference.familiar(), name);
+    }
+}
