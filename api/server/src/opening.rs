@@ -1,7 +1,8 @@
 //! The beginning of a connection, before hyper can tell what is wrong with it.
 //!
 //! **It must say something before long.** hyper times a request's headers, but first its HTTP version is told from the connection's first
-//! bytes, and nobody times those: a client that connects and stays silent would hold its place for ever.
+//! bytes, and nobody times those: a client that connects and stays silent, or stops in the middle of HTTP/2's preface, would hold its place
+//! for ever.
 //!
 //! **Its request line is taken as Go's server takes it.** Quotation marks and angle brackets have to be escaped in a URL; Moby takes them as
 //! they are, and people write `curl '…?filters={"dangling":…}'`. hyper refuses such a request before anybody could say why. So the first line
@@ -23,11 +24,16 @@ use tokio::{
 /// Bytes read at a time while the first line lasts.
 const PIECE: usize = 1024;
 
-/// Fails to be read when nothing came within the time, and escapes what a request line should not contain.
+/// What a connection of HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Fails to be read when its HTTP version is not known within the time, and escapes what a request line should not contain.
 pub(crate) struct Opening<I> {
     io: I,
-    /// Gone once something came.
+    /// Gone once the version is known.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// How much of HTTP/2's preface has come, until then.
+    preface: usize,
     /// Whether the first line has not ended yet.
     in_line: bool,
     /// Escaped bytes that did not fit into the reader's buffer, and how many of them it has.
@@ -36,10 +42,10 @@ pub(crate) struct Opening<I> {
 }
 
 impl<I> Opening<I> {
-    /// Waits `patience` for the first byte. Called within a tokio runtime.
+    /// Waits `patience` for the bytes that tell the version. Called within a tokio runtime.
     pub(crate) fn new(io: I, patience: Duration) -> Self {
         let deadline = Some(Box::pin(tokio::time::sleep(patience)));
-        Self { io, deadline, in_line: true, waiting: Vec::new(), taken: 0 }
+        Self { io, deadline, preface: 0, in_line: true, waiting: Vec::new(), taken: 0 }
     }
 
     fn escape(&mut self, piece: &[u8]) {
@@ -57,14 +63,27 @@ impl<I> Opening<I> {
 
 impl<I: AsyncRead + Unpin> Opening<I> {
     fn poll_read_in_time(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         if read.is_ready() {
-            self.deadline = None;
+            if self.deadline.is_some() {
+                self.note(&buf.filled()[before..]);
+            }
             return read;
         }
         match &mut self.deadline {
             Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
             None => Poll::Pending,
+        }
+    }
+
+    /// Whatever differs from the preface is HTTP/1, and so is the end.
+    fn note(&mut self, came: &[u8]) {
+        let rest = &PREFACE[self.preface..];
+        if came.len() < rest.len() && rest.starts_with(came) && !came.is_empty() {
+            self.preface += came.len();
+        } else {
+            self.deadline = None;
         }
     }
 }
@@ -153,11 +172,16 @@ mod tests {
         let mut silent = Opening::new(server, Duration::ZERO);
         assert_eq!(silent.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 
-        let (mut client, server) = tokio::io::duplex(64);
-        let mut begun = Opening::new(server, Duration::ZERO);
-        client.write_all(b"G").await.unwrap();
-        assert_eq!(begun.read_u8().await.unwrap(), b'G');
-        // Whoever has said something may take its time.
-        assert!(futures::poll!(Box::pin(begun.read_u8())).is_pending());
+        for (beginning, is_enough) in [("P", false), ("PRI * HTTP", false), ("G", true), ("PRI /", true)] {
+            let (mut client, server) = tokio::io::duplex(64);
+            let mut begun = Opening::new(server, Duration::ZERO);
+            client.write_all(beginning.as_bytes()).await.unwrap();
+            begun.read_exact(&mut vec![0; beginning.len()]).await.unwrap();
+            // Whoever has said enough may take its time.
+            assert_eq!(begun.deadline.is_none(), is_enough, "{beginning}");
+            if !is_enough {
+                assert_eq!(begun.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut, "{beginning}");
+            }
+        }
     }
 }

@@ -223,7 +223,7 @@ async fn stopping_lets_running_requests_end_and_takes_no_new_ones() {
 async fn silence_and_half_a_request_are_not_waited_for_for_ever() {
     let limits = ServeLimits { header_time: Duration::from_millis(50), ..ServeLimits::default() };
     let daemon = Daemon::start_with(RequestLimits::default(), limits);
-    for beginning in ["", "G", "GET /_ping HTTP/1.1\r\nHost:"] {
+    for beginning in ["", "G", "P", "PRI * HTTP/2.0\r\n", "GET /_ping HTTP/1.1\r\nHost:"] {
         let mut stream = daemon.connect().await;
         stream.write_all(beginning.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
