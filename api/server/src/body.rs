@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
-use crate::ApiError;
+use crate::{ApiError, BodyStream};
 
 /// An answer.
 pub(crate) type Answer = Response<Body>;
@@ -153,10 +153,7 @@ pub(crate) fn error(error: &ApiError) -> Answer {
     json(error.status(), &serde_json::json!({ "message": error.message }))
 }
 
-/// Items of a request's body, as whoever reads it takes them.
-pub(crate) fn boxed<S>(stream: S) -> Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>
-where
-    S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
-{
+/// A stream of bytes as whoever reads a request's body takes it.
+pub(crate) fn boxed(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> BodyStream {
     Box::pin(stream)
 }
