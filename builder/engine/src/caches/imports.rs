@@ -17,12 +17,15 @@ use lapstrake_layerstore_oci::{
     Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, MediaType, Reference,
 };
 use lapstrake_layerstore_store::{StoreError, Tree};
+use lapstrake_layerstore_transfer::stored_index;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     CacheFault, CacheSource, UNCOMPRESSED,
-    blobs::{BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, document},
+    blobs::{
+        BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, StoreBlobs, document,
+    },
     directory, warn,
 };
 use crate::{Engine, engine::internal_vertex, ops::Workshop, scope::BuildScope};
@@ -99,11 +102,8 @@ impl CacheStore<Tree> for Coming {
     }
 
     fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
-        let mut keys = Vec::new();
-        for brought in self.found() {
-            keys.extend(brought.cache.linked(from, link)?);
-        }
-        Ok(keys)
+        let name = KeyId::root(&link.digest, link.output);
+        self.linked_as(from, &name, link.input, link.selector.as_ref())
     }
 
     fn linked_as(
@@ -232,8 +232,11 @@ impl Import {
     async fn run(&self, source: &CacheSource) -> Result<Vec<Brought>, CacheFault> {
         match source {
             CacheSource::Registry { reference, insecure } => {
-                if !*insecure && let Some(brought) = self.image(reference).await? {
-                    return Ok(vec![brought]);
+                if !*insecure {
+                    let brought = self.stored(reference).await?;
+                    if !brought.is_empty() {
+                        return Ok(brought);
+                    }
                 }
                 let mut client = self.workshop.sources.registry(&self.cx);
                 if *insecure {
@@ -256,7 +259,35 @@ impl Import {
         }
     }
 
-    /// The records that an image of the store carries, as Moby looks for them first.
+    /// What an image of the store carries, as Moby looks for it first; and where all platforms' images are below its name, what each of them does.
+    async fn stored(&self, reference: &Reference) -> Result<Vec<Brought>, CacheFault> {
+        let (workshop, wanted) = (Arc::clone(&self.workshop), reference.clone());
+        let index = CacheFault::blocking(move || {
+            let record = match workshop.stores.images.find(&wanted.to_string()) {
+                Ok(record) => record,
+                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            match record.index_of(&wanted) {
+                Some(index) => Ok(stored_index(&workshop.stores, index)?),
+                None => Ok(None),
+            }
+        });
+        if let Some(index) = index.await? {
+            let document = Index::new(
+                index.descriptor.media_type.clone(),
+                index.manifests.iter().map(|manifest| manifest.descriptor.clone()).collect(),
+            );
+            let blobs = Arc::new(StoreBlobs { workshop: Arc::clone(&self.workshop), _held: index });
+            let brought = self.images(&document, blobs, &reference.familiar()).await?;
+            if !brought.is_empty() {
+                return Ok(brought);
+            }
+        }
+        Ok(self.image(reference).await?.into_iter().collect())
+    }
+
+    /// The records that an image of the store carries.
     async fn image(&self, reference: &Reference) -> Result<Option<Brought>, CacheFault> {
         let (workshop, reference) = (Arc::clone(&self.workshop), reference.clone());
         CacheFault::blocking(move || {
