@@ -10,7 +10,8 @@ use std::{
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Input, Output, Parts, Resources,
+    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Frontends, Input, Output, Parts,
+    Resources,
 };
 use lapstrake_builder_executor::{Helper, HelperOptions, NativeExecutor};
 use lapstrake_builder_exporter::Exporter;
@@ -21,7 +22,7 @@ use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_oci::{ImageConfig, Platform, Reference};
 use lapstrake_layerstore_registry::{Anonymous, ClientOptions, RegistryClient, RegistryConfig};
 use lapstrake_layerstore_store::{
-    ImageName, LocalStore, Metadata, NewImage, OpenSnapshot, SnapshotKey, Stores, Tree, collect::Collector,
+    Collector, ImageName, LocalStore, Metadata, NewImage, OpenSnapshot, SnapshotKey, Stores, Tree,
 };
 use lapstrake_layerstore_transfer::layers;
 use lapstrake_session::Sessions;
@@ -115,15 +116,20 @@ impl Workbench {
 
     /// The same below a directory.
     pub fn new_in(dir: &Path) -> Self {
-        Self::over(dir, ClientOptions::default())
+        Self::over(dir, ClientOptions::default(), Frontends::default())
     }
 
     /// The same with this patience for registries.
     pub fn with_patience(registries: ClientOptions) -> Self {
-        Self::over(&std::env::temp_dir(), registries)
+        Self::over(&std::env::temp_dir(), registries, Frontends::default())
     }
 
-    fn over(dir: &Path, registries: ClientOptions) -> Self {
+    /// The same with these frontends built in.
+    pub fn with_frontends(frontends: Frontends) -> Self {
+        Self::over(&std::env::temp_dir(), ClientOptions::default(), frontends)
+    }
+
+    fn over(dir: &Path, registries: ClientOptions, frontends: Frontends) -> Self {
         let root = tempfile::Builder::new()
             .prefix("lapstrake-test-")
             .tempdir_in(dir)
@@ -153,6 +159,7 @@ impl Workbench {
             exporter: Exporter::new(stores.clone()),
             runtime_dir: root.path().to_owned(),
             parallelism: 4,
+            frontends,
         });
         let history = History::open(local.metadata.clone(), local.root().join("history"), Default::default());
         let history = history.expect("the history opens");
@@ -175,6 +182,7 @@ impl Workbench {
             input: Input::Dockerfile {
                 options: Box::new(DockerfileOptions::new(Platform::host())),
                 context: ContextInput::Received(received),
+                directories: BTreeMap::new(),
             },
             session: None,
             output: Output::Image { names: vec![reference(name)] },

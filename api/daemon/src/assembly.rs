@@ -129,6 +129,7 @@ impl Assembly {
             exporter: Exporter::new(store.stores.clone()),
             runtime_dir: runtime_directory(settings)?,
             parallelism: settings.parallelism,
+            frontends: settings.frontends,
         });
         engine.record_in(store.history.clone());
         Ok(Self { store, engine, sessions, registry })

@@ -9,6 +9,7 @@ use std::{
 };
 
 use lapstrake_builder_cache::{CacheError, DiskSpace, EntryFilter, GcCaps, GcRule, default_rules};
+use lapstrake_builder_engine::Frontends;
 use lapstrake_layerstore_registry::RegistryConfig;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -30,6 +31,8 @@ pub(crate) struct ConfigFile {
     pub(crate) grpc: Grpc,
     /// How processes run and where layers are.
     pub(crate) worker: Workers,
+    /// Who reads Dockerfiles.
+    pub(crate) frontend: FrontendFile,
     /// How much of the build history is kept.
     pub(crate) history: HistoryFile,
     /// Registries by host.
@@ -37,6 +40,31 @@ pub(crate) struct ConfigFile {
     /// What the file says that is not honoured; filled in by [`ConfigFile::parse`].
     #[serde(skip)]
     pub(crate) doubts: Vec<String>,
+}
+
+/// `[frontend]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct FrontendFile {
+    /// `[frontend."dockerfile.v0"]`
+    #[serde(rename = "dockerfile.v0")]
+    pub(crate) dockerfile: DockerfileFrontend,
+}
+
+/// `[frontend."dockerfile.v0"]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct DockerfileFrontend {
+    /// Our own key: whether `docker/dockerfile` images are served by the built-in frontend; yes when not said.
+    serves_official_images: Option<bool>,
+}
+
+impl DockerfileFrontend {
+    /// Which frontends are served by the built-in one.
+    pub(crate) fn frontends(&self) -> Frontends {
+        let default = Frontends::default();
+        Frontends { official_built_in: self.serves_official_images.unwrap_or(default.official_built_in) }
+    }
 }
 
 /// `[history]`
@@ -269,6 +297,7 @@ const HONOURED: &[&str] = &[
     "trace",
     "root",
     "log.format",
+    "frontend.dockerfile.v0.servesOfficialImages",
     "history.maxAge",
     "history.maxEntries",
     "grpc.address",
@@ -323,11 +352,13 @@ const NOT_HONOURED: &[(&str, &str)] = &[
     ("worker.oci.bridgeSubnet", "there is no bridge"),
     ("worker.containerd.*", "containerd is not used"),
     ("dns.*", "steps have the machine's name servers"),
-    ("frontend.*", "Dockerfiles are read by the built-in frontend"),
+    ("frontend.dockerfile.v0.enabled", "Dockerfiles are read by the built-in frontend"),
+    ("frontend.gateway.v0.*", "frontends that are images are not run"),
+    ("frontend.*", "there is the built-in frontend alone"),
     ("system.*", "the platform is that of this machine"),
     ("provenanceEnvDir", "no provenance is written"),
-    ("cache.*", "caches are not imported"),
-    ("gha.*", "caches are not imported"),
+    ("cache.*", "GitHub's cache service is not used"),
+    ("gha.*", "GitHub's cache service is not used"),
     ("platformsCacheMaxAge", "the platform is that of this machine"),
     ("maxRegistryConcurrency", "three layers are pulled at once, five pushed"),
 ];
@@ -405,6 +436,7 @@ mod tests {
                 keepDuration = "48h"
             [frontend."dockerfile.v0"]
               enabled = true
+              servesOfficialImages = false
             [registry."docker.io"]
               mirrors = ["mirror.local:5000"]
             "#,
@@ -417,6 +449,8 @@ mod tests {
         assert_eq!(file.grpc.tls.cert.as_deref(), Some(Path::new("/c.pem")));
         assert_eq!(file.worker.oci.max_parallelism, Some(4));
         assert_eq!(file.worker.oci.snapshotter, Some(Snapshotter::Overlayfs));
+        assert_eq!(file.frontend.dockerfile.frontends(), Frontends { official_built_in: false });
+        assert_eq!(FrontendFile::default().dockerfile.frontends(), Frontends { official_built_in: true });
         assert_eq!(file.registry.hosts["docker.io"].mirrors, ["mirror.local:5000"]);
         let mut doubts = file.doubts;
         doubts.sort();

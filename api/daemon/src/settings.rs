@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lapstrake_api_types::HostGateway;
+use lapstrake_builder_engine::Frontends;
 use lapstrake_graphdriver_adapter::DriverKind;
 use lapstrake_layerstore_registry::RegistryConfig;
 
@@ -28,6 +29,8 @@ pub(crate) struct StoreSettings {
     pub(crate) oci_runtime: Option<PathBuf>,
     /// Steps that may use the machine at once.
     pub(crate) parallelism: usize,
+    /// Which frontends are served by the built-in one.
+    pub(crate) frontends: Frontends,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
     /// What `host-gateway` means in builds.
@@ -122,6 +125,7 @@ impl StoreSettings {
                 .max_parallelism
                 .filter(|most| *most > 0)
                 .unwrap_or_else(default_parallelism),
+            frontends: file.frontend.dockerfile.frontends(),
             registry: std::mem::take(&mut file.registry),
             host_gateway: HostGateway::new(args.host_gateway_ip.clone())
                 .map_err(|why| ProgramError::setting("--host-gateway-ip", why))?,

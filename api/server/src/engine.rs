@@ -1,6 +1,7 @@
 //! The engine behind the doors' contracts: orders become requests, its errors the clients' words.
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -159,7 +160,7 @@ fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, St
         query.build_args.get("BUILDKIT_INLINE_CACHE").and_then(Option::as_deref).is_some_and(bool_value);
     let request = BuildRequest {
         id: BuildId(id),
-        input: Input::Dockerfile { options: Box::new(options), context },
+        input: Input::Dockerfile { options: Box::new(options), context, directories: BTreeMap::new() },
         output: output(&query)?,
         session,
         cache_from: cache_from(&query.cache_from)?,

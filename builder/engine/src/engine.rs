@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BuildId, BuildRequest, CacheTarget, EngineError, Input, Script, StepError,
+    BuildId, BuildRequest, CacheTarget, EngineError, Frontends, Input, Script, StepError,
     caches::{Solved, snapshots},
     classic::ClassicBuild,
     history::{self, Knowledge},
@@ -52,6 +52,8 @@ pub struct Parts {
     pub runtime_dir: PathBuf,
     /// How many steps may use the machine at once; at least 1.
     pub parallelism: usize,
+    /// Which frontends are served by the built-in one.
+    pub frontends: Frontends,
 }
 
 /// Runs builds. Cheap to clone.
@@ -62,6 +64,7 @@ struct Inner {
     workshop: Arc<Workshop>,
     solver: Solver<EngineTypes>,
     exporter: Exporter,
+    frontends: Frontends,
     running: Mutex<HashMap<BuildId, CancellationToken>>,
     history: OnceLock<History>,
 }
@@ -86,6 +89,7 @@ impl Engine {
             workshop: Arc::new(workshop),
             solver: Solver::new(cache),
             exporter: parts.exporter,
+            frontends: parts.frontends,
             running: Mutex::default(),
             history: OnceLock::new(),
         }))
@@ -163,6 +167,11 @@ impl Engine {
         platforms
     }
 
+    /// Which frontends are served by the built-in one.
+    pub(crate) fn frontends(&self) -> Frontends {
+        self.0.frontends
+    }
+
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {
         &self.0.workshop
     }
@@ -206,8 +215,8 @@ impl Engine {
                 let imports = self.imports(&request.cache_from, &scope, progress, cancel);
                 (scope, imports, vec![Target { platform, definition, config, epoch: None }])
             }
-            Input::Dockerfile { mut options, context } => {
-                place_context(&mut options, context, &mut scope)?;
+            Input::Dockerfile { mut options, context, directories } => {
+                place_context(&mut options, context, directories, &mut scope)?;
                 let scope = Arc::new(scope);
                 // They are on their way while the build is planned, and while nothing needs them.
                 let imports = self.imports(&request.cache_from, &scope, progress, cancel);

@@ -1,5 +1,6 @@
 //! Why a build failed.
 
+use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
@@ -62,6 +63,29 @@ pub enum EngineError {
     /// What was built could not be left where it should be.
     #[error(transparent)]
     Export(#[from] lapstrake_builder_exporter::ExportError),
+    /// The Dockerfile is for a frontend that is an image.
+    #[error(
+        "frontend {image} is not supported: external frontends cannot be run{}",
+        if *official { " (and the configuration says not to serve it by the built-in one)" } else { "" }
+    )]
+    Frontend {
+        /// The image.
+        image: String,
+        /// Whether it is what the built-in frontend could do.
+        official: bool,
+        /// Where it was asked for, if in the Dockerfile.
+        lines: Option<LineRange>,
+    },
+    /// The frontend that was asked for is no image.
+    #[error("invalid frontend {name:?}: {why}")]
+    FrontendName {
+        /// As it was asked for.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+        /// Where it was asked for, if in the Dockerfile.
+        lines: Option<LineRange>,
+    },
     /// Something was asked for that is not here.
     #[error("{what} is not supported")]
     Unsupported {
@@ -127,9 +151,19 @@ impl EngineError {
             Self::Step(SolveError::Canceled) | Self::Canceled => ErrorKind::Canceled,
             Self::Step(_) => ErrorKind::Internal,
             Self::NoSuchBuild { .. } => ErrorKind::NotFound,
-            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Unsupported { .. } | Self::Frontend { .. } => ErrorKind::Unsupported,
+            Self::FrontendName { .. } => ErrorKind::Invalid,
             Self::CacheTarget { .. } => ErrorKind::Internal,
             Self::Session(_) | Self::Store(_) | Self::Cache(_) | Self::Export(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// Where in the Dockerfile it is, when the Dockerfile itself is no good.
+    pub fn lines(&self) -> Option<LineRange> {
+        match self {
+            Self::Dockerfile(error) => error.lines(),
+            Self::Frontend { lines, .. } | Self::FrontendName { lines, .. } => *lines,
+            _ => None,
         }
     }
 

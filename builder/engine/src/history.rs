@@ -20,7 +20,7 @@ pub(crate) fn building(request: &BuildRequest) -> Building {
     let (kind, names) = output(&request.output);
     let names: Vec<String> = names.iter().map(Reference::familiar).collect();
     let mut building = Building { id: request.id.0.clone(), output: kind.to_owned(), ..Building::default() };
-    if let Input::Dockerfile { options, context } = &request.input {
+    if let Input::Dockerfile { options, context, .. } = &request.input {
         building.frontend = "dockerfile.v0".to_owned();
         building.dockerfile.clone_from(&options.dockerfile_name);
         building.target.clone_from(&options.target);
@@ -108,7 +108,7 @@ impl Knowledge {
             dockerfile: String::new(),
             images: Mutex::default(),
         };
-        if let Input::Dockerfile { options, context } = &request.input {
+        if let Input::Dockerfile { options, context, .. } = &request.input {
             known.dockerfile.clone_from(&options.dockerfile_name);
             known.context = place(options, context);
             let args = options

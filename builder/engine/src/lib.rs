@@ -15,7 +15,9 @@ mod caches;
 mod classic;
 mod context;
 mod engine;
+mod epoch;
 mod error;
+mod frontend;
 mod history;
 mod ops;
 mod plan;
@@ -30,6 +32,7 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use error::{EngineError, StepError};
+pub use frontend::Frontends;
 pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
 
 pub use lapstrake_builder_dockerfile::{Step, StepKind};

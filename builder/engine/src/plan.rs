@@ -1,6 +1,11 @@
 //! From a request to a plan: finds out what the Dockerfile frontend needs to know, until it needs nothing more.
 
-use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use lapstrake_builder_dockerfile::{
     Answer, Dialect, DockerfileOptions, Facts, ImageFact, Need, Plan, dockerfile_definition, dockerfile_name,
@@ -8,13 +13,11 @@ use lapstrake_builder_dockerfile::{
     facts::IgnoreFile,
     lint::Warning,
     options::{ContextSource, DockerfileSource, LocalContext},
-    parser::detect_syntax,
     plan,
 };
 use lapstrake_builder_llb::{Definition, Graph, Limits, pb};
 use lapstrake_builder_progress::{Emit, Event, Progress};
 use lapstrake_builder_source::{LocalProvider, SourceContext};
-use lapstrake_layerstore_oci::Reference;
 use lapstrake_layerstore_store::{SnapshotKey, StoreError, Tree};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +26,8 @@ use crate::{
     ContextInput, Engine, EngineError, StepError,
     classic::{unreadable, why_missing},
     engine::internal_vertex,
+    epoch::epoch_of,
+    frontend::Frontend,
     scope::BuildScope,
 };
 
@@ -35,8 +40,14 @@ const ROUNDS: usize = 64;
 pub(crate) fn place_context(
     options: &mut DockerfileOptions,
     context: ContextInput,
+    directories: BTreeMap<String, PathBuf>,
     scope: &mut BuildScope,
 ) -> Result<(), EngineError> {
+    for (name, path) in directories {
+        let id = SnapshotKey::random().to_string();
+        scope.locals.insert(id.clone(), LocalProvider::Directory(path));
+        options.local_sessions.insert(name, id);
+    }
     let mut provide = |name: &str, provider: LocalProvider| {
         let id = SnapshotKey::random().to_string();
         scope.locals.insert(id.clone(), provider);
@@ -85,9 +96,14 @@ impl Engine {
         self.read_dockerfile(options, &dockerfile, &mut facts, scope, progress).await?;
         self.identify(scope, Some(&facts.dockerfile)).await;
         let is_classic = options.dialect == Dialect::Classic;
-        // To the classic builder a syntax directive is a comment.
-        if !is_classic {
-            check_frontend(options, &facts.dockerfile)?;
+        match Frontend::choose(options, &facts.dockerfile, self.frontends())? {
+            Frontend::Gateway(image) => match self.run_frontend(image).await? {},
+            Frontend::BuiltIn { newer: None } => {}
+            Frontend::BuiltIn { newer: Some(newer) } => {
+                let lines = newer.lines.iter().flat_map(|lines| lines.lines()).collect();
+                let told = Told { short: newer.warning(), detail: Vec::new(), url: String::new(), lines };
+                tell(vec![told], options, &dockerfile, &facts, progress)?;
+            }
         }
         for _ in 0..ROUNDS {
             let planned = plan(options, &facts);
@@ -154,6 +170,13 @@ impl Engine {
                     facts.context_ignores.insert(name, data.map(Into::into));
                 }))
             }
+            Need::Epoch { value, definition, source } => {
+                let tree = self.solve(&definition.definition(), scope, progress).await?;
+                let (stores, cancel) = (self.stores().clone(), cancel.clone());
+                let epoch =
+                    StepError::blocking(move || epoch_of(&stores, &tree, &source, &cancel)).await?;
+                Ok(Box::new(move |facts| _ = facts.epochs.insert(value, epoch)))
+            }
             Need::HttpContextKind { url } => {
                 let archive = self.is_archive(&url, scope, progress, cancel).await?;
                 Ok(Box::new(move |facts| facts.http_context_is_archive = Some(archive)))
@@ -185,9 +208,12 @@ impl Engine {
         let tree = self.solve(definition, scope, progress).await?;
         let name = dockerfile_name(options, facts).to_owned();
         let mut found = self.read_file(tree.clone(), &name).await?;
-        if found.is_none() && name == "Dockerfile" {
-            // As docker build has it: the name's case may be forgotten.
-            found = self.read_file(tree.clone(), "dockerfile").await?;
+        // As docker build has it: the name's case may be forgotten.
+        if found.is_none()
+            && let Some(folder) = name.strip_suffix("Dockerfile")
+            && (folder.is_empty() || folder.ends_with('/'))
+        {
+            found = self.read_file(tree.clone(), &format!("{folder}dockerfile")).await?;
         }
         facts.dockerfile = found.ok_or_else(|| EngineError::NoDockerfile { name: name.clone() })?.into();
 
@@ -254,27 +280,6 @@ impl Engine {
     }
 }
 
-/// Refuses frontends other than the built-in one. Official Dockerfile frontends (`docker/dockerfile:1`, …) are what the built-in one is.
-fn check_frontend(options: &DockerfileOptions, dockerfile: &[u8]) -> Result<(), EngineError> {
-    let asked = match options.build_args.get("BUILDKIT_SYNTAX") {
-        Some(image) => Some(image.clone()),
-        None => detect_syntax(dockerfile).map(|directive| directive.image),
-    };
-    let Some(asked) = asked else { return Ok(()) };
-    let official = Reference::parse(&asked).is_ok_and(|reference| {
-        matches!(
-            (reference.domain(), reference.path()),
-            ("docker.io", "docker/dockerfile" | "docker/dockerfile-upstream")
-        )
-    });
-    if official {
-        return Ok(());
-    }
-    Err(EngineError::Unsupported {
-        what: format!("the frontend {asked} (# syntax= other than docker/dockerfile)"),
-    })
-}
-
 /// Tells the client what the frontend doubts, at the vertex that read the Dockerfile, as BuildKit does.
 fn warn(
     warnings: &[Warning],
@@ -283,29 +288,50 @@ fn warn(
     facts: &Facts,
     progress: &Progress,
 ) -> Result<(), EngineError> {
-    if warnings.is_empty() {
+    let told = warnings.iter().map(|warning| Told {
+        short: warning.short(),
+        detail: vec![warning.rule.description().as_bytes().to_vec()],
+        url: warning.rule.url().to_owned(),
+        lines: warning.lines.lines().collect(),
+    });
+    tell(told.collect(), options, definition, facts, progress)
+}
+
+/// A doubt, in words.
+struct Told {
+    short: String,
+    detail: Vec<Vec<u8>>,
+    url: String,
+    lines: Vec<u32>,
+}
+
+fn tell(
+    told: Vec<Told>,
+    options: &DockerfileOptions,
+    definition: &Definition,
+    facts: &Facts,
+    progress: &Progress,
+) -> Result<(), EngineError> {
+    if told.is_empty() {
         return Ok(());
     }
     let graph = Graph::parse(definition, Limits::default())?;
     let vertex = graph.vertex(graph.target().vertex).digest.clone();
-    for warning in warnings {
+    for Told { short, detail, url, lines } in told {
+        let range = |line| pb::Range { start: Some(position(line)), end: Some(position(line)) };
         progress.emit(&Event::Warning(lapstrake_builder_progress::Warning {
             vertex: vertex.clone(),
             level: 1,
-            short: warning.short().into_bytes(),
-            detail: vec![warning.rule.description().as_bytes().to_vec()],
-            url: warning.rule.url().to_owned(),
+            short: short.into_bytes(),
+            detail,
+            url,
             source: Some(pb::SourceInfo {
                 filename: options.dockerfile_name.clone(),
                 data: facts.dockerfile.to_vec(),
                 language: "Dockerfile".to_owned(),
                 ..Default::default()
             }),
-            ranges: warning
-                .lines
-                .lines()
-                .map(|line| pb::Range { start: Some(position(line)), end: Some(position(line)) })
-                .collect(),
+            ranges: lines.into_iter().map(range).collect(),
         }));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What a build is asked to do, and what it answers: the one form that every door parses into.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_exporter::Output;
@@ -46,6 +46,9 @@ pub enum Input {
         options: Box<DockerfileOptions>,
         /// Where its files are.
         context: ContextInput,
+        /// Further directories of this machine, by the names under which the options speak of them (`local:NAME`, `dockerfilekey`). For
+        /// `lapstrake build` alone: what a client of the daemon names is in its session.
+        directories: BTreeMap<String, PathBuf>,
     },
     /// A graph, as it is.
     Definition(Definition),

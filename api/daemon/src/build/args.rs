@@ -27,6 +27,7 @@ pub(crate) enum ProgressMode {
   lapstrake build --target test --build-arg VERSION=1 --secret id=token,env=TOKEN .
   lapstrake build -o type=local,dest=out https://example.org/app.git#main
   tar -c . | lapstrake build -t app -
+  lapstrake build --build-context alpine=oci-layout:///srv/alpine:3 --build-context assets=../assets .
   lapstrake build --cache-to type=registry,ref=example.org/app:cache,mode=max --cache-from example.org/app:cache .
 
 The store may be open in one process only: where a daemon has it open, build through the daemon
@@ -84,7 +85,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "CACHE")]
     pub(crate) cache_to: Vec<String>,
 
-    /// Another context: name=docker-image://…, name=git URL, name=https://…
+    /// Use SOURCE for what the Dockerfile calls NAME in FROM, COPY --from and RUN --mount=from: a directory, docker-image://IMAGE,
+    /// oci-layout://PATH[:TAG|@DIGEST], or a URL (git repository or file); NAME::PLATFORM for one platform alone; may be repeated
     #[arg(long, value_name = "NAME=SOURCE")]
     pub(crate) build_context: Vec<String>,
 

@@ -6,12 +6,15 @@
 //! ```
 
 pub(crate) mod args;
+mod contexts;
 mod credentials;
+mod layouts;
 mod request;
 mod session;
 mod show;
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -33,8 +36,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     args::{BuildArgs, ProgressMode},
+    contexts::NamedContexts,
     credentials::DockerConfig,
-    request::Context,
+    layouts::Layouts,
+    request::{Context, RemoteDockerfile},
     session::Offers,
 };
 use crate::{
@@ -46,6 +51,9 @@ use crate::{
 
 /// Longest Dockerfile on standard input: the engine's own limit.
 const DOCKERFILE_LIMIT: u64 = 16 << 20;
+/// Where a Dockerfile from standard input is kept, and its empty context.
+const DOCKERFILE_PART: &str = "dockerfile";
+const CONTEXT_PART: &str = "context";
 /// How much of standard input tells whether it is an archive.
 const HEAD: usize = 64 << 10;
 
@@ -58,6 +66,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     }
     logging::start(settings.log_format, settings.log_level);
     let (context, dockerfile) = request::context(args)?;
+    let named = NamedContexts::parse(&args.build_context)?;
     let names = request::references("--tag", &args.tag)?;
     let output = request::output(args.output.as_deref(), names)?;
     let cache_from = request::caches("--cache-from", &args.cache_from, CacheSource::parse)?;
@@ -72,15 +81,21 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
         process::stop_on_signals(stop.clone())?;
         let assembly = open(&settings, helper)?;
         let collecting = collect(&assembly);
-        let session = offers.open(&assembly.sessions)?;
-        let options = request::options(args, &context, dockerfile.as_deref(), Some(session.to_string()))?;
+        let session = offers.open(Layouts::new(named.layouts), &assembly.sessions)?;
+        let session_id = Some(session.to_string());
+        let options = request::options(args, &context, dockerfile.as_deref(), named.attrs, session_id)?;
         let source = Source::of(&context, &options.dockerfile_name);
-        let placed = place(&assembly.engine, context, &options.dockerfile_name).await?;
+        let mut placed = place(&assembly.engine, context, &options.dockerfile_name).await?;
+        placed.directories.extend(named.directories);
         let inline_cache =
             options.build_args.get("BUILDKIT_INLINE_CACHE").is_some_and(|on| on == "1" || on == "true");
         let request = BuildRequest {
             id: BuildId(session.to_string()),
-            input: Input::Dockerfile { options: Box::new(options), context: placed.input },
+            input: Input::Dockerfile {
+                options: Box::new(options),
+                context: placed.input,
+                directories: placed.directories,
+            },
             session: Some(session),
             output,
             cache_from,
@@ -148,27 +163,49 @@ async fn tidy(assembly: &Assembly) {
 /// Where the build's files are, found.
 struct Placed {
     input: ContextInput,
+    /// Further directories, by name.
+    directories: BTreeMap<String, PathBuf>,
     /// A Dockerfile that came on standard input.
     dockerfile: Option<String>,
     /// Holds it, for as long as the build runs.
     directory: Option<tempfile::TempDir>,
 }
 
+impl Placed {
+    fn at(input: ContextInput) -> Self {
+        Self { input, directories: BTreeMap::new(), dockerfile: None, directory: None }
+    }
+}
+
+/// A directory with a Dockerfile that came on standard input, and an empty one beside it.
+fn keep_dockerfile(name: &str, text: &[u8]) -> Result<tempfile::TempDir, ProgramError> {
+    let directory =
+        tempfile::tempdir().map_err(ProgramError::system("make a directory for the Dockerfile"))?;
+    for part in [DOCKERFILE_PART, CONTEXT_PART] {
+        let path = directory.path().join(part);
+        std::fs::create_dir(&path).map_err(ProgramError::file("make", path))?;
+    }
+    let path = directory.path().join(DOCKERFILE_PART).join(name);
+    std::fs::write(&path, text).map_err(ProgramError::file("write", path))?;
+    Ok(directory)
+}
+
 async fn place(engine: &Engine, context: Context, name: &str) -> Result<Placed, ProgramError> {
-    let input = match context {
-        Context::Directory { context, dockerfile } => ContextInput::Directory { context, dockerfile },
-        Context::Remote => ContextInput::Remote,
-        Context::DirectoryAndInput { context } => {
-            let text = read_dockerfile(io::stdin())?;
-            let directory =
-                tempfile::tempdir().map_err(ProgramError::system("make a directory for the Dockerfile"))?;
-            let path = directory.path().join(name);
-            std::fs::write(&path, &text).map_err(ProgramError::file("write", path))?;
-            let input = ContextInput::Directory { context, dockerfile: directory.path().to_owned() };
-            let dockerfile = Some(String::from_utf8_lossy(&text).into_owned());
-            return Ok(Placed { input, dockerfile, directory: Some(directory) });
+    let text = match context {
+        Context::Directory { context, dockerfile } => {
+            return Ok(Placed::at(ContextInput::Directory { context, dockerfile }));
         }
-        Context::Input => {
+        Context::Remote { dockerfile: RemoteDockerfile::InContext } => {
+            return Ok(Placed::at(ContextInput::Remote));
+        }
+        Context::Remote { dockerfile: RemoteDockerfile::Directory(directory) } => {
+            let directories = BTreeMap::from([(request::DOCKERFILE_KEY.to_owned(), directory)]);
+            return Ok(Placed { directories, ..Placed::at(ContextInput::Remote) });
+        }
+        Context::DirectoryAndInput { .. } | Context::Remote { dockerfile: RemoteDockerfile::Input } => {
+            read_dockerfile(io::stdin())?
+        }
+        Context::Input { named } => {
             let mut head = Vec::new();
             let mut stdin = io::stdin();
             let failed = || ProgramError::system("read standard input");
@@ -176,19 +213,34 @@ async fn place(engine: &Engine, context: Context, name: &str) -> Result<Placed, 
             if head.is_empty() {
                 return Err(ProgramError::setting("context -", "standard input is empty"));
             }
-            let archive = io::Cursor::new(head.clone());
-            if is_archive(archive) {
+            if is_archive(io::Cursor::new(head.clone())) {
                 let received = engine.receive_context(io::Cursor::new(head).chain(stdin)).await?;
-                ContextInput::Received(received)
-            } else {
-                let text = read_dockerfile(io::Cursor::new(head).chain(stdin))?;
-                let dockerfile = Some(String::from_utf8_lossy(&text).into_owned());
-                let received = engine.receive_dockerfile(name, text).await?;
-                return Ok(Placed { input: ContextInput::Received(received), dockerfile, directory: None });
+                return Ok(Placed::at(ContextInput::Received(received)));
             }
+            if named {
+                return Err(ProgramError::setting(
+                    "context -",
+                    "ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles",
+                ));
+            }
+            read_dockerfile(io::Cursor::new(head).chain(stdin))?
         }
     };
-    Ok(Placed { input, dockerfile: None, directory: None })
+    let directory = keep_dockerfile(name, &text)?;
+    let dockerfile = directory.path().join(DOCKERFILE_PART);
+    let mut placed = Placed::at(match context {
+        Context::DirectoryAndInput { context } => ContextInput::Directory { context, dockerfile },
+        Context::Remote { .. } => ContextInput::Remote,
+        // A Dockerfile alone has nothing to copy, not even itself.
+        _ => ContextInput::Directory { context: directory.path().join(CONTEXT_PART), dockerfile },
+    });
+    if let ContextInput::Remote = placed.input {
+        let dockerfile = directory.path().join(DOCKERFILE_PART);
+        placed.directories.insert(request::DOCKERFILE_KEY.to_owned(), dockerfile);
+    }
+    placed.dockerfile = Some(String::from_utf8_lossy(&text).into_owned());
+    placed.directory = Some(directory);
+    Ok(placed)
 }
 
 fn read_dockerfile(from: impl Read) -> Result<Vec<u8>, ProgramError> {
@@ -215,7 +267,10 @@ struct Source {
 impl Source {
     fn of(context: &Context, name: &str) -> Self {
         match context {
-            Context::Directory { dockerfile, .. } => Self { path: Some(dockerfile.join(name)), text: None },
+            Context::Directory { dockerfile, .. }
+            | Context::Remote { dockerfile: RemoteDockerfile::Directory(dockerfile) } => {
+                Self { path: Some(dockerfile.join(name)), text: None }
+            }
             _ => Self::default(),
         }
     }
@@ -264,8 +319,8 @@ async fn build(
 
 /// Where in the Dockerfile it failed.
 fn lines_at_fault(error: &EngineError, steps: &[Step]) -> Option<LineRange> {
-    if let EngineError::Dockerfile(error) = error {
-        return error.lines();
+    if let Some(lines) = error.lines() {
+        return Some(lines);
     }
     let vertex = error.failed_vertex()?;
     steps.iter().find(|step| step.vertex.as_ref() == Some(vertex)).map(|step| step.lines)

@@ -29,10 +29,30 @@ pub(super) enum Context {
         context: PathBuf,
     },
     /// An archive or a Dockerfile on standard input.
-    Input,
+    Input {
+        /// Whether a Dockerfile was named, so that it can only be an archive.
+        named: bool,
+    },
     /// Behind a URL that the options name.
-    Remote,
+    Remote {
+        /// Where the Dockerfile is.
+        dockerfile: RemoteDockerfile,
+    },
 }
+
+/// Where the Dockerfile of a context behind a URL is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum RemoteDockerfile {
+    /// In the context.
+    InContext,
+    /// In this directory.
+    Directory(PathBuf),
+    /// On standard input.
+    Input,
+}
+
+/// What the options call the directory of a Dockerfile that is not with the context.
+pub(super) const DOCKERFILE_KEY: &str = "dockerfile";
 
 fn wrong(what: impl Into<String>, why: impl ToString) -> ProgramError {
     ProgramError::setting(what, why.to_string())
@@ -44,15 +64,15 @@ pub(super) fn context(args: &BuildArgs) -> Result<(Context, Option<String>), Pro
         if args.file.as_deref() == Some("-") {
             return Err(wrong("-f -", "standard input cannot be both the context and the Dockerfile"));
         }
-        return Ok((Context::Input, args.file.clone()));
+        return Ok((Context::Input { named: args.file.is_some() }, args.file.clone()));
     }
     let context = PathBuf::from(&args.context);
     if !context.is_dir() {
         let is_url = args.context.contains("://")
             || args.context.starts_with("git@")
             || args.context.starts_with("github.com/");
-        if is_url && args.file.as_deref() != Some("-") {
-            return Ok((Context::Remote, args.file.clone()));
+        if is_url {
+            return remote(args.file.as_deref());
         }
         let why = if context.exists() { "is not a directory" } else { "no such directory" };
         return Err(wrong(format!("context {}", args.context), why));
@@ -64,30 +84,51 @@ pub(super) fn context(args: &BuildArgs) -> Result<(Context, Option<String>), Pro
         Some("-") => Ok((Context::DirectoryAndInput { context }, None)),
         // As docker has it: relative to where we are, not to the context.
         Some(file) => {
-            let path = absolute(Path::new(file))?;
-            let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
-            else {
-                return Err(wrong(format!("-f {file}"), "is no file's name"));
-            };
-            if !path.is_file() {
-                return Err(wrong(format!("-f {file}"), "no such file"));
-            }
-            Ok((Context::Directory { context, dockerfile: parent.to_owned() }, Some(name.to_owned())))
+            let (dockerfile, name) = split_file(file, &absolute(Path::new(file))?)?;
+            Ok((Context::Directory { context, dockerfile }, Some(name)))
         }
     }
 }
 
-/// The frontend's options.
+/// As docker has it: a path that is not absolute is one in the context.
+fn remote(file: Option<&str>) -> Result<(Context, Option<String>), ProgramError> {
+    let at = |dockerfile| Context::Remote { dockerfile };
+    match file {
+        Some("-") => Ok((at(RemoteDockerfile::Input), None)),
+        Some(file) if Path::new(file).is_absolute() => {
+            let (directory, name) = split_file(file, Path::new(file))?;
+            Ok((at(RemoteDockerfile::Directory(directory)), Some(name)))
+        }
+        file => Ok((at(RemoteDockerfile::InContext), file.map(str::to_owned))),
+    }
+}
+
+/// A Dockerfile's directory and name.
+fn split_file(given: &str, path: &Path) -> Result<(PathBuf, String), ProgramError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(wrong(format!("-f {given}"), "is no file's name"));
+    };
+    if !path.is_file() {
+        return Err(wrong(format!("-f {given}"), "no such file"));
+    }
+    Ok((parent.to_owned(), name.to_owned()))
+}
+
+/// The frontend's options; `named` are those of further contexts.
 pub(super) fn options(
     args: &BuildArgs,
     context: &Context,
     dockerfile: Option<&str>,
+    named: BTreeMap<String, String>,
     session: Option<String>,
 ) -> Result<DockerfileOptions, ProgramError> {
-    let mut attrs = BTreeMap::new();
+    let mut attrs = named;
     let mut put = |key: &str, value: String| _ = attrs.insert(key.to_owned(), value);
-    if *context == Context::Remote {
+    if let Context::Remote { dockerfile } = context {
         put("context", args.context.clone());
+        if *dockerfile != RemoteDockerfile::InContext {
+            put("dockerfilekey", DOCKERFILE_KEY.to_owned());
+        }
     }
     if let Some(name) = dockerfile {
         put("filename", name.to_owned());
@@ -150,21 +191,9 @@ pub(super) fn options(
     if let Some(parent) = &args.cgroup_parent {
         put("cgroup-parent", parent.clone());
     }
-    for text in &args.build_context {
-        match text.split_once('=') {
-            Some((name, source)) if source.contains("://") => {
-                put(&format!("context:{name}"), source.to_owned())
-            }
-            Some(_) => {
-                let why = "directories as further contexts are not supported; docker-image://, git and https:// are";
-                return Err(wrong(format!("--build-context {text}"), why));
-            }
-            None => return Err(wrong(format!("--build-context {text}"), "is not name=source")),
-        }
-    }
     let options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), session, &[])
         .map_err(|error| wrong("build options", error))?;
-    if let (Context::Remote, ContextSource::Local(_)) = (context, &options.context) {
+    if let (Context::Remote { .. }, ContextSource::Local(_)) = (context, &options.context) {
         return Err(wrong(
             format!("context {}", args.context),
             "is neither a git repository nor an http URL",
@@ -298,8 +327,17 @@ mod tests {
             context_of(&["-f", "-", path]),
             Ok((Context::DirectoryAndInput { context: dir.path().to_owned() }, None))
         );
-        assert_eq!(context_of(&["-"]), Ok((Context::Input, None)));
-        assert_eq!(context_of(&["https://h/x.git"]), Ok((Context::Remote, None)));
+        assert_eq!(context_of(&["-"]), Ok((Context::Input { named: false }, None)));
+        let remote = |dockerfile| Context::Remote { dockerfile };
+        let url = "https://h/x.git";
+        let in_context = || remote(RemoteDockerfile::InContext);
+        assert_eq!(context_of(&[url]), Ok((in_context(), None)));
+        assert_eq!(context_of(&["-f", "sub/D", url]), Ok((in_context(), Some("sub/D".to_owned()))));
+        assert_eq!(context_of(&["-f", "-", url]), Ok((remote(RemoteDockerfile::Input), None)));
+        assert_eq!(
+            context_of(&["-f", file.to_str().unwrap(), url]),
+            Ok((remote(RemoteDockerfile::Directory(dir.path().to_owned())), Some("D".to_owned())))
+        );
         assert!(context_of(&["-f", "-", "-"]).unwrap_err().contains("both"));
         assert!(context_of(&["/no/such/place"]).unwrap_err().contains("no such directory"));
         assert!(context_of(&["-f", "/no/such/file", path]).unwrap_err().contains("no such file"));
@@ -333,11 +371,10 @@ mod tests {
             "2m",
             "--memory-swap",
             "-1",
-            "--build-context",
-            "base=docker-image://alpine",
             ".",
         ]);
-        let options = options(&args, &Context::Input, Some("D"), None).unwrap();
+        let named = BTreeMap::from([("context:base".to_owned(), "docker-image://alpine".to_owned())]);
+        let options = options(&args, &Context::Input { named: true }, Some("D"), named, None).unwrap();
         assert_eq!(options.build_args, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert_eq!((options.labels["l"].as_str(), options.target.as_deref()), ("v", Some("t")));
         assert_eq!(options.no_cache, NoCache::Stages(vec!["a".to_owned(), "b".to_owned()]));

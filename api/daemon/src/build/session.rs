@@ -1,4 +1,4 @@
-//! What the command line offers to the build's steps: secrets and ssh agents, on a session of their own within this process.
+//! What the command line offers to the build: secrets, ssh agents and OCI layouts, on a session of their own within this process.
 //!
 //! The engine asks a session for them over gRPC; here the other end of that connection is us.
 
@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, pin::Pin};
 
 use futures::{Stream, StreamExt as _};
 use lapstrake_api_proto::{
+    content::content_server,
     health::{
         HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
         health_check_response::ServingStatus, health_server,
@@ -20,14 +21,17 @@ use tokio::{
 };
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
+use super::layouts::Layouts;
 use crate::error::ProgramError;
 
 /// Bytes that the two ends of the session may be apart.
 const DEPTH: usize = 256 << 10;
-const METHODS: [&str; 3] = [
+const METHODS: [&str; 5] = [
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/moby.sshforward.v1.SSH/CheckAgent",
     "/moby.sshforward.v1.SSH/ForwardAgent",
+    "/containerd.services.content.v1.Content/Info",
+    "/containerd.services.content.v1.Content/Read",
 ];
 
 /// Where a secret is.
@@ -113,7 +117,7 @@ impl Offers {
     }
 
     /// Opens the session. It lives for as long as the runtime does.
-    pub(super) fn open(self, sessions: &Sessions) -> Result<SessionId, ProgramError> {
+    pub(super) fn open(self, layouts: Layouts, sessions: &Sessions) -> Result<SessionId, ProgramError> {
         let id = SessionId::parse(&format!("build-{:016x}", rand::random::<u64>())).expect("not empty");
         let info = SessionInfo::new(id.clone()).with_methods(METHODS);
         let (engine_end, our_end) = tokio::io::duplex(DEPTH);
@@ -130,6 +134,7 @@ impl Offers {
         let server = Server::builder()
             .add_service(secrets_server::SecretsServer::new(self.clone()))
             .add_service(ssh_server::SshServer::new(self.clone()))
+            .add_service(content_server::ContentServer::new(layouts))
             .add_service(health_server::HealthServer::new(self));
         tokio::spawn(async move {
             if let Err(error) = server.serve_with_incoming(incoming).await {
