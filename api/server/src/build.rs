@@ -17,6 +17,7 @@ use lapstrake_api_types::{
     StreamMessage, Timestamp, decode_auth_configs,
 };
 use lapstrake_builder_progress::{Limits, Progress, classic::Removal};
+use lapstrake_layerstore_store::random_id;
 use lapstrake_session::SessionId;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -137,7 +138,7 @@ async fn aloud(
     // Until there is something to say, an error is the whole answer.
     let first = rendering.next().await?;
     if first.is_none() {
-        let built = join(work).await?;
+        let built = join(work).await.map_err(ApiError::with_excerpt)?;
         return Ok(whole(last_lines(&mut rendering, &ending, &built)));
     }
     let (writer, body) = body::stream(Some(guard));
@@ -168,7 +169,7 @@ async fn aloud(
                 let lines = last_lines(&mut rendering, &ending, &built);
                 send(&writer, &lines).await
             }
-            Err(error) => match send(&writer, &rendering.failure()).await {
+            Err(error) => match send(&writer, &rendering.failure(&error)).await {
                 Ok(()) => writer.error(&error).await,
                 gone => gone,
             },
@@ -203,7 +204,7 @@ async fn quietly(
     guard: DropGuard,
 ) -> Result<Answer, ApiError> {
     let Some(first) = rendering.next().await? else {
-        let built = join(work).await?;
+        let built = join(work).await.map_err(ApiError::with_excerpt)?;
         return Ok(whole(ending.quiet_success(&built)));
     };
     let (writer, body) = body::stream(Some(guard));
@@ -226,6 +227,9 @@ async fn quietly(
                 return;
             }
             next = rendering.next().await.unwrap_or_default();
+        }
+        if send(&writer, &rendering.failure(&error)).await.is_err() {
+            return;
         }
         let _ = writer.error(&error).await;
     });
@@ -262,12 +266,6 @@ fn tell(state: &AppState, built: &Built) {
     for name in &built.names {
         state.events.tell_image(&state.stores, EventAction::Tag, id, &name.familiar());
     }
-}
-
-/// Names a build whose client gave no name: 25 characters of base 36, as BuildKit's.
-fn random_id() -> String {
-    const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    (0..25).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
 }
 
 pub(crate) fn cancel(state: &AppState, request: &DoorRequest) -> Result<Answer, ApiError> {

@@ -33,8 +33,8 @@ use tokio_util::{
 };
 
 use crate::{
-    ApiError, ApiErrorKind, BodyStream, BuildCache, BuildContext, BuildOrder, Builds, Built, ReceivedContext,
-    body, build::attrs::frontend_attrs, error::chain,
+    ApiError, ApiErrorKind, BodyStream, BuildCache, BuildContext, BuildOrder, Builds, Built, ErrorPlace,
+    ReceivedContext, body, build::attrs::frontend_attrs, error::chain,
 };
 
 /// Builds and their cache, by the engine. Cheap to clone.
@@ -292,6 +292,12 @@ fn classic(step: Step, known: bool) -> ClassicStep {
 
 /// A build's failure in the words of the builder that the client believes it talks to.
 fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
+    let place =
+        error.fault().map(|fault| Box::new(ErrorPlace { name: fault.place(), excerpt: fault.excerpt() }));
+    ApiError { place, ..in_words_of(form, error) }
+}
+
+fn in_words_of(form: ProgressForm, error: &EngineError) -> ApiError {
     if form == ProgressForm::Classic {
         if let Some((args, code)) = error.failed_process() {
             let message = format!("The command '{}' returned a non-zero code: {code}", args.join(" "));
@@ -303,11 +309,11 @@ fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
         if let EngineError::Dockerfile(DockerfileError::Lower {
             problem: LowerError::UnknownTarget { name, .. },
             ..
-        }) = error
+        }) = error.inner()
         {
             return ApiError::invalid(format!("failed to reach build target {name} in Dockerfile"));
         }
-        if let EngineError::NoDockerfile { name } = error {
+        if let EngineError::NoDockerfile { name } = error.inner() {
             let leaves = name.split('/').next() == Some("..");
             let message = match leaves {
                 true => format!("forbidden path outside the build context: {name} ()"),

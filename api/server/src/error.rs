@@ -39,12 +39,32 @@ pub struct ApiError {
     pub message: String,
     /// A build's failed process: its exit code, for `errorDetail.code`; else 0.
     pub exit_code: i64,
+    /// Where in a Dockerfile a build failed, if that is known.
+    pub place: Option<Box<ErrorPlace>>,
+}
+
+/// Where in a Dockerfile a build failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorPlace {
+    /// Such as `Dockerfile:3`.
+    pub name: String,
+    /// The lines at fault and those around them, with a frame; it begins with the name.
+    pub excerpt: String,
 }
 
 impl ApiError {
     /// An error of this kind.
     pub fn new(kind: ApiErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: 0 }
+        Self { kind, message: message.into(), exit_code: 0, place: None }
+    }
+
+    /// The same for those who get nothing but a message: the lines at fault are below it.
+    #[must_use]
+    pub(crate) fn with_excerpt(mut self) -> Self {
+        if let Some(place) = self.place.take() {
+            self.message = format!("{}\n{}", self.message, place.excerpt.trim_end());
+        }
+        self
     }
 
     /// The request can never be right.

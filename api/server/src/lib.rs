@@ -48,7 +48,7 @@ pub use backend::{
     TransferNews, TransferSink,
 };
 pub use engine::EngineBuilds;
-pub use error::{ApiError, ApiErrorKind, chain};
+pub use error::{ApiError, ApiErrorKind, ErrorPlace, chain};
 pub use events::EventBus;
 pub use history::{build_detail, build_item};
 pub use images::check_platform;

@@ -118,6 +118,7 @@ impl Daemon {
             exporter: Exporter::new(stores.clone()),
             runtime_dir: run,
             parallelism: 2,
+            frontends: lapstrake_builder_engine::Frontends::default(),
         });
         let builds = Arc::new(EngineBuilds::new(engine, collector.clone()));
         let state = Arc::new(AppState::new(Parts {

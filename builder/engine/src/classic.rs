@@ -131,7 +131,7 @@ impl<'a> ClassicBuild<'a> {
             |definition| self.engine.resolve(definition, &self.scope, imports, self.progress, asks_keys);
         let classic = target.classic.clone().unwrap_or_default();
         let others = try_join_all(classic.others.iter().map(solve));
-        let result = try_join(solve(&target.definition), others).await;
+        let result = try_join(solve(&target.definition), others).await.map_err(EngineError::into_inner);
         self.remember(&target.steps, result.as_ref().map(|((tree, _), _)| tree)).await;
         let (resolved, others) = result.map_err(|error| in_moby_words(error, &target.steps))?;
         self.others = others.into_iter().map(|(_, keys)| keys).collect();

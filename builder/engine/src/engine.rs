@@ -28,6 +28,7 @@ use crate::{
     BuildId, BuildRequest, CacheTarget, EngineError, Frontends, Input, Script, StepError,
     caches::{Solved, snapshots},
     classic::ClassicBuild,
+    fault::in_graph,
     history::{self, Knowledge},
     ops::{self, Workshop},
     plan::place_context,
@@ -151,6 +152,11 @@ impl Engine {
         }
     }
 
+    /// Which frontends are served by the built-in one.
+    pub(crate) fn frontends(&self) -> Frontends {
+        self.0.frontends
+    }
+
     /// The platforms whose processes run here, this machine's own first: those of its processor, and those that an emulator is registered for.
     pub async fn platforms(&self) -> Vec<Platform> {
         let mut platforms = vec![Platform::host()];
@@ -167,16 +173,11 @@ impl Engine {
         platforms
     }
 
-    /// Which frontends are served by the built-in one.
-    pub(crate) fn frontends(&self) -> Frontends {
-        self.0.frontends
-    }
-
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {
         &self.0.workshop
     }
 
-    fn register(&self, id: &BuildId, cancel: &CancellationToken) -> Result<Running, EngineError> {
+    pub(crate) fn register(&self, id: &BuildId, cancel: &CancellationToken) -> Result<Running, EngineError> {
         let mut running = self.0.running.lock();
         if running.contains_key(id) {
             return Err(EngineError::Duplicate { id: id.0.clone() });
@@ -336,7 +337,9 @@ impl Engine {
         let graph = Arc::new(Graph::parse(definition, Limits::default())?);
         let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
-        let Resolved { value: tree, keys: target } = build.resolve().await?;
+        let resolved = build.resolve().await;
+        let Resolved { value: tree, keys: target } =
+            resolved.map_err(|error| in_graph(error.into(), definition))?;
         let mut older = OlderNames::default();
         if asks_keys {
             older = OlderNames::of(&graph);
@@ -405,10 +408,10 @@ impl BuildKeys {
 }
 
 /// A build's entry among those that run.
-struct Running {
+pub(crate) struct Running {
     engine: Engine,
     id: BuildId,
-    cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
 }
 
 impl Drop for Running {

@@ -4,8 +4,10 @@ use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
-use lapstrake_layerstore_store::StoreError;
 use lapstrake_layerstore_oci::Platform;
+use lapstrake_layerstore_store::StoreError;
+
+use crate::Fault;
 
 /// Why a build failed: what was being done, on what, and the cause.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +16,23 @@ pub enum EngineError {
     /// The Dockerfile cannot be built as it is written.
     #[error(transparent)]
     Dockerfile(#[from] lapstrake_builder_dockerfile::Error),
+    /// An image that the Dockerfile names cannot be had.
+    #[error("{problem}")]
+    NoImage {
+        /// What that means, and where it is named.
+        problem: lapstrake_builder_dockerfile::Error,
+        /// Why.
+        source: SourceError,
+    },
+    /// Any of these, and where in the Dockerfile.
+    #[error("{error}")]
+    At {
+        /// Where.
+        fault: Box<Fault>,
+        /// Why.
+        #[source]
+        error: Box<EngineError>,
+    },
     /// There is no Dockerfile where it was looked for.
     #[error("failed to read dockerfile: open {name}: no such file or directory")]
     NoDockerfile {
@@ -118,9 +137,33 @@ fn step_message(error: &SolveError<StepError>) -> String {
 }
 
 impl EngineError {
+    /// The error without the place.
+    pub fn inner(&self) -> &EngineError {
+        match self {
+            Self::At { error, .. } => error.inner(),
+            other => other,
+        }
+    }
+
+    /// The same, taken out.
+    pub(crate) fn into_inner(self) -> EngineError {
+        match self {
+            Self::At { error, .. } => error.into_inner(),
+            other => other,
+        }
+    }
+
+    /// Where in the Dockerfile it failed, when that is known.
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            Self::At { fault, .. } => Some(fault),
+            _ => None,
+        }
+    }
+
     /// The process that failed, when that is what failed the build.
     pub fn failed_process(&self) -> Option<(&[String], i32)> {
-        match self {
+        match self.inner() {
             Self::Step(SolveError::Op { source, .. }) => match &**source {
                 StepError::Exit { args, code, .. } => Some((args, *code)),
                 _ => None,
@@ -131,9 +174,12 @@ impl EngineError {
 
     /// Why a process could not be run, when that is what failed the build.
     pub fn not_run(&self) -> Option<String> {
-        match self {
+        match self.inner() {
             Self::Step(SolveError::Op { source, .. }) => match &**source {
                 StepError::Run { source, .. } => Some(source.to_string()),
+                StepError::Foreign { platform, source, .. } => {
+                    Some(format!("{source}: {}", emulator_advice(platform)))
+                }
                 _ => None,
             },
             _ => None,
@@ -143,6 +189,8 @@ impl EngineError {
     /// How a caller should treat this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::At { error, .. } => error.kind(),
+            Self::NoImage { source, .. } => source.kind(),
             Self::Dockerfile(_) | Self::NoDockerfile { .. } | Self::Graph(_) => ErrorKind::Invalid,
             Self::Context(_) | Self::Duplicate { .. } | Self::CacheOption { .. } => ErrorKind::Invalid,
             Self::Source(source) => source.kind(),
@@ -160,7 +208,7 @@ impl EngineError {
 
     /// Where in the Dockerfile it is, when the Dockerfile itself is no good.
     pub fn lines(&self) -> Option<LineRange> {
-        match self {
+        match self.inner() {
             Self::Dockerfile(error) => error.lines(),
             Self::Frontend { lines, .. } | Self::FrontendName { lines, .. } => *lines,
             _ => None,
@@ -169,7 +217,7 @@ impl EngineError {
 
     /// The vertex that failed, when one did.
     pub fn failed_vertex(&self) -> Option<&lapstrake_layerstore_oci::Digest> {
-        match self {
+        match self.inner() {
             Self::Step(SolveError::Op { vertex, .. } | SolveError::Lost { vertex, .. }) => Some(vertex),
             _ => None,
         }
@@ -177,7 +225,10 @@ impl EngineError {
 
     /// Whether nothing failed but the client's patience.
     pub fn is_canceled(&self) -> bool {
-        matches!(self, Self::Canceled | Self::Step(SolveError::Canceled) | Self::Work(StepError::Canceled))
+        matches!(
+            self.inner(),
+            Self::Canceled | Self::Step(SolveError::Canceled) | Self::Work(StepError::Canceled)
+        )
     }
 }
 
@@ -203,6 +254,16 @@ pub enum StepError {
         /// Why.
         source: ExecError,
     },
+    /// The process is for a platform that this machine does not run.
+    #[error("failed to run {:?}: {source}: {}", args.join(" "), emulator_advice(platform))]
+    Foreign {
+        /// Its command line.
+        args: Vec<String>,
+        /// Which platform.
+        platform: Platform,
+        /// What the kernel said.
+        source: ExecError,
+    },
     /// A secret that the step needs was not given.
     #[error("secret {id}: not found")]
     NoSecret {
@@ -211,9 +272,6 @@ pub enum StepError {
     },
     /// Something of the client's could not be had.
     #[error(transparent)]
-                StepError::Foreign { platform, source, .. } => {
-                    Some(format!("{source}: {}", emulator_advice(platform)))
-                }
     Session(#[from] lapstrake_session::Error),
     /// A source could not be fetched.
     #[error(transparent)]
@@ -253,6 +311,15 @@ pub enum StepError {
     Canceled,
 }
 
+/// What to do about a platform that this machine does not run.
+pub(crate) fn emulator_advice(platform: &Platform) -> String {
+    let architecture = &platform.architecture;
+    format!(
+        "this machine does not run programs for {platform}; install an emulator: apt-get install qemu-user-static binfmt-support, \
+         or docker run --privileged --rm tonistiigi/binfmt --install {architecture}"
+    )
+}
+
 fn exit_message(code: i32, oom: bool) -> String {
     if oom { format!("exit code: {code}: out of memory") } else { format!("exit code: {code}") }
 }
@@ -277,23 +344,4 @@ impl StepError {
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
-}
-    /// The process is for a platform that this machine does not run.
-    #[error("failed to run {:?}: {source}: {}", args.join(" "), emulator_advice(platform))]
-    Foreign {
-        /// Its command line.
-        args: Vec<String>,
-        /// Which platform.
-        platform: Platform,
-        /// What the kernel said.
-        source: ExecError,
-    },
-
-/// What to do about a platform that this machine does not run.
-pub(crate) fn emulator_advice(platform: &Platform) -> String {
-    let architecture = &platform.architecture;
-    format!(
-        "this machine does not run programs for {platform}; install an emulator: apt-get install qemu-user-static binfmt-support, \
-         or docker run --privileged --rm tonistiigi/binfmt --install {architecture}"
-    )
 }

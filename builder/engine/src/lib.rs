@@ -11,12 +11,14 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
 mod caches;
 mod classic;
 mod context;
 mod engine;
 mod epoch;
 mod error;
+mod fault;
 mod frontend;
 mod history;
 mod ops;
@@ -25,6 +27,7 @@ mod reasons;
 mod request;
 mod scope;
 
+pub use ask::Question;
 pub use caches::{
     CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest,
 };
@@ -32,9 +35,13 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use error::{EngineError, StepError};
+pub use fault::Fault;
 pub use frontend::Frontends;
 pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
 
-pub use lapstrake_builder_dockerfile::{Step, StepKind};
+pub use lapstrake_builder_dockerfile::{
+    Step, StepKind,
+    subrequest::{Reply, Subrequest},
+};
 pub use lapstrake_builder_exporter::{Destination, Exported, Output};
 pub use lapstrake_builder_source::ErrorKind;

@@ -8,17 +8,18 @@ use std::{
 };
 
 use lapstrake_builder_dockerfile::{
-    Answer, Dialect, DockerfileOptions, Facts, ImageFact, Need, Plan, dockerfile_definition, dockerfile_name,
-    dockerignore_definition,
+    Answer, Dialect, DockerfileOptions, Error as DockerfileError, Facts, ImageFact, ImageQuery, LowerError,
+    Need, Plan, dockerfile_definition, dockerfile_name, dockerignore_definition,
     facts::IgnoreFile,
     lint::Warning,
     options::{ContextSource, DockerfileSource, LocalContext},
-    plan,
+    plan_and_warn,
 };
 use lapstrake_builder_llb::{Definition, Graph, Limits, pb};
 use lapstrake_builder_progress::{Emit, Event, Progress};
-use lapstrake_builder_source::{LocalProvider, SourceContext};
+use lapstrake_builder_source::{LocalProvider, SourceContext, SourceError};
 use lapstrake_layerstore_store::{SnapshotKey, StoreError, Tree};
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ use crate::{
     classic::{unreadable, why_missing},
     engine::internal_vertex,
     epoch::epoch_of,
+    fault::in_dockerfile,
     frontend::Frontend,
     scope::BuildScope,
 };
@@ -88,42 +90,85 @@ impl Engine {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<(Plan, Facts), EngineError> {
+        if let Some(id) = &options.subrequest {
+            return Err(EngineError::Unsupported { what: format!("the request {id} as a build") });
+        }
+        let loaded = self.load(options, scope, progress, cancel).await?;
+        let planned = self.rounds(options, loaded, scope, progress, cancel, |facts, warnings| {
+            let planning = plan_and_warn(options, facts);
+            *warnings = planning.warnings;
+            let answer = planning.result.map_err(|error| match options.dialect {
+                Dialect::Classic => unreadable(error, &options.dockerfile_name),
+                Dialect::BuildKit => error,
+            })?;
+            Ok(match answer {
+                Answer::Need(needs) => Planned::Need(needs),
+                Answer::Plan(plan) => Planned::Done(*plan),
+            })
+        });
+        planned.await
+    }
+
+    /// Reads the Dockerfile, and sees to it that it is one for the built-in frontend.
+    pub(crate) async fn load(
+        &self,
+        options: &DockerfileOptions,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Loaded, EngineError> {
         let mut facts = Facts::default();
         if let ContextSource::Http { url } = &options.context {
             facts.http_context_is_archive = Some(self.is_archive(url, scope, progress, cancel).await?);
         }
-        let dockerfile = dockerfile_definition(options, &facts)?;
-        self.read_dockerfile(options, &dockerfile, &mut facts, scope, progress).await?;
+        let definition = dockerfile_definition(options, &facts)?;
+        self.read_dockerfile(options, &definition, &mut facts, scope, progress).await?;
         self.identify(scope, Some(&facts.dockerfile)).await;
-        let is_classic = options.dialect == Dialect::Classic;
-        match Frontend::choose(options, &facts.dockerfile, self.frontends())? {
-            Frontend::Gateway(image) => match self.run_frontend(image).await? {},
+        let located = |error| in_dockerfile(error, options, &facts);
+        match Frontend::choose(options, &facts.dockerfile, self.frontends()).map_err(located)? {
+            Frontend::Gateway(image) => match self.run_frontend(image).await.map_err(located)? {},
             Frontend::BuiltIn { newer: None } => {}
             Frontend::BuiltIn { newer: Some(newer) } => {
                 let lines = newer.lines.iter().flat_map(|lines| lines.lines()).collect();
                 let told = Told { short: newer.warning(), detail: Vec::new(), url: String::new(), lines };
-                tell(vec![told], options, &dockerfile, &facts, progress)?;
+                tell(vec![told], options, &definition, &facts, progress)?;
             }
         }
+        Ok(Loaded { facts, definition })
+    }
+
+    /// Asks the frontend, and finds out what it needs to know, until it has an answer. Tells what it doubts, also where it fails.
+    pub(crate) async fn rounds<T>(
+        &self,
+        options: &DockerfileOptions,
+        loaded: Loaded,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+        ask: impl Fn(&Facts, &mut Vec<Warning>) -> Result<Planned<T>, DockerfileError>,
+    ) -> Result<(T, Facts), EngineError> {
+        let Loaded { mut facts, definition } = loaded;
+        let missing = Missing::default();
         for _ in 0..ROUNDS {
-            let planned = plan(options, &facts);
-            match planned.map_err(|error| match is_classic {
-                true => unreadable(error, &options.dockerfile_name),
-                false => error,
-            })? {
-                Answer::Plan(plan) => {
-                    warn(&plan.warnings, options, &dockerfile, &facts, progress)?;
-                    return Ok((*plan, facts));
+            let mut warnings = Vec::new();
+            let answer = ask(&facts, &mut warnings);
+            let needs = match answer {
+                Ok(Planned::Need(needs)) => needs,
+                Ok(Planned::Done(done)) => {
+                    warn(&warnings, options, &definition, &facts, progress)?;
+                    return Ok((done, facts));
                 }
-                Answer::Need(needs) => {
-                    // Several images at once: each is a round trip to a registry.
-                    let answers = needs
-                        .into_iter()
-                        .map(|need| self.find_out(need, options.dialect, scope, progress, cancel));
-                    for learn in futures::future::try_join_all(answers).await? {
-                        learn(&mut facts);
-                    }
+                Err(problem) => {
+                    warn(&warnings, options, &definition, &facts, progress)?;
+                    return Err(in_dockerfile(missing.explain(problem), options, &facts));
                 }
+            };
+            // Several images at once: each is a round trip to a registry.
+            let answers = needs
+                .into_iter()
+                .map(|need| self.find_out(need, options.dialect, &missing, scope, progress, cancel));
+            for learn in futures::future::try_join_all(answers).await? {
+                learn(&mut facts);
             }
         }
         Err(EngineError::Unsupported {
@@ -135,6 +180,7 @@ impl Engine {
         &self,
         need: Need,
         dialect: Dialect,
+        missing: &Missing,
         scope: &Arc<BuildScope>,
         progress: &Progress,
         cancel: &CancellationToken,
@@ -148,6 +194,13 @@ impl Engine {
                     // Steps before it run all the same.
                     Err(error) if dialect == Dialect::Classic && !cancel.is_cancelled() => {
                         let why = why_missing(&query.reference, &error);
+                        return Ok(Box::new(move |facts| {
+                            facts.missing.insert(query, why);
+                        }));
+                    }
+                    // Where it is named, and what may have been meant, the frontend says.
+                    Err(error) if !cancel.is_cancelled() => {
+                        let why = missing.note(&query, error);
                         return Ok(Box::new(move |facts| {
                             facts.missing.insert(query, why);
                         }));
@@ -173,8 +226,7 @@ impl Engine {
             Need::Epoch { value, definition, source } => {
                 let tree = self.solve(&definition.definition(), scope, progress).await?;
                 let (stores, cancel) = (self.stores().clone(), cancel.clone());
-                let epoch =
-                    StepError::blocking(move || epoch_of(&stores, &tree, &source, &cancel)).await?;
+                let epoch = StepError::blocking(move || epoch_of(&stores, &tree, &source, &cancel)).await?;
                 Ok(Box::new(move |facts| _ = facts.epochs.insert(value, epoch)))
             }
             Need::HttpContextKind { url } => {
@@ -276,6 +328,45 @@ impl Engine {
             locals: HashMap::clone(&scope.locals),
             vertex,
             cancel: cancel.clone(),
+        }
+    }
+}
+
+/// A Dockerfile, and the graph that it was read by.
+pub(crate) struct Loaded {
+    facts: Facts,
+    definition: Definition,
+}
+
+/// What the frontend has to say.
+pub(crate) enum Planned<T> {
+    Need(Vec<Need>),
+    Done(T),
+}
+
+/// Why images cannot be had, by the words that the frontend is told.
+#[derive(Default)]
+struct Missing(Mutex<HashMap<String, SourceError>>);
+
+impl Missing {
+    fn note(&self, query: &ImageQuery, error: SourceError) -> String {
+        let why = format!("failed to resolve source metadata for {}: {error}", query.reference);
+        self.0.lock().insert(why.clone(), error);
+        why
+    }
+
+    /// The error of a frontend that could not go on.
+    fn explain(&self, problem: DockerfileError) -> EngineError {
+        let why = match &problem {
+            DockerfileError::Lower {
+                problem: LowerError::NoBase { why, .. } | LowerError::NoImage { why },
+                ..
+            } => Some(why),
+            _ => None,
+        };
+        match why.and_then(|why| self.0.lock().remove(why)) {
+            Some(source) => EngineError::NoImage { problem, source },
+            None => EngineError::Dockerfile(problem),
         }
     }
 }

@@ -1,16 +1,20 @@
 //! A build's progress as the lines that a client asked for.
 
+use std::time::SystemTime;
+
 use base64::Engine as _;
 use lapstrake_api_types::{ApiVersion, BuildQuery, ProgressForm, StreamMessage};
 use lapstrake_builder_progress::{
-    ProgressError, Subscription,
+    Event, Log, ProgressError, StatusResponse, Stream, Subscription, VertexState,
     classic::{ClassicLine, ClassicScript, Removal, Transcript},
+    to_response,
 };
+use lapstrake_layerstore_oci::Digest;
 use prost::Message;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::{ApiError, Built};
+use crate::{ApiError, Built, ErrorPlace};
 
 /// Reads a build's progress and says it.
 pub(super) enum Rendering {
@@ -51,19 +55,21 @@ impl Rendering {
                 }
                 Self::Trace(events) => {
                     let response = events.next().await.map_err(|error| unreadable(&error))?;
-                    return Ok(response.map(|response| {
-                        let encoded =
-                            base64::engine::general_purpose::STANDARD.encode(response.encode_to_vec());
-                        vec![StreamMessage::aux(Some("moby.buildkit.trace"), json!(encoded))]
-                    }));
+                    return Ok(response.map(|response| vec![trace(&response)]));
                 }
             }
         }
     }
 
-    /// What the progress leaves to say of a build that failed.
-    pub(super) fn failure(&mut self) -> Vec<StreamMessage> {
-        self.success(&Built::default())
+    /// What is left to say of a build that failed, before the error itself.
+    ///
+    /// BuildKit's clients print the lines at fault when they get them as details of a gRPC error, which a stream of messages has not. What they do
+    /// show of it is the output of vertices that failed: so one is made of the place. The classic transcript ends with the step that failed.
+    pub(super) fn failure(&mut self, error: &ApiError) -> Vec<StreamMessage> {
+        match (self, &error.place) {
+            (Self::Trace(_), Some(place)) => vec![trace(&to_response(&failed_at(place, &error.message)))],
+            (rendering, _) => rendering.success(&Built::default()),
+        }
     }
 
     /// Build arguments that nobody declared.
@@ -83,6 +89,27 @@ impl Rendering {
             _ => Vec::new(),
         }
     }
+}
+
+fn trace(response: &StatusResponse) -> StreamMessage {
+    let encoded = base64::engine::general_purpose::STANDARD.encode(response.encode_to_vec());
+    StreamMessage::aux(Some("moby.buildkit.trace"), json!(encoded))
+}
+
+/// A vertex that failed, and has the lines at fault as its output.
+fn failed_at(place: &ErrorPlace, message: &str) -> [Event; 2] {
+    let now = SystemTime::now();
+    let vertex = Digest::sha256_of(format!("{}{message}", place.excerpt));
+    let state = VertexState {
+        started: Some(now),
+        completed: Some(now),
+        error: Some(message.to_owned()),
+        ..VertexState::pending(vertex.clone(), place.name.clone(), Vec::new())
+    };
+    // The first line is the vertex's name.
+    let excerpt = place.excerpt.split_once('\n').map_or(place.excerpt.as_str(), |(_, rest)| rest);
+    let data = excerpt.as_bytes().to_vec();
+    [Event::Vertex(state), Event::Log(Log { vertex, stream: Stream::Stderr, data, timestamp: now })]
 }
 
 fn unreadable(error: &ProgressError) -> ApiError {

@@ -1,0 +1,133 @@
+//! Where in a Dockerfile a build failed.
+
+use lapstrake_builder_dockerfile::{
+    DockerfileOptions, Facts, LineRange,
+    excerpt::{Mark, excerpt},
+    source_info,
+};
+use lapstrake_builder_llb::{Definition, pb};
+
+use crate::EngineError;
+
+/// Where in a source file a build failed: what BuildKit's clients get as `errdefs.Source`, one for each place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// The file.
+    pub source: pb::SourceInfo,
+    /// The lines at fault; the first are those of the cause.
+    pub places: Vec<LineRange>,
+    /// The words at fault, where they are known.
+    pub mark: Option<Mark>,
+}
+
+impl Fault {
+    /// The lines at fault and what is around them, as BuildKit's clients print them, with the words at fault marked.
+    pub fn excerpt(&self) -> String {
+        let text = String::from_utf8_lossy(&self.source.data);
+        let of = |place: &LineRange| excerpt(&self.source.filename, &text, &[*place], self.mark.as_ref());
+        self.places.iter().map(of).collect()
+    }
+
+    /// Where that is, in words: `Dockerfile:3`.
+    pub fn place(&self) -> String {
+        let line = self.places.first().map_or(1, |place| place.start);
+        format!("{}:{line}", self.source.filename)
+    }
+}
+
+/// An error that is about lines of the Dockerfile, with those lines.
+pub(crate) fn in_dockerfile(error: EngineError, options: &DockerfileOptions, facts: &Facts) -> EngineError {
+    let (places, mark) = match &error {
+        EngineError::Dockerfile(problem) | EngineError::NoImage { problem, .. } => {
+            (problem.places(), problem.mark())
+        }
+        other => (other.lines().into_iter().collect(), None),
+    };
+    match source_info(options, facts) {
+        Ok(source) if !places.is_empty() => at(error, Fault { source, places, mark }),
+        _ => error,
+    }
+}
+
+/// An error of a step, with the lines that the step comes from.
+pub(crate) fn in_graph(error: EngineError, definition: &Definition) -> EngineError {
+    let found = error.failed_vertex().and_then(|vertex| {
+        let source = definition.source.as_ref()?;
+        let locations = &source.locations.get(vertex.as_str())?.locations;
+        let first = locations.first()?;
+        let info = source.infos.get(usize::try_from(first.source_index).ok()?)?;
+        let same = locations.iter().filter(|location| location.source_index == first.source_index);
+        let places: Vec<LineRange> = same.filter_map(|location| lines(&location.ranges)).collect();
+        (!places.is_empty()).then(|| Fault { source: info.clone(), places, mark: None })
+    });
+    match found {
+        Some(fault) => at(error, fault),
+        None => error,
+    }
+}
+
+fn at(error: EngineError, fault: Fault) -> EngineError {
+    EngineError::At { fault: Box::new(fault), error: Box::new(error) }
+}
+
+/// From the first line of all ranges to the last.
+fn lines(ranges: &[pb::Range]) -> Option<LineRange> {
+    let line = |position: &Option<pb::Position>| u32::try_from(position.as_ref()?.line).ok();
+    let start = ranges.iter().filter_map(|range| line(&range.start)).min()?;
+    let end = ranges.iter().filter_map(|range| line(&range.end)).max().unwrap_or(start);
+    Some(LineRange::new(start, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use lapstrake_builder_solver::SolveError;
+    use lapstrake_layerstore_oci::Digest;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::StepError;
+
+    fn failed(vertex: &Digest) -> EngineError {
+        let source = StepError::Exit { args: vec!["false".to_owned()], code: 1, oom: false };
+        EngineError::Step(SolveError::Op {
+            vertex: vertex.clone(),
+            name: "[1/1] RUN false".to_owned(),
+            source: Arc::new(source),
+        })
+    }
+
+    #[test]
+    fn a_failed_step_is_shown_where_it_was_written() {
+        let vertex = Digest::sha256_of("v");
+        let position = |line| Some(pb::Position { line, character: 0 });
+        let range = |line| pb::Range { start: position(line), end: position(line) };
+        let locations = pb::Locations {
+            locations: vec![pb::Location { source_index: 0, ranges: vec![range(2), range(3)] }],
+        };
+        let info = pb::SourceInfo {
+            filename: "sub/Dockerfile".to_owned(),
+            data: b"FROM busybox\nRUN false \\\n  x\nRUN true\n".to_vec(),
+            ..pb::SourceInfo::default()
+        };
+        let source = pb::Source {
+            locations: [(vertex.to_string(), locations)].into_iter().collect(),
+            infos: vec![info],
+        };
+        let definition = Definition { source: Some(source), ..Definition::default() };
+        let error = in_graph(failed(&vertex), &definition);
+        assert_eq!(error.to_string(), "process \"false\" did not complete successfully: exit code: 1");
+        assert_eq!(error.failed_vertex(), Some(&vertex));
+        assert!(error.failed_process().is_some() && matches!(error.inner(), EngineError::Step(_)));
+        let excerpt = "sub/Dockerfile:2
+--------------------
+   1 |     FROM busybox
+   2 | >>> RUN false \\
+   3 | >>>   x
+   4 |     RUN true
+--------------------
+";
+        assert_eq!(error.fault().unwrap().excerpt(), excerpt);
+        let elsewhere = in_graph(failed(&Digest::sha256_of("w")), &definition);
+        assert!(elsewhere.fault().is_none());
+    }
+}
