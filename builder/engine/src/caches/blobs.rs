@@ -9,7 +9,7 @@ use lapstrake_builder_solver::CacheStoreError;
 use lapstrake_layerstore_oci::{Descriptor, Digest, Reference};
 use lapstrake_layerstore_registry::{PullTarget, RegistryClient};
 use lapstrake_layerstore_store::{Resource, Tree};
-use lapstrake_layerstore_transfer::{LayerBlob, blob_diff_id, unpack, unpacked};
+use lapstrake_layerstore_transfer::{ImageIndex, LayerBlob, blob_diff_id, unpack, unpacked};
 use tokio_util::sync::CancellationToken;
 
 use super::{CacheFault, directory, warn};
@@ -94,6 +94,33 @@ impl BlobSource for DirectoryBlobs {
     fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>> {
         let (directory, digest) = (self.directory.clone(), manifest.digest.clone());
         Box::pin(CacheFault::blocking(move || directory::read_blob(&directory, &digest, MAX_MANIFEST)))
+    }
+}
+
+/// Our own store, which has all that an index names.
+pub(super) struct StoreBlobs {
+    pub(super) workshop: Arc<Workshop>,
+    pub(super) _held: ImageIndex,
+}
+
+impl BlobSource for StoreBlobs {
+    fn fetch<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        target: &'a PullTarget,
+    ) -> BoxFuture<'a, Result<(), CacheFault>> {
+        // It is there, as `_held` holds it.
+        target.lease.hold(Resource::Blob(blob.digest.clone()));
+        let (content, blob) = (Arc::clone(&target.content), blob.clone());
+        Box::pin(CacheFault::blocking(move || match content.info(&blob.digest)? {
+            Some(info) if info.size == blob.size => Ok(()),
+            _ => Err(CacheFault::unsuitable(format!("the store lacks {} bytes of {}", blob.size, blob.digest))),
+        }))
+    }
+
+    fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>> {
+        let (content, digest) = (Arc::clone(&self.workshop.stores.content), manifest.digest.clone());
+        Box::pin(CacheFault::blocking(move || Ok(content.read_small(&digest, MAX_MANIFEST)?)))
     }
 }
 
