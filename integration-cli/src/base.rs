@@ -10,6 +10,12 @@ const BUSYBOX: &str = "/bin/busybox";
 /// The root file system as a tar stream: deterministic, so that every test has the same image.
 pub fn busybox_rootfs() -> Vec<u8> {
     crate::require(BUSYBOX, "busybox-static");
+    rootfs_of(&std::fs::read(BUSYBOX).expect("busybox can be read"))
+}
+
+/// The same with another machine's busybox.
+pub(crate) fn rootfs_of(busybox: &[u8]) -> Vec<u8> {
+    crate::require(BUSYBOX, "busybox-static");
     let applets = std::process::Command::new(BUSYBOX).arg("--list").output().expect("busybox runs").stdout;
     let mut archive = tar::Builder::new(Vec::new());
     for (dir, mode) in
@@ -17,8 +23,7 @@ pub fn busybox_rootfs() -> Vec<u8> {
     {
         add(&mut archive, dir, tar::EntryType::Directory, mode, b"");
     }
-    let busybox = std::fs::read(BUSYBOX).expect("busybox can be read");
-    add(&mut archive, "bin/busybox", tar::EntryType::Regular, 0o755, &busybox);
+    add(&mut archive, "bin/busybox", tar::EntryType::Regular, 0o755, busybox);
     for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
         let mut header = header(tar::EntryType::Symlink, 0o777, 0);
         archive.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("memory takes it");
