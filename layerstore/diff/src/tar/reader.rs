@@ -137,66 +137,26 @@ impl<R: Read> TarReader<R> {
         let kind = self.kind(header.0[156], &name)?;
         let old_sparse = header.0[156] == b'S';
 
-        let number = |key: &str, field: std::ops::Range<usize>| match pax.get(key) {
-            Some(value) => pax::parse_decimal(value).ok_or("malformed number in PAX record"),
-            None => header.number(field),
-        };
-        let id = |key: &str, field| {
-            number(key, field).and_then(|id| u32::try_from(id).map_err(|_| "owner out of range"))
-        };
-        let time = |key: &str| {
-            pax.get(key).map(|value| pax::parse_time(value).ok_or("malformed time in PAX record"))
-        };
-        let fields = || -> Result<_, &'static str> {
-            let stored = match pax.get("size") {
-                Some(value) => pax::parse_decimal(value).ok_or("malformed size in PAX record")?,
-                None => stored,
-            };
-            let mtime = match time("mtime").transpose()? {
-                Some(time) => time,
-                None => Time { seconds: header.signed(136..148)?, nanos: 0 },
-            };
-            let device = if matches!(kind, Kind::CharDevice | Kind::BlockDevice) && header.has_ustar_fields()
-            {
-                let part = |field| {
-                    header
-                        .number(field)
-                        .and_then(|part| u32::try_from(part).map_err(|_| "device out of range"))
-                };
-                (part(329..337)?, part(337..345)?)
-            } else {
-                (0, 0)
-            };
-            let mode = header.number(100..108)?;
-            Ok((
-                stored,
-                mtime,
-                time("atime").transpose()?,
-                device,
-                mode,
-                id("uid", 108..116)?,
-                id("gid", 116..124)?,
-            ))
-        };
-        let (stored, mtime, atime, device, mode, uid, gid) = fields().map_err(|why| self.bad_entry(why))?;
-        // Masking loses nothing: above these bits some writers put the file's type again.
-        self.typed_modes |= mode & 0o170_000 != 0;
-        let mode = (mode & 0o7777) as u32;
-
         let mut entry = Entry {
-            xattrs: self.xattrs(pax)?,
             name,
             kind,
             link,
-            mode,
-            uid,
-            gid,
+            mode: 0,
+            uid: 0,
+            gid: 0,
             size: 0,
-            mtime,
-            atime,
-            device,
+            mtime: Time::default(),
+            atime: None,
+            device: (0, 0),
+            xattrs: Xattrs::new(),
             sparse: None,
         };
+        let Numbers { stored, mode } =
+            numbers(header, pax, stored, &mut entry).map_err(|why| self.bad_entry(why))?;
+        // Masking loses nothing: above these bits some writers put the file's type again.
+        self.typed_modes |= mode & 0o170_000 != 0;
+        entry.mode = (mode & 0o7777) as u32;
+        entry.xattrs = self.xattrs(pax)?;
         // Only files have content; of all others the size is ignored, as Go does.
         if kind == Kind::File {
             self.begin_content(header, stored, old_sparse, pax, &mut entry)?;
@@ -410,6 +370,50 @@ impl<R: Read> TarReader<R> {
     fn bad_entry(&self, why: &'static str) -> DiffError {
         DiffError::BadEntry { entry: self.last.clone(), why }
     }
+}
+
+/// What a header and its records say in numbers and an [`Entry`] has no place for as it is.
+struct Numbers {
+    /// Bytes of content in the archive.
+    stored: u64,
+    /// All bits of the mode.
+    mode: u64,
+}
+
+/// Reads owner, times and device into `entry`. Records count more than the header, which says that `stored` bytes follow.
+fn numbers(
+    header: &Header<'_>,
+    pax: &Records,
+    stored: u64,
+    entry: &mut Entry,
+) -> Result<Numbers, &'static str> {
+    let number = |key: &str, field: std::ops::Range<usize>| match pax.get(key) {
+        Some(value) => pax::parse_decimal(value).ok_or("malformed number in PAX record"),
+        None => header.number(field),
+    };
+    let id = |key: &str, field| {
+        number(key, field).and_then(|id| u32::try_from(id).map_err(|_| "owner out of range"))
+    };
+    let time =
+        |key: &str| pax.get(key).map(|value| pax::parse_time(value).ok_or("malformed time in PAX record"));
+    let stored = match pax.get("size") {
+        Some(value) => pax::parse_decimal(value).ok_or("malformed size in PAX record")?,
+        None => stored,
+    };
+    entry.mtime = match time("mtime").transpose()? {
+        Some(time) => time,
+        None => Time { seconds: header.signed(136..148)?, nanos: 0 },
+    };
+    if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) && header.has_ustar_fields() {
+        let part = |field| {
+            header.number(field).and_then(|part| u32::try_from(part).map_err(|_| "device out of range"))
+        };
+        entry.device = (part(329..337)?, part(337..345)?);
+    }
+    let mode = header.number(100..108)?;
+    entry.atime = time("atime").transpose()?;
+    (entry.uid, entry.gid) = (id("uid", 108..116)?, id("gid", 116..124)?);
+    Ok(Numbers { stored, mode })
 }
 
 /// Reads segments of an old GNU map until an empty one; whether all were used, so that more may follow.
