@@ -57,7 +57,9 @@ pub(crate) fn outline(
 }
 
 /// The Dockerfile as a source that warnings point into.
-pub(crate) fn source_info(options: &DockerfileOptions, facts: &Facts) -> Result<pb::SourceInfo, Error> {
+///
+/// Fails where its own graph cannot be made.
+pub fn source_info(options: &DockerfileOptions, facts: &Facts) -> Result<pb::SourceInfo, Error> {
     Ok(pb::SourceInfo {
         filename: context::dockerfile_name(options, facts).to_owned(),
         data: facts.dockerfile.to_vec(),

@@ -37,7 +37,8 @@ use lapstrake_builder_llb::{
 use lapstrake_layerstore_oci::{History, Platform, Timestamp};
 
 pub use context::{dockerfile_definition, dockerfile_name, dockerignore_definition};
-pub(crate) use inspect::{Inspected, Outline, OutlineOffer, check, outline, source_info};
+pub use inspect::source_info;
+pub(crate) use inspect::{Inspected, Outline, OutlineOffer, check, outline};
 pub use problem::LowerError;
 pub(crate) use stages::platform_problem;
 
