@@ -10,10 +10,7 @@ use lapstrake_api_server::{
 };
 use lapstrake_api_types::{AuthConfig, DistributionInspect};
 use lapstrake_layerstore_oci::{ImageId, Index, Platform, Reference};
-use lapstrake_layerstore_registry::{
-    ErrorKind as RegistryErrorKind, Item, ProgressFn, RegistryClient, RegistryError, TransferEvent,
-    TransferStatus,
-};
+use lapstrake_layerstore_registry::{Item, ProgressFn, RegistryClient, TransferEvent, TransferStatus};
 use lapstrake_layerstore_store::{ImageName, ImageRecord, Stores};
 use lapstrake_layerstore_transfer::{
     ErrorKind, HeldImages, LoadEvent, PullOutcome, SaveImage, TransferError, UnpackEvent, import, load, pull,
@@ -27,7 +24,7 @@ use tokio_util::{
 };
 
 use super::{changes, credentials, download};
-use crate::{error::chain, sweeper::Sweep};
+use crate::{blocking::blocking, error::chain, sweeper::Sweep};
 
 /// News of a transfer that may wait for a client that reads slowly; byte counts beyond are left out.
 const NEWS_DEPTH: usize = 4096;
@@ -57,7 +54,7 @@ impl ImageTransfer for StoreTransfer {
             let platform = order.platform.unwrap_or_else(Platform::host);
             let is_all = order.reference.is_name_only();
             let references = if is_all {
-                client.tags(&order.reference).await.map_err(|error| registry_error(&error))?
+                client.tags(&order.reference).await.map_err(|error| transfer_error(&error.into()))?
             } else {
                 vec![order.reference]
             };
@@ -231,11 +228,11 @@ impl ImageTransfer for StoreTransfer {
     ) -> BoxFuture<'_, Result<DistributionInspect, ApiError>> {
         Box::pin(async move {
             let client = self.client(reference.domain(), &auth);
-            let resolved = client.resolve(&reference).await.map_err(|error| registry_error(&error))?;
+            let resolved = client.resolve(&reference).await.map_err(|error| transfer_error(&error.into()))?;
             let document = client
                 .fetch_document(&reference, &resolved.descriptor)
                 .await
-                .map_err(|error| registry_error(&error))?;
+                .map_err(|error| transfer_error(&error.into()))?;
             let platforms = Index::from_json(&document)
                 .ok()
                 .map(|index| index.manifests.into_iter().filter_map(|manifest| manifest.platform).collect());
@@ -250,7 +247,7 @@ impl ImageTransfer for StoreTransfer {
             let domain = domain.split('/').next().unwrap_or(domain);
             let domain = if matches!(domain, "" | "index.docker.io") { "docker.io" } else { domain };
             let client = self.client(domain, &auth);
-            client.check_credentials(domain).await.map_err(|error| registry_error(&error))?;
+            client.check_credentials(domain).await.map_err(|error| transfer_error(&error.into()))?;
             Ok(None)
         })
     }
@@ -360,29 +357,6 @@ fn images_to_save(stores: &Stores, names: &[String]) -> Result<Vec<SaveImage>, A
 /// A body as a reader for a thread that may block. It ends early once nobody waits any more.
 fn readable(body: BodyStream, cancel: &CancellationToken) -> impl std::io::Read + Send + 'static {
     SyncIoBridge::new(StreamReader::new(Box::pin(body.take_until(cancel.clone().cancelled_owned()))))
-}
-
-/// Runs work that blocks on a thread that may. A panic in it is passed on.
-async fn blocking<T: Send + 'static, E: Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, E> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
-/// A registry's failure as the API tells it.
-fn registry_error(error: &RegistryError) -> ApiError {
-    let kind = match error.kind() {
-        RegistryErrorKind::NotFound => ApiErrorKind::NotFound,
-        RegistryErrorKind::Unauthorized => ApiErrorKind::Unauthorized,
-        RegistryErrorKind::Denied => ApiErrorKind::Forbidden,
-        RegistryErrorKind::Invalid => ApiErrorKind::Invalid,
-        RegistryErrorKind::Unavailable | RegistryErrorKind::Corrupt => ApiErrorKind::Unavailable,
-        RegistryErrorKind::Internal => ApiErrorKind::Internal,
-    };
-    ApiError::new(kind, chain(error))
 }
 
 /// The failure of a transfer between the stores and a registry, as the API tells it.
