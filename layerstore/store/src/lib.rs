@@ -24,7 +24,7 @@
 
 #![forbid(unsafe_code)]
 
-pub mod collect;
+mod collect;
 mod content;
 mod error;
 mod identity;
