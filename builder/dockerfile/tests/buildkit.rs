@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lapstrake_builder_dockerfile::facts::IgnoreFile;
+use lapstrake_builder_dockerfile::instructions::Dockerfile;
+use lapstrake_builder_dockerfile::parser::detect_syntax;
 use lapstrake_builder_dockerfile::{
     Answer, DockerfileOptions, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Plan, PlatformPlan, plan,
 };
@@ -100,12 +102,20 @@ impl Case {
         serde_json::from_slice(&std::fs::read(self.dir.join("buildkit.json")).unwrap()).unwrap()
     }
 
+    fn dockerfile(&self) -> Vec<u8> {
+        std::fs::read(self.dir.join("Dockerfile")).unwrap()
+    }
+
     fn plan(&self) -> Result<Plan, String> {
+        self.plan_of(self.dockerfile())
+    }
+
+    fn plan_of(&self, dockerfile: Vec<u8>) -> Result<Plan, String> {
         let session = Some("session-1".to_owned());
         let platform = Platform::new("linux", "amd64");
         let options = DockerfileOptions::from_frontend_attrs(&self.options.attrs, platform, session, &[])
             .map_err(|e| e.to_string())?;
-        let mut facts = Facts::new(std::fs::read(self.dir.join("Dockerfile")).unwrap());
+        let mut facts = Facts::new(dockerfile);
         if let Ok(data) = std::fs::read(self.dir.join("dockerignore")) {
             facts.dockerignore = Some(IgnoreFile { name: ".dockerignore".to_owned(), data: data.into() });
         }
@@ -239,6 +249,25 @@ fn deviations_do_not_touch_digests() {
                 assert_eq!(ops, digests(&expected.targets[""].ops), "{}", case.name);
             }
         }
+    }
+}
+
+#[test]
+fn what_is_printed_builds_the_same() {
+    for case in Case::all() {
+        let (Ok(parsed), Ok(plan)) = (Dockerfile::parse(&case.dockerfile()), case.plan()) else { continue };
+        // Directives other than `escape` are not in the tree.
+        let syntax = detect_syntax(&case.dockerfile());
+        let syntax = syntax.map(|found| format!("# syntax={}\n", found.command_line)).unwrap_or_default();
+        let printed = format!("{syntax}{parsed}");
+        let again =
+            case.plan_of(printed.clone().into_bytes()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let built = |plan: &Plan| {
+            let digests = |ops: &[Op]| ops.iter().map(|op| op.digest.clone()).collect::<Vec<_>>();
+            let targets = plan.targets.iter().map(target);
+            targets.map(|target| (digests(&target.ops), target.config)).collect::<Vec<_>>()
+        };
+        assert_eq!(built(&again), built(&plan), "{}\n{printed}", case.name);
     }
 }
 

@@ -385,15 +385,38 @@ fn meaning(mut file: Dockerfile) -> Dockerfile {
     for stage in &mut file.stages {
         forget(&mut stage.source);
         stage.commands.iter_mut().for_each(|command| forget(&mut command.source));
+        for command in &mut stage.commands {
+            // Only by a continued line gets `\r` to the end of an expression, and nothing can be printed behind that.
+            if let Instruction::Onbuild(onbuild) = &mut command.instruction {
+                onbuild.expression.truncate(onbuild.expression.trim_end_matches('\r').len());
+            }
+        }
     }
     file.warnings.clear();
     file.lint = Config::default();
     file
 }
 
+/// Whether an instruction has two heredocs of one name: both files are the second's text, with its tabs or without, and that has no form.
+fn has_namesakes(file: &Dockerfile) -> bool {
+    let files = |instruction: &Instruction| match instruction {
+        Instruction::Add(add) => add.transfer.inline_files.clone(),
+        Instruction::Copy(copy) => copy.transfer.inline_files.clone(),
+        _ => Vec::new(),
+    };
+    file.stages.iter().flat_map(|stage| &stage.commands).any(|command| {
+        let mut names: Vec<String> = files(&command.instruction).into_iter().map(|file| file.name).collect();
+        names.sort();
+        names.windows(2).any(|pair| pair[0] == pair[1])
+    })
+}
+
 #[track_caller]
 fn round_trip(text: &str) {
     let Ok(file) = Dockerfile::parse(text.as_bytes()) else { return };
+    if has_namesakes(&file) {
+        return;
+    }
     let printed = file.to_string();
     let again = Dockerfile::parse(printed.as_bytes())
         .unwrap_or_else(|error| panic!("{error}\nfrom {text:?}\nto {printed:?}"));
@@ -439,8 +462,12 @@ proptest! {
             prop::sample::select(vec![
                 "RUN", "copy", "ADD --unpack", "ENV", "Label", "ARG", "CMD", "ENTRYPOINT", "EXPOSE", "VOLUME", "USER",
                 "ONBUILD RUN", "HEALTHCHECK CMD", "SHELL", "WORKDIR", "# note", "FROM", "COPY --chown=a\\ b", "RUN --mount='a b'",
+                "COPY --from=x --link --parents --exclude='q r' --chmod=u=rwX", "ADD --checksum=a --keep-git-dir=false",
+                "RUN --mount=type=cache,target=$a,sharing=locked --network=none --security=insecure", "RUN --device=a.b/c,required",
+                "HEALTHCHECK --interval=1m --start-interval=2s --retries=3 CMD", "HEALTHCHECK NONE", "FROM --platform=$a",
+                "ONBUILD COPY --link", "ONBUILD ONBUILD", "STOPSIGNAL", "MAINTAINER", "# escape=x", " \t# note",
             ]),
-            r#"( |[a-c]|=|"|'|\\|\$|\[|\]|,|"a"|\["a", "b"\]| <<A| <<'B'|--|é|\#|`){0,10}"#,
+            r#"( |\t|[a-c]|=|"|'|\\|\$|\[|\]|,|"a"|\["a", "b"\]| <<A| <<'B'| <<-A|--|é|\#|`|\{|\}|:|%|/| AS | \\\n| \\\n\# c\n|\r){0,10}"#,
         ), 0..6),
         backtick: bool,
     ) {
@@ -448,7 +475,7 @@ proptest! {
         for (keyword, rest) in lines {
             text.push_str(&format!("{keyword} {rest}\n"));
             for name in ["A", "B"] {
-                text.push_str(&format!("# body\n{name}\n").repeat(usize::from(rest.contains(&format!("<<{name}")) || rest.contains(&format!("<<'{name}")))));
+                text.push_str(&format!("# body\n{name}\n").repeat(usize::from(rest.contains(&format!("<<{name}")) || rest.contains(&format!("<<-{name}")) || rest.contains(&format!("<<'{name}")))));
             }
         }
         round_trip(&text);
