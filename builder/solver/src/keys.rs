@@ -374,27 +374,36 @@ impl<X: Types> Node<X> {
         }
     }
 
-    /// Saves one output; `None` when it has no key.
+    /// Saves one output; the keys that it is known by, none for what is not to be found again.
     pub(crate) async fn save(
         &self,
         map: &CacheMap,
         output: u32,
         inputs: &[InputKeys],
         value: &X::Value,
-    ) -> Option<KeyId> {
+    ) -> Vec<KeyId> {
         if map.ephemeral {
-            return None;
+            return Vec::new();
         }
-        let key = if self.inputs.is_empty() {
-            KeyId::root(&map.digest, output)
-        } else {
-            // A result made in spite of the cache must not be found by what was made of an older one, so it gets a key of its own.
-            let known =
-                if self.ignore_cache { None } else { own_key(&self.follow(map, output, inputs, Reach::All)) };
-            known.unwrap_or_else(|| self.caches.own.fresh_key())
+        // A result made in spite of the cache must not be found by what was made of an older one, so it gets a key of its own.
+        let known = |reach| match self.ignore_cache || self.inputs.is_empty() {
+            true => Vec::new(),
+            false => self.follow(map, output, inputs, reach),
         };
+        let key = own_key(&known(Reach::All)).unwrap_or_else(|| match self.inputs.is_empty() {
+            true => KeyId::root(&map.digest, output),
+            false => self.caches.own.fresh_key(),
+        });
         self.keep(&key, links(map, output, inputs), Some(value)).await;
-        Some(key)
+        // Builds without cache may have saved the same under keys of their own, and others have found it there. All of them are its keys, so
+        // that what comes next is one work to all.
+        let mut keys = vec![key];
+        for other in known(Reach::Own) {
+            if !keys.contains(&other) {
+                keys.push(other);
+            }
+        }
+        keys
     }
 }
 

@@ -310,12 +310,12 @@ impl<X: Types> Node<X> {
     }
 
     fn pick(&self, outputs: &Outputs<X>, output: u32) -> Result<Resolved<X::Value>, SolveError<X::Error>> {
-        let (value, key) = outputs.get(output as usize).cloned().ok_or_else(|| SolveError::NoOutput {
+        let (value, keys) = outputs.get(output as usize).cloned().ok_or_else(|| SolveError::NoOutput {
             vertex: self.digest.clone(),
             name: self.name.clone(),
             output,
         })?;
-        Ok(Resolved { value, keys: Arc::new(key.into_iter().collect()) })
+        Ok(Resolved { value, keys })
     }
 }
 

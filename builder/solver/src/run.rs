@@ -33,8 +33,8 @@ use crate::{
     node::{Failure, Node, Ready},
 };
 
-/// What an op made, each output with the key it is saved under.
-pub(crate) type Outputs<X> = Arc<Vec<(<X as Types>::Value, Option<KeyId>)>>;
+/// What an op made, each output with the keys it is known by.
+pub(crate) type Outputs<X> = Arc<Vec<(<X as Types>::Value, Arc<Vec<KeyId>>)>>;
 
 /// Why a run made nothing.
 pub(crate) enum RunEnd<X: Types> {
@@ -183,8 +183,8 @@ impl<X: Types> Node<X> {
                     Ok(outputs) => {
                         if keys != ready.keys {
                             // Links lead from this node's inputs too to what the other made.
-                            for (output, (_, key)) in (0..).zip(outputs.iter()) {
-                                self.learn(&map, output, key.as_slice(), &ready.keys).await;
+                            for (output, (_, keys)) in (0..).zip(outputs.iter()) {
+                                self.learn(&map, output, keys, &ready.keys).await;
                             }
                         }
                         self.vertex.complete();
@@ -270,8 +270,8 @@ impl<X: Types> Node<X> {
         let saves = outputs.into_iter().zip(0..).map(|(value, output)| {
             let (node, map, ready) = (&self, &map, &ready);
             async move {
-                let key = node.save(map, output, &ready.keys, &value).await;
-                (value, key)
+                let keys = node.save(map, output, &ready.keys, &value).await;
+                (value, Arc::new(keys))
             }
         });
         let saved = join_all(saves).await;

@@ -68,7 +68,7 @@ fn progress() -> Progress {
 }
 
 async fn events(progress: Progress) -> Vec<Event> {
-    let mut subscription = progress.subscribe().expect("a temporary file");
+    let mut subscription = progress.subscribe();
     drop(progress);
     let mut events = Vec::new();
     while let Some(response) = subscription.next().await.expect("it is read back") {
