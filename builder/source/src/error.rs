@@ -58,6 +58,18 @@ pub enum SourceError {
         /// Why.
         source: RegistryError,
     },
+    /// The image is not there for the platform. In BuildKit's words, and what it is there for.
+    #[error("{origin}: no match for platform in manifest {digest}: not found: it is not there for {platform}{}", only_for(available))]
+    NoPlatform {
+        /// The image.
+        origin: String,
+        /// Its index.
+        digest: Digest,
+        /// The platform that was asked for.
+        platform: String,
+        /// Those that there are.
+        available: Vec<String>,
+    },
     /// The image could not be pulled.
     #[error("{origin}: {}", chain(source))]
     Pull {
@@ -210,6 +222,7 @@ impl SourceError {
             Self::Unsuitable { .. } => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Registry { source, .. } => of_registry(source),
+            Self::NoPlatform { .. } => ErrorKind::NotFound,
             Self::Pull { source, .. } => match source.kind() {
                 transfer::ErrorKind::NotFound => ErrorKind::NotFound,
                 transfer::ErrorKind::Unauthorized => ErrorKind::Unauthorized,
@@ -334,4 +347,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+fn only_for(available: &[String]) -> String {
+    if available.is_empty() { String::new() } else { format!(", but for {}", available.join(", ")) }
 }

@@ -7,7 +7,9 @@ use lapstrake_builder_llb::ResolveMode;
 use lapstrake_layerstore_oci::{
     Descriptor, DiffId, Digest, ImageConfig, MediaType, Platform, PlatformMatcher, Reference,
 };
-use lapstrake_layerstore_registry::{ProgressFn, PullTarget, RegistryClient, Resolved, ResolvedImage};
+use lapstrake_layerstore_registry::{
+    ProgressFn, PullTarget, RegistryClient, RegistryError, Resolved, ResolvedImage,
+};
 use lapstrake_layerstore_store::{ImageRecord, Lease, Resource, StoreError, Stores, Tree};
 use lapstrake_layerstore_transfer::{TransferError, stored_manifest};
 use lapstrake_session::Sessions;
@@ -235,6 +237,10 @@ impl Images {
         let silent: ProgressFn = Arc::new(|_| ());
         let image = match client.resolved_image(&resolved, platform, &target, &silent).await {
             Ok(image) => Arc::new(image),
+            Err(RegistryError::NoMatchingPlatform { platform, available, .. }) => {
+                let (origin, digest) = (reference.to_string(), resolved.descriptor.digest);
+                return Err(SourceError::NoPlatform { origin, digest, platform, available });
+            }
             Err(source) => return Err(failed(source)),
         };
         self.remember(reference.name(), platform.clone(), Arc::clone(&image), Arc::clone(&lease));
