@@ -372,6 +372,7 @@ impl Config<'_> {
             }
         }
         for source in &self.transfer.sources {
+            let source = if self.add.is_some() { git::without_login(source) } else { source.into() };
             text.push_str(&format!(" {source}"));
         }
         for file in &self.transfer.inline_files {

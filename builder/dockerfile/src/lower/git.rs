@@ -1,5 +1,6 @@
 //! References to git repositories, as `ADD` and contexts name them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -229,6 +230,18 @@ fn set_once(slot: &mut String, value: &str, what: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A source as the image's history has it. BuildKit writes down the password that is in a URL, too; but images are published.
+pub(super) fn without_login(source: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = source.split_once("://") else { return source.into() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rsplit_once('@') {
+        Some((user, host)) if user.contains(':') => {
+            format!("{scheme}://xxxxx:xxxxx@{host}{}", &rest[end..]).into()
+        }
+        _ => source.into(),
+    }
+}
+
 /// A page or file of a web server, which is no git repository.
 pub(super) fn is_http(text: &str) -> bool {
     (text.starts_with("http://") || text.starts_with("https://")) && !is_git(text)
@@ -236,7 +249,7 @@ pub(super) fn is_http(text: &str) -> bool {
 
 /// Whether it names a repository, be it well or badly.
 pub(super) fn is_git(text: &str) -> bool {
-    matches!(parse(text), Ok(Some(_)))
+    !matches!(parse(text), Ok(None))
 }
 
 #[cfg(test)]
@@ -286,6 +299,30 @@ mod tests {
             ("https://h/b.git?tag=a&branch=b", "branch conflicts with tag"),
         ] {
             assert_eq!(summary(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reference_that_contradicts_itself_is_no_web_page() {
+        for text in ["https://h/b.git?tag=a&branch=b", "https://h/b.git?nonsense=1", "git@h:b?ref="] {
+            assert!(is_git(text) && !is_http(text), "{text}");
+        }
+        assert!(is_http("https://h/b?tag=a&branch=b") && !is_git("https://h/b?tag=a&branch=b"));
+    }
+
+    #[test]
+    fn logins_are_not_written_down() {
+        for (source, shown) in [
+            ("https://u:p@h/a.git#main", "https://xxxxx:xxxxx@h/a.git#main"),
+            ("https://user@h/a@b:c", "https://user@h/a@b:c"),
+            ("git://u:p@h/a", "git://xxxxx:xxxxx@h/a"),
+            ("ssh://git@h/a", "ssh://git@h/a"),
+            ("ssh://u:p@h/a", "ssh://xxxxx:xxxxx@h/a"),
+            ("https://h/a@b", "https://h/a@b"),
+            ("git@h:a.git", "git@h:a.git"),
+            ("a@b", "a@b"),
+        ] {
+            assert_eq!(without_login(source), shown);
         }
     }
 
