@@ -32,6 +32,11 @@ const MAX_LINE: usize = 1000;
 /// The lines of `text` around `places`, with a mark where its words are found. Empty where the places are not of this text.
 pub fn excerpt(name: &str, text: &str, places: &[LineRange], mark: Option<&Mark>) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
+    excerpt_of(name, &lines, places, mark)
+}
+
+/// The same of a text that is divided into lines already: for many excerpts of one text.
+pub(crate) fn excerpt_of(name: &str, lines: &[&str], places: &[LineRange], mark: Option<&Mark>) -> String {
     let (Some(first), Some(last)) =
         (places.iter().map(|place| place.start).min(), places.iter().map(|place| place.end).max())
     else {

@@ -35,6 +35,10 @@ use crate::{
 
 /// A Dockerfile or ignore file larger than this is a mistake or an attack: 16 MiB.
 const FILE_LIMIT: u64 = 16 << 20;
+/// How many warnings are told one by one; who has more will not read them.
+const WARNINGS: usize = 1000;
+/// Each warning has the whole Dockerfile with it, as BuildKit's have; no further ones when they come to this.
+const WARNED_BYTES: usize = 8 << 20;
 /// How often the frontend may ask again. Each round answers all it asked, so real builds need a handful.
 const ROUNDS: usize = 64;
 
@@ -408,7 +412,30 @@ fn tell(
     }
     let graph = Graph::parse(definition, Limits::default())?;
     let vertex = graph.vertex(graph.target().vertex).digest.clone();
-    for Told { short, detail, url, lines } in told {
+    let (mut room, count) = (WARNED_BYTES, told.len());
+    for (i, Told { short, detail, url, lines }) in told.into_iter().enumerate() {
+        if i == WARNINGS {
+            let short = format!("and {} more", count - WARNINGS).into_bytes();
+            progress.emit(&Event::Warning(lapstrake_builder_progress::Warning {
+                vertex,
+                level: 1,
+                short,
+                detail: Vec::new(),
+                url: String::new(),
+                source: None,
+                ranges: Vec::new(),
+            }));
+            return Ok(());
+        }
+        let source = (facts.dockerfile.len() <= room).then(|| {
+            room -= facts.dockerfile.len();
+            pb::SourceInfo {
+                filename: options.dockerfile_name.clone(),
+                data: facts.dockerfile.to_vec(),
+                language: "Dockerfile".to_owned(),
+                ..Default::default()
+            }
+        });
         let range = |line| pb::Range { start: Some(position(line)), end: Some(position(line)) };
         progress.emit(&Event::Warning(lapstrake_builder_progress::Warning {
             vertex: vertex.clone(),
@@ -416,12 +443,7 @@ fn tell(
             short: short.into_bytes(),
             detail,
             url,
-            source: Some(pb::SourceInfo {
-                filename: options.dockerfile_name.clone(),
-                data: facts.dockerfile.to_vec(),
-                language: "Dockerfile".to_owned(),
-                ..Default::default()
-            }),
+            source,
             ranges: lines.into_iter().map(range).collect(),
         }));
     }

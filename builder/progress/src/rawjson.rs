@@ -81,7 +81,24 @@ fn warning(warning: &lapstrake_api_proto::control::VertexWarning) -> Value {
         ("short", Some(json!(base64(&warning.short)))),
         ("detail", some(detail)),
         ("url", some(warning.url.clone())),
+        ("sourceInfo", warning.info.as_ref().map(source)),
+        ("range", (!warning.ranges.is_empty()).then(|| warning.ranges.iter().map(range).collect())),
     ])
+}
+
+fn source(info: &lapstrake_api_proto::llb::SourceInfo) -> Value {
+    object([
+        ("filename", some(info.filename.clone())),
+        ("data", (!info.data.is_empty()).then(|| json!(base64(&info.data)))),
+        ("language", some(info.language.clone())),
+    ])
+}
+
+fn range(range: &lapstrake_api_proto::llb::Range) -> Value {
+    let position = |at: &lapstrake_api_proto::llb::Position| {
+        object([("line", some(at.line)), ("character", some(at.character))])
+    };
+    object([("start", range.start.as_ref().map(position)), ("end", range.end.as_ref().map(position))])
 }
 
 /// Bytes, as Go's JSON writes them.
@@ -117,6 +134,22 @@ mod tests {
             cached: true,
             ..VertexState::pending(vertex.clone(), "RUN true", vec![Digest::sha256_of("i")])
         };
+        let at = |line| Some(lapstrake_api_proto::llb::Position { line, character: 0 });
+        let warning = Event::Warning(crate::Warning {
+            vertex: vertex.clone(),
+            level: 1,
+            short: b"w".to_vec(),
+            detail: vec![b"d".to_vec()],
+            url: "u".to_owned(),
+            source: Some(lapstrake_api_proto::llb::SourceInfo {
+                filename: "Dockerfile".to_owned(),
+                data: b"FROM x".to_vec(),
+                language: "Dockerfile".to_owned(),
+                ..Default::default()
+            }),
+            ranges: vec![lapstrake_api_proto::llb::Range { start: at(1), end: at(2) }],
+        });
+        insta::assert_snapshot!(rawjson(&to_response(&[warning])), @r#"{"warnings":[{"vertex":"sha256:4c94485e0c21ae6c41ce1dfe7b6bfaceea5ab68e40a2476f50208e526f506080","level":1,"short":"dw==","detail":["ZA=="],"url":"u","sourceInfo":{"filename":"Dockerfile","data":"RlJPTSB4","language":"Dockerfile"},"range":[{"start":{"line":1},"end":{"line":2}}]}]}"#);
         let log = Log { vertex, stream: Stream::Stderr, data: b"hi".to_vec(), timestamp: time };
         insta::assert_snapshot!(rawjson(&to_response(&[Event::Vertex(state), Event::Log(log)])), @r#"{"vertexes":[{"digest":"sha256:4c94485e0c21ae6c41ce1dfe7b6bfaceea5ab68e40a2476f50208e526f506080","inputs":["sha256:de7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7"],"name":"RUN true","started":"2023-11-14T22:13:20.5Z","cached":true}],"logs":[{"vertex":"sha256:4c94485e0c21ae6c41ce1dfe7b6bfaceea5ab68e40a2476f50208e526f506080","stream":2,"data":"aGk=","timestamp":"2023-11-14T22:13:20.5Z"}]}"#);
     }

@@ -27,6 +27,8 @@ pub(crate) enum ProgressMode {
   lapstrake build --target test --build-arg VERSION=1 --secret id=token,env=TOKEN .
   lapstrake build -o type=local,dest=out https://example.org/app.git#main
   tar -c . | lapstrake build -t app -
+  lapstrake build --check .
+  lapstrake build --call=outline,format=json --target test .
   lapstrake build --build-context alpine=oci-layout:///srv/alpine:3 --build-context assets=../assets .
   lapstrake build --cache-to type=registry,ref=example.org/app:cache,mode=max --cache-from example.org/app:cache .
 
@@ -126,6 +128,15 @@ pub(crate) struct BuildArgs {
     /// Accepted as docker has it, and nothing to do: there is no daemon to send the context to
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true)]
     pub(crate) compress: Option<bool>,
+
+    /// Ask about the Dockerfile in place of building it: check (what is doubtful in it), outline (what arguments, secrets and agents the target
+    /// takes) or targets (which stages there are); ,format=json behind it gives JSON
+    #[arg(long, value_name = "METHOD", alias = "print", overrides_with = "call")]
+    pub(crate) call: Option<String>,
+
+    /// The same as --call=check: fails if anything is doubtful
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true, conflicts_with = "call")]
+    pub(crate) check: Option<bool>,
 
     /// Print the image's id and nothing else
     #[arg(long, short = 'q')]

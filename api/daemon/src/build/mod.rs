@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod args;
+mod call;
 mod contexts;
 mod credentials;
 mod layouts;
@@ -16,22 +17,20 @@ mod show;
 use std::{
     collections::BTreeMap,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
-use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported, Input,
-    Script, Step,
+    Question, Reply,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
 use lapstrake_layerstore_diff::is_archive;
 use lapstrake_layerstore_store::StoreError;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -65,6 +64,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
         settings.log_level = logging::LogLevel::Error;
     }
     logging::start(settings.log_format, settings.log_level);
+    let call = call::call(args)?;
     let (context, dockerfile) = request::context(args)?;
     let named = NamedContexts::parse(&args.build_context)?;
     let names = request::references("--tag", &args.tag)?;
@@ -84,11 +84,25 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
         let session = offers.open(Layouts::new(named.layouts), &assembly.sessions)?;
         let session_id = Some(session.to_string());
         let options = request::options(args, &context, dockerfile.as_deref(), named.attrs, session_id)?;
-        let source = Source::of(&context, &options.dockerfile_name);
         let mut placed = place(&assembly.engine, context, &options.dockerfile_name).await?;
         placed.directories.extend(named.directories);
         let inline_cache =
             options.build_args.get("BUILDKIT_INLINE_CACHE").is_some_and(|on| on == "1" || on == "true");
+        let mode = if args.quiet { ProgressMode::Quiet } else { args.progress };
+        if let Some(call) = call {
+            let question = Question {
+                id: BuildId(session.to_string()),
+                request: call.request,
+                options: Box::new(options),
+                context: placed.input,
+                directories: placed.directories,
+                session: Some(session),
+                credentials: Arc::new(credentials),
+            };
+            let reply = ask(&assembly.engine, question, mode, args.store.debug, stop).await?;
+            collecting.await;
+            return Ok(reply.map_or(ExitCode::FAILURE, |reply| call.show(&reply).print()));
+        }
         let request = BuildRequest {
             id: BuildId(session.to_string()),
             input: Input::Dockerfile {
@@ -104,10 +118,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
             credentials: Arc::new(credentials),
             resources: request::resources(args),
         };
-        let mode = if args.quiet { ProgressMode::Quiet } else { args.progress };
-        let source =
-            placed.dockerfile.map_or(source, |text| Source { text: Some(text), ..Source::default() });
-        let code = match build(&assembly.engine, request, mode, source, stop).await? {
+        let code = match build(&assembly.engine, request, mode, args.store.debug, stop).await? {
             Some(exported) => {
                 tell(args, &exported)?;
                 ExitCode::SUCCESS
@@ -165,15 +176,13 @@ struct Placed {
     input: ContextInput,
     /// Further directories, by name.
     directories: BTreeMap<String, PathBuf>,
-    /// A Dockerfile that came on standard input.
-    dockerfile: Option<String>,
     /// Holds it, for as long as the build runs.
     directory: Option<tempfile::TempDir>,
 }
 
 impl Placed {
     fn at(input: ContextInput) -> Self {
-        Self { input, directories: BTreeMap::new(), dockerfile: None, directory: None }
+        Self { input, directories: BTreeMap::new(), directory: None }
     }
 }
 
@@ -238,7 +247,6 @@ async fn place(engine: &Engine, context: Context, name: &str) -> Result<Placed, 
         let dockerfile = directory.path().join(DOCKERFILE_PART);
         placed.directories.insert(request::DOCKERFILE_KEY.to_owned(), dockerfile);
     }
-    placed.dockerfile = Some(String::from_utf8_lossy(&text).into_owned());
     placed.directory = Some(directory);
     Ok(placed)
 }
@@ -257,73 +265,51 @@ fn read_dockerfile(from: impl Read) -> Result<Vec<u8>, ProgramError> {
     Ok(text)
 }
 
-/// The Dockerfile, for an excerpt of what failed.
-#[derive(Default)]
-struct Source {
-    path: Option<PathBuf>,
-    text: Option<String>,
-}
-
-impl Source {
-    fn of(context: &Context, name: &str) -> Self {
-        match context {
-            Context::Directory { dockerfile, .. }
-            | Context::Remote { dockerfile: RemoteDockerfile::Directory(dockerfile) } => {
-                Self { path: Some(dockerfile.join(name)), text: None }
-            }
-            _ => Self::default(),
-        }
-    }
-
-    fn excerpt(&self, lines: LineRange) -> String {
-        let name =
-            self.path.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        let name = name.unwrap_or_else(|| "Dockerfile".to_owned());
-        let text = match (&self.text, &self.path) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path).unwrap_or_default(),
-            (None, None) => return String::new(),
-        };
-        show::excerpt(&name, &text, lines)
-    }
-}
-
 /// Runs the build to its end; `None` when it failed, which was told.
 async fn build(
     engine: &Engine,
     request: BuildRequest,
     mode: ProgressMode,
-    source: Source,
+    expanded: bool,
     stop: CancellationToken,
 ) -> Result<Option<Exported>, ProgramError> {
+    let (progress, shown) = follow(mode, expanded)?;
+    let (built, tails) = tokio::join!(engine.build(request, progress, None, stop), shown);
+    Ok(built.map_err(|error| tell_failure(&error, &tails)).ok())
+}
+
+/// Asks the question; `None` when that failed, which was told.
+async fn ask(
+    engine: &Engine,
+    question: Question,
+    mode: ProgressMode,
+    expanded: bool,
+    stop: CancellationToken,
+) -> Result<Option<Reply>, ProgramError> {
+    let (progress, shown) = follow(mode, expanded)?;
+    let (reply, tails) = tokio::join!(engine.ask(question, progress, stop), shown);
+    Ok(reply.map_err(|error| tell_failure(&error, &tails)).ok())
+}
+
+/// Somewhere to write progress to, and what shows it.
+fn follow(
+    mode: ProgressMode,
+    expanded: bool,
+) -> Result<(Progress, impl Future<Output = show::Tails>), ProgramError> {
     let failed = || ProgramError::system("keep the build's progress");
     let progress = Progress::anonymous(Limits::default()).map_err(failed())?;
     let events = progress.subscribe().map_err(failed())?;
-    let (send_steps, mut steps) = oneshot::channel::<Script>();
-    let work = engine.build(request, progress, Some(send_steps), stop);
-    let (built, tails) = tokio::join!(work, show::show(events, mode));
-    let error = match built {
-        Ok(exported) => return Ok(Some(exported)),
-        Err(error) => error,
-    };
-    let steps = steps.try_recv().unwrap_or_default().steps;
+    Ok((progress, show::show(events, mode, expanded)))
+}
+
+fn tell_failure(error: &EngineError, tails: &show::Tails) {
     if let Some(vertex) = error.failed_vertex() {
         eprint!("{}", tails.of(vertex));
     }
-    if let Some(lines) = lines_at_fault(&error, &steps) {
-        eprint!("{}", source.excerpt(lines));
+    if let Some(fault) = error.fault() {
+        eprint!("{}", fault.excerpt());
     }
     eprintln!("ERROR: failed to solve: {error}");
-    Ok(None)
-}
-
-/// Where in the Dockerfile it failed.
-fn lines_at_fault(error: &EngineError, steps: &[Step]) -> Option<LineRange> {
-    if let Some(lines) = error.lines() {
-        return Some(lines);
-    }
-    let vertex = error.failed_vertex()?;
-    steps.iter().find(|step| step.vertex.as_ref() == Some(vertex)).map(|step| step.lines)
 }
 
 /// Says what was made.

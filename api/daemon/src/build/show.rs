@@ -7,8 +7,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lapstrake_builder_dockerfile::LineRange;
-use lapstrake_builder_progress::{Event, Plain, Subscription, TerminalSize, Tty, from_response, rawjson};
+use lapstrake_builder_dockerfile::{LineRange, excerpt::excerpt};
+use lapstrake_builder_llb::pb;
+use lapstrake_builder_progress::{
+    Event, Plain, Subscription, TerminalSize, Tty, Warning, from_response, rawjson,
+};
 use lapstrake_layerstore_oci::Digest;
 
 use super::args::ProgressMode;
@@ -17,6 +20,8 @@ use super::args::ProgressMode;
 const REDRAW: Duration = Duration::from_millis(100);
 /// Lines of a failed step's output that are repeated.
 const TAIL_LINES: usize = 10;
+/// Warnings that are listed; the engine tells no more of a Dockerfile.
+const WARNINGS: usize = 1100;
 /// Vertices whose last lines are kept; a build with more running at once shows no tail for the others.
 const TAILS: usize = 256;
 
@@ -79,8 +84,8 @@ enum Display {
     Nothing,
 }
 
-/// Shows a build until it has said its last word.
-pub(super) async fn show(mut events: Subscription, mode: ProgressMode) -> Tails {
+/// Shows a build until it has said its last word, and lists its warnings.
+pub(super) async fn show(mut events: Subscription, mode: ProgressMode, expanded: bool) -> Tails {
     let stderr = std::io::stderr();
     let is_terminal = stderr.is_terminal();
     let mut display = match mode {
@@ -91,6 +96,7 @@ pub(super) async fn show(mut events: Subscription, mode: ProgressMode) -> Tails 
         ProgressMode::Auto | ProgressMode::Plain => Display::Plain(Plain::new()),
     };
     let mut tails = Tails::default();
+    let mut warnings = Vec::new();
     let mut redraw = tokio::time::interval(REDRAW);
     redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -113,6 +119,11 @@ pub(super) async fn show(mut events: Subscription, mode: ProgressMode) -> Tails 
         };
         for event in from_response(response.clone()) {
             tails.take(&event);
+            if let Event::Warning(warning) = event
+                && warnings.len() < WARNINGS
+            {
+                warnings.push(warning);
+            }
         }
         match &mut display {
             Display::Plain(plain) => say(&plain.update(response)),
@@ -123,6 +134,9 @@ pub(super) async fn show(mut events: Subscription, mode: ProgressMode) -> Tails 
     }
     if let Display::Tty(tty) = &mut display {
         say(&tty.finish(SystemTime::now(), terminal_size()));
+    }
+    if matches!(display, Display::Plain(_) | Display::Tty(_)) {
+        say(&warnings_text(&warnings, expanded));
     }
     tails
 }
@@ -141,34 +155,37 @@ fn terminal_size() -> TerminalSize {
     }
 }
 
-/// The lines of a Dockerfile around those at fault, as BuildKit's clients print them. Empty where the lines are not of this text.
-pub(super) fn excerpt(name: &str, text: &str, at_fault: LineRange) -> String {
-    let lines: Vec<&str> = text.split('\n').collect();
-    let (mut start, mut end) = (at_fault.start as usize, (at_fault.end as usize).min(lines.len()));
-    if start < 1 || start > lines.len() {
-        return String::new();
+/// What the author should know, once the build has ended: as docker buildx has it, in a line each, or `expanded` with all that is said of it.
+fn warnings_text(warnings: &[Warning], expanded: bool) -> String {
+    let mut out = match warnings.len() {
+        0 => return String::new(),
+        1 => "\n \x1b[33m1 warning found".to_owned(),
+        count => format!("\n \x1b[33m{count} warnings found"),
+    };
+    if !expanded {
+        out.push_str(" (use --debug to expand)");
     }
-    let first = start;
-    // The widening is BuildKit's: each round costs one more than the lines that it adds.
-    let room = if start == end { 4 } else { 2 };
-    let mut used = 0;
-    while used < room {
-        if start > 1 {
-            start -= 1;
-            used += 1;
+    out.push_str(":\n\x1b[0m");
+    for warning in warnings {
+        let _ = writeln!(out, " - {}", String::from_utf8_lossy(&warning.short)); // a String takes everything
+        if !expanded {
+            continue;
         }
-        if end != lines.len() {
-            end += 1;
-            used += 1;
+        for detail in &warning.detail {
+            let _ = writeln!(out, "{}", String::from_utf8_lossy(detail));
         }
-        used += 1;
+        if !warning.url.is_empty() {
+            let _ = writeln!(out, "More info: {}", warning.url);
+        }
+        if let Some(source) = &warning.source {
+            let line = |position: &Option<pb::Position>| u32::try_from(position.as_ref()?.line).ok();
+            let range = |range: &pb::Range| Some(LineRange::new(line(&range.start)?, line(&range.end)?));
+            let places: Vec<LineRange> = warning.ranges.iter().filter_map(range).collect();
+            let text = String::from_utf8_lossy(&source.data);
+            out.push_str(&excerpt(&source.filename, &text, &places, None));
+        }
+        out.push('\n');
     }
-    let mut out = format!("{name}:{first}\n--------------------\n");
-    for number in start..=end {
-        let mark = if (first..=at_fault.end as usize).contains(&number) { ">>>" } else { "   " };
-        let _ = writeln!(out, " {number:3} | {mark} {}", lines[number - 1].trim_end_matches('\r')); // a String takes everything
-    }
-    out.push_str("--------------------\n");
     out
 }
 
@@ -179,32 +196,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn excerpts_are_buildkits() {
-        let text = "FROM busybox\nRUN true\nRUN false\nRUN x\nRUN y\n";
-        let expected = "Dockerfile:3
---------------------
-   1 |     FROM busybox
-   2 |     RUN true
-   3 | >>> RUN false
-   4 |     RUN x
-   5 |     RUN y
---------------------
-";
-        assert_eq!(excerpt("Dockerfile", text, LineRange::line(3)), expected);
-        let expected = "D:2
---------------------
-   1 |     FROM busybox
-   2 | >>> RUN true
-   3 | >>> RUN false
-   4 |     RUN x
---------------------
-";
-        assert_eq!(excerpt("D", text, LineRange::new(2, 3)), expected);
+    fn warnings_are_listed_as_by_buildx() {
+        let warning = |short: &str| Warning {
+            vertex: Digest::sha256_of("v"),
+            level: 1,
+            short: short.as_bytes().to_vec(),
+            detail: vec![b"Commands should.".to_vec()],
+            url: "https://example.org/rule/".to_owned(),
+            source: Some(pb::SourceInfo {
+                filename: "Dockerfile".to_owned(),
+                data: b"FROM scratch\nCMD a\n".to_vec(),
+                ..pb::SourceInfo::default()
+            }),
+            ranges: vec![pb::Range {
+                start: Some(pb::Position { line: 2, character: 0 }),
+                end: Some(pb::Position { line: 2, character: 0 }),
+            }],
+        };
+        assert_eq!(warnings_text(&[], false), "");
         assert_eq!(
-            excerpt("D", "FROM", LineRange::line(1)),
-            "D:1\n--------------------\n   1 | >>> FROM\n--------------------\n"
+            warnings_text(&[warning("A (line 2)"), warning("B")], false),
+            "\n \x1b[33m2 warnings found (use --debug to expand):\n\x1b[0m - A (line 2)\n - B\n"
         );
-        assert_eq!(excerpt("D", "FROM", LineRange::line(9)), "");
+        let expected = "\n \x1b[33m1 warning found:\n\x1b[0m - A (line 2)
+Commands should.
+More info: https://example.org/rule/
+Dockerfile:2
+--------------------
+   1 |     FROM scratch
+   2 | >>> CMD a
+   3 |     
+--------------------
+
+";
+        assert_eq!(warnings_text(&[warning("A (line 2)")], true), expected);
     }
 
     #[test]

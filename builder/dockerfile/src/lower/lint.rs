@@ -135,6 +135,8 @@ impl Lowering<'_> {
         missing.retain(|name| !args.iter().any(|(key, _)| key == name));
         for name in missing {
             let known: Vec<&str> = env.iter().map(|(key, _)| key).collect();
+            // To look for the nearest of many names takes time, and a Dockerfile has room for many.
+            self.spent += 64 * known.len();
             let mut message = format!("Usage of undefined variable '${name}'");
             if let Some(word) = suggestion(&name, &known) {
                 message.push_str(&format!(" (did you mean ${word}?)"));

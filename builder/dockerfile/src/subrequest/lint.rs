@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::json::{self, Location, SourceInfo};
 use super::{Reply, SubrequestAnswer};
 use crate::Error;
-use crate::excerpt::excerpt;
+use crate::excerpt::excerpt_of;
 use crate::facts::Facts;
 use crate::lint::Warning;
 use crate::lower;
@@ -66,11 +66,17 @@ fn reply(source: &pb::SourceInfo, warnings: &[Warning], error: Option<&Error>) -
     let mut reply = Reply::new(json::encode(&results), text(source, warnings));
     let status = u8::from(!warnings.is_empty() || error.is_some());
     reply.put("result.statuscode", status.to_string());
+    reply.warnings = warnings.len();
+    reply.problem = error.map(|error| {
+        let file = String::from_utf8_lossy(&source.data);
+        format!("{error}\n{}", error.excerpt(&source.filename, &file))
+    });
     reply
 }
 
 fn text(source: &pb::SourceInfo, warnings: &[Warning]) -> String {
     let file = String::from_utf8_lossy(&source.data);
+    let lines: Vec<&str> = file.split('\n').collect();
     let mut sorted: Vec<&Warning> = warnings.iter().collect();
     sorted.sort_by_key(|warning| warning.lines.start);
     let mut out = String::new();
@@ -80,7 +86,7 @@ fn text(source: &pb::SourceInfo, warnings: &[Warning]) -> String {
             out.push_str(&format!(" - {}", warning.rule.url()));
         }
         out.push_str(&format!("\n{}\n", warning.message));
-        out.push_str(&excerpt(&source.filename, &file, &[warning.lines], None));
+        out.push_str(&excerpt_of(&source.filename, &lines, &[warning.lines], None));
     }
     out
 }

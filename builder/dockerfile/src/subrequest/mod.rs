@@ -58,6 +58,10 @@ impl Subrequest {
 pub struct Reply {
     /// `result.json`, `result.txt`, `version`, `result.statuscode`.
     pub metadata: BTreeMap<String, Vec<u8>>,
+    /// How many warnings are in it.
+    pub warnings: usize,
+    /// For people: why the Dockerfile that was checked cannot be built, and the lines at fault.
+    pub problem: Option<String>,
 }
 
 impl Reply {
