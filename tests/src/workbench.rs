@@ -203,7 +203,7 @@ impl Workbench {
     /// Runs a request; also tells what a failed build said.
     pub async fn run(&self, request: BuildRequest) -> (Vec<Event>, Result<Built, EngineError>) {
         let progress = Progress::anonymous(Default::default()).expect("a temporary file");
-        let mut subscription = progress.subscribe().expect("a file can be shared");
+        let mut subscription = progress.subscribe();
         let result = self.engine.build(request, progress, None, CancellationToken::new()).await;
         let mut events = Vec::new();
         while let Some(response) = subscription.next().await.expect("the log can be read") {

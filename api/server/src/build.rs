@@ -65,7 +65,7 @@ pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<
     };
 
     let progress = Progress::anonymous(Limits::default()).map_err(|error| ApiError::internal(&error))?;
-    let events = progress.subscribe().map_err(|error| ApiError::internal(&error))?;
+    let events = progress.subscribe();
     let (quiet, form, removal) = (query.quiet, query.progress_form(), removal(&query));
     let (steps, planned) = match form {
         ProgressForm::Classic => {
@@ -251,7 +251,7 @@ async fn send(writer: &StreamWriter, messages: &[StreamMessage]) -> Result<(), b
 }
 
 fn lines(messages: &[StreamMessage]) -> Vec<u8> {
-    messages.iter().flat_map(StreamMessage::to_line).collect()
+    messages.iter().map(StreamMessage::to_line).collect::<Vec<_>>().concat()
 }
 
 fn whole(messages: impl IntoIterator<Item = StreamMessage>) -> Answer {

@@ -136,9 +136,7 @@ impl Engine {
     }
 
     fn record(&self, request: &BuildRequest, progress: &Progress) -> Option<Recording> {
-        let recording = self.0.history.get()?.begin(history::building(request), progress);
-        // A build is worth more than its record.
-        recording.inspect_err(|error| tracing::warn!(%error, "a build is not recorded")).ok()
+        Some(self.0.history.get()?.begin(history::building(request), progress))
     }
 
     /// Cancels a running build.

@@ -17,9 +17,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lapstrake_builder_progress::{Progress, Subscription};
+use lapstrake_builder_progress::{Progress, StatusResponse, Subscription};
 use lapstrake_layerstore_store::{Metadata, StoreError, random_id};
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
@@ -182,8 +183,8 @@ impl History {
     }
 
     /// A build begins. Called within a tokio runtime.
-    pub fn begin(&self, building: Building, progress: &Progress) -> io::Result<Recording> {
-        let events = progress.subscribe()?;
+    pub fn begin(&self, building: Building, progress: &Progress) -> Recording {
+        let events = progress.subscribe();
         let notes = BuildNotes::new(self.0.metadata.clone());
         let mut state = self.0.state.lock();
         let id = state.free_id(building.id);
@@ -221,7 +222,7 @@ impl History {
         let runtime = Handle::current();
         let inner = Arc::clone(&self.0);
         runtime.spawn_blocking(move || inner.note_beginning(&summary));
-        Ok(Recording { history: self.clone(), id, notes, runtime, outcome: Some(Outcome::Canceled) })
+        Recording { history: self.clone(), id, notes, runtime, outcome: Some(Outcome::Canceled) }
     }
 
     /// Waits until all builds that have ended are written down.
@@ -327,7 +328,7 @@ impl History {
     fn live(&self, id: &str) -> Result<Option<(BuildSummary, Arc<BuildNotes>, Subscription)>, HistoryError> {
         let state = self.0.state.lock();
         let Some(live) = state.live.get(id) else { return Ok(None) };
-        let events = live.events.again().map_err(HistoryError::io("read the spool of", id))?;
+        let events = live.events.again();
         Ok(Some((live.summary.clone(), Arc::clone(&live.notes), events)))
     }
 }
@@ -472,7 +473,7 @@ impl Inner {
         let events = self.state.lock().live.get(id).map(|live| (live.summary.clone(), live.events.again()));
         let Some((mut summary, events)) = events else { return };
         let mut tally = Tally::default();
-        let logged = events.and_then(|mut events| self.write_log(id, &mut events, &mut tally, runtime));
+        let logged = self.write_log(id, events, &mut tally, runtime);
         match logged {
             Ok(bytes) => summary.log_bytes = Some(bytes),
             // The build is what it is; a full disk takes its log, not its record.
@@ -501,19 +502,19 @@ impl Inner {
     fn write_log(
         &self,
         id: &str,
-        events: &mut Subscription,
+        mut events: Subscription,
         tally: &mut Tally,
         runtime: &Handle,
     ) -> io::Result<u64> {
         let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.directory)?;
         let mut writer = LogWriter::new(io::BufWriter::new(file.as_file_mut()))?;
         let mut wrote = Ok(());
-        while let Some(response) = runtime.block_on(events.next()).map_err(io::Error::other)? {
+        while let Some(packed) = runtime.block_on(events.next_packed()).map_err(io::Error::other)? {
             let _turn = self.writing.lock();
             if wrote.is_ok() {
-                wrote = writer.write(&response);
+                wrote = writer.write(&packed);
             }
-            tally.take(response);
+            tally.take(StatusResponse::decode(packed.as_slice()).map_err(io::Error::other)?);
         }
         wrote?;
         writer.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;

@@ -28,11 +28,10 @@ impl<W: Write> LogWriter<W> {
         Ok(Self(encoder))
     }
 
-    pub(crate) fn write(&mut self, response: &StatusResponse) -> io::Result<()> {
-        let record = response.encode_to_vec();
+    pub(crate) fn write(&mut self, record: &[u8]) -> io::Result<()> {
         let length = u32::try_from(record.len()).map_err(io::Error::other)?;
         self.0.write_all(&length.to_le_bytes())?;
-        self.0.write_all(&record)
+        self.0.write_all(record)
     }
 
     /// Writes the end; what it was written to.

@@ -55,7 +55,7 @@ fn vertex(progress: &Progress, name: &str) -> VertexHandle {
 /// A build of one step that says `text`.
 async fn build(history: &History, id: &str, text: &str) -> String {
     let progress = progress();
-    let recording = history.begin(building(id), &progress).unwrap();
+    let recording = history.begin(building(id), &progress);
     let id = recording.id().to_owned();
     let step = vertex(&progress, "[1/1] RUN say");
     step.start();
@@ -122,7 +122,7 @@ async fn a_running_build_is_seen_and_followed() {
     let bench = Bench::new();
     let history = bench.open();
     let progress = progress();
-    let recording = history.begin(building("now"), &progress).unwrap();
+    let recording = history.begin(building("now"), &progress);
     let step = vertex(&progress, "[1/1] RUN slow");
     step.start();
     let record = history.build("no").unwrap();
@@ -150,7 +150,7 @@ async fn a_build_whose_future_is_dropped_is_canceled() {
     let bench = Bench::new();
     let history = bench.open();
     let progress = progress();
-    drop(history.begin(building("gone"), &progress).unwrap());
+    drop(history.begin(building("gone"), &progress));
     drop(progress);
     history.settle().await;
     assert_eq!(history.build("gone").unwrap().summary.status, BuildStatus::Canceled);
@@ -162,7 +162,7 @@ async fn a_crash_leaves_an_interrupted_build_and_no_files() {
     let history = bench.open();
     build(&history, "whole", "x").await;
     let progress = progress();
-    let recording = history.begin(building("half"), &progress).unwrap();
+    let recording = history.begin(building("half"), &progress);
     // Its row is written by another thread.
     let metadata = &bench.store.metadata;
     let is_there = || {
@@ -263,7 +263,7 @@ async fn steps_are_compared_with_their_last_run_across_restarts() {
     for (id, user) in [("1", "app"), ("2", "app"), ("3", "root"), ("4", "root")] {
         let history = bench.open();
         let progress = progress();
-        let recording = history.begin(building(id), &progress).unwrap();
+        let recording = history.begin(building(id), &progress);
         recording.notes().set_project(project());
         said.push(recording.notes().explain(&place, &recipe(user)));
         recording.notes().note_recipe(&PackedRecipe::new(place.clone(), recipe(user)));
@@ -281,7 +281,7 @@ async fn steps_are_compared_with_a_build_whose_log_still_grows() {
     let history = bench.open();
     let place = Place::of("[2/2] RUN make");
     let begin = |id: &str, progress: &Progress| {
-        let recording = history.begin(building(id), progress).unwrap();
+        let recording = history.begin(building(id), progress);
         recording.notes().set_project(Project { image: Some(Mark::of("app")), ..Project::default() });
         recording
     };

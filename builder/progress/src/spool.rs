@@ -1,17 +1,9 @@
 //! The spool: a file of events that any number of readers follow at their own speed.
 //!
-//! Each record is a `StatusResponse` behind its length in bytes (u32, little endian). The file is the build's complete log;
-//! whoever creates it decides whether it outlives the build.
+//! Each record is a `StatusResponse` behind its length in bytes (u32, little endian). What was written last is kept in memory until it is worth a
+//! write, so most builds never write at all. The file has no name: it is gone with its last user.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use lapstrake_api_proto::control::StatusResponse;
 use parking_lot::Mutex;
@@ -50,58 +42,98 @@ pub enum ProgressError {
     },
 }
 
+/// How much of the spool is written, or read, at a time.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Bytes of a record's length.
+const PREFIX: usize = 4;
+
+/// Where events are kept, for those who write and those who read.
 struct Spool {
     file: File,
-    // Bytes written. The lock orders writers; readers look at the watch channel only.
-    end: Mutex<Written>,
-    published: watch::Sender<u64>,
-    limits: Limits,
-    failed: AtomicBool,
+    written: Mutex<Written>,
 }
 
 #[derive(Default)]
 struct Written {
-    end: u64,
+    /// Bytes in the file.
+    in_file: u64,
+    /// Whole records that come after them: at most a batch and one event.
+    tail: Vec<u8>,
     log_bytes: u64,
     clipped: bool,
+    failed: bool,
+}
+
+impl Spool {
+    /// Makes room for one more record: whether there is. A full disk must not fail the build for the sake of its log: say so once and go on.
+    fn has_room(&self, written: &mut Written) -> bool {
+        if written.tail.len() < BATCH_BYTES {
+            return true;
+        }
+        match self.file.write_all_at(&written.tail, written.in_file) {
+            Ok(()) => {
+                written.in_file += written.tail.len() as u64;
+                written.tail.clear();
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut written.failed, true) {
+                    tracing::error!(%error, "the build's log cannot be written; its progress has gaps from here on");
+                }
+                false
+            }
+        }
+    }
+
+    /// Up to `count` bytes at `at`, all of which are there.
+    fn read(&self, at: u64, count: usize) -> io::Result<Vec<u8>> {
+        let in_file = {
+            let written = self.written.lock();
+            if let Some(skip) = at.checked_sub(written.in_file) {
+                let tail = &written.tail[usize::try_from(skip).expect("what is in memory")..];
+                return Ok(tail[..count.min(tail.len())].to_vec());
+            }
+            written.in_file - at
+        };
+        // What is in the file stays as it is.
+        let mut bytes = vec![0; usize::try_from(in_file).map_or(count, |in_file| count.min(in_file))];
+        self.file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    }
 }
 
 /// The writing end of one build's progress. Cheap to clone; the spool ends when the last clone is dropped.
 #[derive(Clone)]
-pub struct Progress(Arc<Spool>);
+pub struct Progress {
+    spool: Arc<Spool>,
+    /// How many bytes there are. Readers wait for it, and see the end when the last sender is gone.
+    published: Arc<watch::Sender<u64>>,
+    limits: Limits,
+}
 
 impl Progress {
-    /// Progress that is kept in `file`, which must be empty and open for reading and writing.
-    pub fn create(file: File, limits: Limits) -> Self {
-        Self(Arc::new(Spool {
-            file,
-            end: Mutex::default(),
-            published: watch::Sender::new(0),
-            limits,
-            failed: AtomicBool::new(false),
-        }))
-    }
-
-    /// Progress in a file that has no name and is gone with its last user.
+    /// Progress that nobody wrote to yet.
     pub fn anonymous(limits: Limits) -> io::Result<Self> {
-        Ok(Self::create(tempfile::tempfile()?, limits))
+        let spool = Spool { file: tempfile::tempfile()?, written: Mutex::default() };
+        Ok(Self { spool: Arc::new(spool), published: Arc::new(watch::Sender::new(0)), limits })
     }
 
     /// Follows the build from its first event.
-    pub fn subscribe(&self) -> io::Result<Subscription> {
-        Ok(Subscription { file: self.0.file.try_clone()?, at: 0, published: self.0.published.subscribe() })
+    pub fn subscribe(&self) -> Subscription {
+        Subscription { spool: Arc::clone(&self.spool), at: 0, published: self.published.subscribe() }
     }
 }
 
 impl std::fmt::Debug for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Progress").field("bytes", &*self.0.published.borrow()).finish()
+        f.debug_struct("Progress").field("bytes", &*self.published.borrow()).finish()
     }
 }
 
 impl Emit for Progress {
     fn emit(&self, event: &Event) {
-        let mut written = self.0.end.lock();
+        let mut written = self.spool.written.lock();
         let clipped;
         let event = match event {
             Event::Log(log) => {
@@ -109,10 +141,10 @@ impl Emit for Progress {
                     return;
                 }
                 let size = log.data.len() as u64;
-                if written.log_bytes + size > self.0.limits.log_bytes {
+                if written.log_bytes + size > self.limits.log_bytes {
                     written.clipped = true;
                     let notice =
-                        format!("\n[output clipped: limit of {} bytes reached]\n", self.0.limits.log_bytes);
+                        format!("\n[output clipped: limit of {} bytes reached]\n", self.limits.log_bytes);
                     clipped = Event::Log(event::Log { data: notice.into_bytes(), ..log.clone() });
                     &clipped
                 } else {
@@ -123,43 +155,27 @@ impl Emit for Progress {
             other => other,
         };
         let message = event::to_response([event]);
-        let length = message.encoded_len();
-        let mut record = Vec::with_capacity(length + 4);
-        let Ok(prefix) = u32::try_from(length) else { return };
-        record.extend_from_slice(&prefix.to_le_bytes());
-        message.encode(&mut record).expect("a Vec grows");
-        // A full disk must not fail the build for the sake of its log: say so once and go on.
-        match self.0.file.write_all_at(&record, written.end) {
-            Ok(()) => {
-                written.end += record.len() as u64;
-                self.0.published.send_replace(written.end);
-            }
-            Err(error) => {
-                if !self.0.failed.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%error, "the build's log cannot be written; its progress has gaps from here on");
-                }
-            }
+        let Ok(prefix) = u32::try_from(message.encoded_len()) else { return };
+        if !self.spool.has_room(&mut written) {
+            return;
         }
+        written.tail.extend_from_slice(&prefix.to_le_bytes());
+        message.encode(&mut written.tail).expect("a Vec grows");
+        self.published.send_replace(written.in_file + written.tail.len() as u64);
     }
 }
 
 /// The reading end. Dropping it costs the build nothing.
 pub struct Subscription {
-    file: File,
+    spool: Arc<Spool>,
     at: u64,
     published: watch::Receiver<u64>,
 }
 
-/// How much of the spool is decoded at a time.
-const BATCH_BYTES: u64 = 64 * 1024;
-
-/// Bytes of a record's length.
-const PREFIX: usize = 4;
-
 impl Subscription {
     /// The same build from its first event, whatever was read of it here.
-    pub fn again(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, at: 0, published: self.published.clone() })
+    pub fn again(&self) -> Self {
+        Self { spool: Arc::clone(&self.spool), at: 0, published: self.published.clone() }
     }
 
     /// Where in the spool [`Self::next`] reads next.
@@ -174,45 +190,50 @@ impl Subscription {
 
     /// The next events, or `None` when the build has said its last word. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<StatusResponse>, ProgressError> {
+        let at = self.at;
+        let Some(packed) = self.next_packed().await? else { return Ok(None) };
+        match StatusResponse::decode(packed.as_slice()) {
+            Ok(response) => Ok(Some(response)),
+            Err(source) => Err(ProgressError::Damaged { at, source }),
+        }
+    }
+
+    /// As [`Self::next`], as the bytes of one [`StatusResponse`], for those who only pass them on. Cancel-safe.
+    pub async fn next_packed(&mut self) -> Result<Option<Vec<u8>>, ProgressError> {
         loop {
             let end = *self.published.borrow_and_update();
             if self.at < end {
-                return self.read(end).map(Some);
+                return self.read().map(Some).map_err(ProgressError::Read);
             }
             if self.published.changed().await.is_err() {
                 // The writers are gone; what they wrote last may still be unread.
                 let end = *self.published.borrow();
-                return if self.at < end { self.read(end).map(Some) } else { Ok(None) };
+                return if self.at < end {
+                    self.read().map(Some).map_err(ProgressError::Read)
+                } else {
+                    Ok(None)
+                };
             }
         }
     }
 
-    /// Decodes records from the cursor on: at least one, then those that are whole in the same batch.
-    fn read(&mut self, end: u64) -> Result<StatusResponse, ProgressError> {
-        let mut batch = self.bytes((end - self.at).min(BATCH_BYTES))?;
+    /// Takes records from the cursor on: at least one, then those that are whole in the same batch. Messages of one kind behind each other
+    /// are one message, so it is enough to leave out the lengths.
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut batch = self.spool.read(self.at, BATCH_BYTES)?;
         let first = record_len(&batch);
         if first > batch.len() {
-            batch = self.bytes(first as u64)?;
+            batch = self.spool.read(self.at, first)?;
         }
-        let mut merged = StatusResponse::default();
+        let mut packed = Vec::with_capacity(batch.len());
         let mut rest = batch.as_slice();
-        loop {
+        while rest.len() >= PREFIX && rest.len() >= record_len(rest) {
             let (record, after) = rest.split_at(record_len(rest));
-            merged
-                .merge(&record[PREFIX..])
-                .map_err(|source| ProgressError::Damaged { at: self.at, source })?;
+            packed.extend_from_slice(&record[PREFIX..]);
             self.at += record.len() as u64;
             rest = after;
-            if rest.len() < PREFIX || rest.len() < record_len(rest) {
-                return Ok(merged);
-            }
         }
-    }
-
-    fn bytes(&self, count: u64) -> Result<Vec<u8>, ProgressError> {
-        let mut bytes = vec![0; usize::try_from(count).expect("a record's length is a u32")];
-        self.file.read_exact_at(&mut bytes, self.at).map_err(ProgressError::Read)?;
-        Ok(bytes)
+        Ok(packed)
     }
 }
 
@@ -259,9 +280,9 @@ mod tests {
         let progress = Progress::anonymous(Limits::default()).unwrap();
         let vertex = Event::Vertex(VertexState::pending(Digest::sha256_of(b"v"), "RUN true", vec![]));
         progress.emit(&vertex);
-        let early = progress.subscribe().unwrap();
+        let early = progress.subscribe();
         progress.emit(&log(b"hello"));
-        let late = progress.subscribe().unwrap();
+        let late = progress.subscribe();
         drop(progress);
         let wanted = vec![vertex, log(b"hello")];
         assert_eq!(everything(early).await, wanted);
@@ -269,9 +290,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_longer_than_memory_keeps_is_read_from_the_file_and_from_memory_alike() {
+        let progress = Progress::anonymous(Limits::default()).unwrap();
+        let early = progress.subscribe();
+        let sizes = [10, BATCH_BYTES - 1, 3 * BATCH_BYTES, 0, BATCH_BYTES, 7, 100];
+        let events: Vec<Event> = sizes.iter().cycle().take(40).map(|size| log(&vec![b'x'; *size])).collect();
+        for event in &events {
+            progress.emit(event);
+        }
+        let mut late = progress.subscribe();
+        assert!(progress.spool.written.lock().in_file > 20 * BATCH_BYTES as u64);
+        drop(progress);
+        assert_eq!(everything(early).await, events);
+        let first = from_response(late.next().await.unwrap().unwrap());
+        assert_eq!(first, events[..first.len()]);
+        let position = late.position();
+        assert_eq!(everything(late.again()).await, events);
+        late.rewind(position);
+        assert_eq!(everything(late).await, events[first.len()..]);
+    }
+
+    #[tokio::test]
+    async fn a_spool_that_cannot_be_written_drops_what_is_new_and_keeps_what_it_has() {
+        let file = File::open("/dev/null").unwrap();
+        let spool = Arc::new(Spool { file, written: Mutex::default() });
+        let published = Arc::new(watch::Sender::new(0));
+        let progress = Progress { spool, published, limits: Limits::default() };
+        let subscription = progress.subscribe();
+        let events = [log(b"first"), log(&vec![b'x'; BATCH_BYTES]), log(b"dropped")];
+        events.iter().for_each(|event| progress.emit(event));
+        drop(progress);
+        assert_eq!(everything(subscription).await, events[..2]);
+    }
+
+    #[tokio::test]
     async fn output_over_the_limit_is_clipped_with_one_notice() {
         let progress = Progress::anonymous(Limits { log_bytes: 10 }).unwrap();
-        let subscription = progress.subscribe().unwrap();
+        let subscription = progress.subscribe();
         for _ in 0..5 {
             progress.emit(&log(b"12345"));
         }

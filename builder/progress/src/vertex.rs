@@ -62,10 +62,14 @@ impl VertexHandle {
         }
     }
 
-    /// The result came from the cache.
+    /// The result came from the cache. Told at once: nobody sees it begin.
     pub fn cached(&self) {
-        self.start();
-        self.end(|state| state.cached = true);
+        let mut state = self.state.lock();
+        if state.completed.take().is_some() {
+            state.started = None;
+            state.error = None;
+        }
+        self.finish(&mut state, |state| state.cached = true);
     }
 
     /// Work ended well.
@@ -95,13 +99,16 @@ impl VertexHandle {
 
     fn end(&self, change: impl FnOnce(&mut VertexState)) {
         let mut state = self.state.lock();
-        if state.completed.is_some() {
-            return;
+        if state.completed.is_none() {
+            self.finish(&mut state, change);
         }
+    }
+
+    fn finish(&self, state: &mut VertexState, change: impl FnOnce(&mut VertexState)) {
         let now = SystemTime::now();
         state.started.get_or_insert(now);
         state.completed = Some(now);
-        change(&mut state);
+        change(state);
         self.sink.emit(&Event::Vertex(state.clone()));
     }
 

@@ -298,7 +298,7 @@ fn follow(
 ) -> Result<(Progress, impl Future<Output = show::Tails>), ProgramError> {
     let failed = || ProgramError::system("keep the build's progress");
     let progress = Progress::anonymous(Limits::default()).map_err(failed())?;
-    let events = progress.subscribe().map_err(failed())?;
+    let events = progress.subscribe();
     Ok((progress, show::show(events, mode, expanded)))
 }
 

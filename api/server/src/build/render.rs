@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use lapstrake_api_types::{ApiVersion, BuildQuery, ProgressForm, StreamMessage};
 use lapstrake_builder_progress::{
-    Event, Log, ProgressError, StatusResponse, Stream, Subscription, VertexState,
+    Event, Log, ProgressError, Stream, Subscription, VertexState,
     classic::{ClassicLine, ClassicScript, Removal, Transcript},
     to_response,
 };
@@ -54,8 +54,8 @@ impl Rendering {
                     }
                 }
                 Self::Trace(events) => {
-                    let response = events.next().await.map_err(|error| unreadable(&error))?;
-                    return Ok(response.map(|response| vec![trace(&response)]));
+                    let packed = events.next_packed().await.map_err(|error| unreadable(&error))?;
+                    return Ok(packed.map(|packed| vec![trace(&packed)]));
                 }
             }
         }
@@ -67,7 +67,7 @@ impl Rendering {
     /// show of it is the output of vertices that failed: so one is made of the place. The classic transcript ends with the step that failed.
     pub(super) fn failure(&mut self, error: &ApiError) -> Vec<StreamMessage> {
         match (self, &error.place) {
-            (Self::Trace(_), Some(place)) => vec![trace(&to_response(&failed_at(place, &error.message)))],
+            (Self::Trace(_), Some(place)) => vec![trace(&to_response(&failed_at(place, &error.message)).encode_to_vec())],
             (rendering, _) => rendering.success(&Built::default()),
         }
     }
@@ -91,8 +91,9 @@ impl Rendering {
     }
 }
 
-fn trace(response: &StatusResponse) -> StreamMessage {
-    let encoded = base64::engine::general_purpose::STANDARD.encode(response.encode_to_vec());
+/// Events, packed, as clients of BuildKit's builds read them.
+fn trace(packed: &[u8]) -> StreamMessage {
+    let encoded = base64::engine::general_purpose::STANDARD.encode(packed);
     StreamMessage::aux(Some("moby.buildkit.trace"), json!(encoded))
 }
 

@@ -34,7 +34,7 @@ async fn transcript(steps: Vec<ClassicStep>, build: impl FnOnce(&Progress)) -> S
 
 async fn transcript_of(script: ClassicScript, removal: Removal, build: impl FnOnce(&Progress)) -> String {
     let progress = Progress::anonymous(Limits::default()).unwrap();
-    let mut transcript = Transcript::new(script, removal, progress.subscribe().unwrap());
+    let mut transcript = Transcript::new(script, removal, progress.subscribe());
     build(&progress);
     drop(progress);
     let mut lines = Vec::new();
