@@ -13,6 +13,21 @@ pub struct Expanders<'a> {
 }
 
 impl Instruction {
+    /// Whether [`Instruction::expand`] may change it.
+    pub fn is_expanded(&self) -> bool {
+        !matches!(
+            self,
+            Instruction::Cmd(_)
+                | Instruction::Entrypoint(_)
+                | Instruction::Expose(_)
+                | Instruction::Healthcheck(_)
+                | Instruction::Maintainer(_)
+                | Instruction::Onbuild(_)
+                | Instruction::Run(_)
+                | Instruction::Shell(_)
+        )
+    }
+
     /// The instruction with its variables expanded, where the language expands them at all.
     ///
     /// It does not in `CMD`, `ENTRYPOINT`, `HEALTHCHECK`, `MAINTAINER`, `ONBUILD`, `RUN` and `SHELL`, nor in `COPY --from` and `--exclude`.

@@ -3,6 +3,7 @@
 //! Facts: `builder/dockerfile` in moby/moby at v20.10 (dispatchers.go, internals.go, copy.go, buildargs.go).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use lapstrake_builder_llb::{BuiltDefinition, State};
 use lapstrake_layerstore_oci::{Digest, History};
@@ -76,7 +77,7 @@ impl Lowering<'_> {
             };
             let instruction = Instruction::Label(Label { pairs: vec![pair] });
             self.stages[target].commands.push(StageCommand {
-                command: Command { source, instruction },
+                command: Arc::new(Command { source, instruction }),
                 sources: Vec::new(),
                 from_trigger: false,
                 literal: true,

@@ -160,14 +160,19 @@ impl Lowering<'_> {
         };
         let at = At { stage: index, lines: source.lines, lint };
         self.stages[index].in_trigger = command.from_trigger;
+        let expanded;
         let instruction = match &command.command.instruction {
             // An argument's default counts only if nobody gives a value: it must not fail before that is known.
-            arg @ Instruction::Arg(_) => arg.clone(),
-            literal if command.literal => literal.clone(),
-            other => self.expand(other, &at)?,
+            arg @ Instruction::Arg(_) => arg,
+            literal if command.literal => literal,
+            other if !other.is_expanded() => other,
+            other => {
+                expanded = self.expand(other, &at)?;
+                &expanded
+            }
         };
         let code = &source.code;
-        match &instruction {
+        match instruction {
             Instruction::Add(add) => self.add(&at, add, code),
             Instruction::Copy(copy) => self.copy(&at, copy, command.sources.first().copied(), code),
             Instruction::Run(run) => self.run_command(&at, run, &command.sources, code),

@@ -298,7 +298,7 @@ impl<'a> Lowering<'a> {
             base_config: stage.base_image.as_deref().cloned(),
             epoch: self.epoch,
             ignore_cache,
-            steps: steps::finish(&self.steps, &all, self.options.dialect),
+            steps: steps::finish(std::mem::take(&mut self.steps), &all, self.options.dialect),
             definition: built.definition,
             scans,
             classic,

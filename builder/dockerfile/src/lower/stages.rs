@@ -74,7 +74,7 @@ pub(super) struct StageState {
 /// An instruction, and what it copies from or mounts.
 #[derive(Clone)]
 pub(super) struct StageCommand {
-    pub(super) command: Command,
+    pub(super) command: Arc<Command>,
     /// For `COPY --from` one stage; for `RUN` one per mount.
     pub(super) sources: Vec<usize>,
     pub(super) from_trigger: bool,
@@ -168,7 +168,7 @@ impl Lowering<'_> {
         if let Some(name) = &stage.name {
             state.named_context = self.named_context(name, state.platform.as_ref(), lines)?;
         }
-        let commands = stage.commands.iter().cloned();
+        let commands = stage.commands.iter().cloned().map(Arc::new);
         state.commands = commands
             .map(|command| StageCommand { command, sources: Vec::new(), from_trigger: false, literal: false })
             .collect();
@@ -264,7 +264,7 @@ impl Lowering<'_> {
     pub(super) fn connect_stages(&mut self) -> Lowered<()> {
         for index in 0..self.stages.len() {
             for i in 0..self.stages[index].commands.len() {
-                let command = self.stages[index].commands[i].command.clone();
+                let command = Arc::clone(&self.stages[index].commands[i].command);
                 let lines = command.source.lines;
                 self.stages[index].commands[i].sources = self.connect(index, &command, lines)?;
             }
@@ -483,6 +483,7 @@ impl Lowering<'_> {
                 return Err(LowerError::TriggersWithoutEnd { image, limit: MAX_TRIGGERED }.at(lines));
             }
             more |= !sources.is_empty();
+            let command = Arc::new(command);
             commands.push(StageCommand { command, sources, from_trigger: true, literal: false });
         }
         let stage = &mut self.stages[index];

@@ -1,5 +1,7 @@
 //! Steps of the classic transcript.
 
+use std::fmt::Write as _;
+
 use lapstrake_builder_llb::{BuiltDefinition, State};
 use lapstrake_layerstore_oci::Digest;
 
@@ -167,8 +169,9 @@ impl Lowering<'_> {
 
 /// Gives steps their digests. A step's state is a hash over what it made and said and over the state before it: it changes exactly when
 /// the image as of that step can have changed.
-pub(super) fn finish(drafts: &[DraftStep], built: &[&BuiltDefinition], dialect: Dialect) -> Vec<Step> {
+pub(super) fn finish(drafts: Vec<DraftStep>, built: &[&BuiltDefinition], dialect: Dialect) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::with_capacity(drafts.len());
+    let mut hashed = String::new();
     for draft in drafts {
         let vertex = draft.made.as_ref().and_then(|state| built.iter().find_map(|built| built.digest(state)));
         let vertex = vertex.cloned();
@@ -178,17 +181,20 @@ pub(super) fn finish(drafts: &[DraftStep], built: &[&BuiltDefinition], dialect: 
         let vertex_text = vertex.as_ref().filter(|_| dialect == Dialect::BuildKit).map_or("", Digest::as_str);
         // Lengths keep one field from running into the next.
         fields.extend([vertex_text, draft.said.as_str()]);
-        let hashed: String = fields.iter().map(|field| format!("{} {field}\n", field.len())).collect();
+        hashed.clear();
+        for field in fields {
+            let _ = writeln!(hashed, "{} {field}", field.len());
+        }
         let state = match (&draft.kind, draft.before) {
             // A stage that starts from another is at first what that one is at last.
             (StepKind::From { .. }, Some(before)) => steps[before].state.clone(),
-            _ => Digest::sha256_of(hashed),
+            _ => Digest::sha256_of(&hashed),
         };
         steps.push(Step {
             stage: draft.stage,
-            stage_name: draft.stage_name.clone(),
-            text: draft.text.clone(),
-            kind: draft.kind.clone(),
+            stage_name: draft.stage_name,
+            text: draft.text,
+            kind: draft.kind,
             vertex,
             state,
             lines: draft.lines,

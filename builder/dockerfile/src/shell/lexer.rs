@@ -1,7 +1,6 @@
 //! The lexer's one pass over a text.
 //!
-//! Every text is read in two ways at once: as one word (white space kept) and as words (split at white space). Which of the two is
-//! wanted, the caller knows.
+//! A text is read as one word (white space kept), and where it is asked for as words (split at white space) as well.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -35,6 +34,9 @@ pub(super) struct Run<'a> {
     limit: usize,
     /// Whether `${name-word}` or its like was read since the last look.
     nested: bool,
+    /// Whether words are wanted.
+    split: bool,
+    words: Vec<String>,
     pub(super) used: BTreeSet<String>,
     pub(super) missing: BTreeSet<String>,
 }
@@ -51,15 +53,24 @@ impl<'a> Run<'a> {
             lookup,
             depth: 0,
             nested: false,
+            split: false,
+            words: Vec::new(),
             limit: text.len() + MAX_GROWTH,
             used: BTreeSet::new(),
             missing: BTreeSet::new(),
         }
     }
 
-    /// Reads everything: the text as one word, and as words.
-    pub(super) fn whole(&mut self) -> Result<(String, Vec<String>), WordProblem> {
+    /// Reads everything, as one word.
+    pub(super) fn value(&mut self) -> Parsed {
         self.until(None, self.lexer.keep_escapes)
+    }
+
+    /// Reads everything, as words.
+    pub(super) fn words(&mut self) -> Result<Vec<String>, WordProblem> {
+        self.split = true;
+        self.until(None, self.lexer.keep_escapes)?;
+        Ok(std::mem::take(&mut self.words))
     }
 
     fn peek(&self) -> Option<char> {
@@ -68,11 +79,7 @@ impl<'a> Run<'a> {
 
     /// Reads up to and including `stop`, or everything when there is none. A missing `stop` is reported as `OpenBrace`; the caller knows
     /// better where `/` was wanted.
-    fn until(
-        &mut self,
-        stop: Option<char>,
-        keep_escapes: bool,
-    ) -> Result<(String, Vec<String>), WordProblem> {
+    fn until(&mut self, stop: Option<char>, keep_escapes: bool) -> Parsed {
         if self.depth >= MAX_DEPTH {
             return Err(WordProblem::TooDeep(MAX_DEPTH));
         }
@@ -85,13 +92,15 @@ impl<'a> Run<'a> {
         read
     }
 
-    fn until_inner(&mut self, stop: Option<char>) -> Result<(String, Vec<String>), WordProblem> {
+    fn until_inner(&mut self, stop: Option<char>) -> Parsed {
         let mut value = String::new();
+        // A word inside `${…}` is one word.
+        let wanted = self.split && self.depth == 1;
         let mut words = Words::default();
         while let Some(ch) = self.peek() {
             if Some(ch) == stop {
                 self.rest.next();
-                return Ok((value, words.finish()));
+                return Ok(value);
             }
             match ch {
                 '$' => {
@@ -123,9 +132,18 @@ impl<'a> Run<'a> {
                     words.push_escaped(escaped);
                 }
                 _ => {
-                    self.rest.next();
-                    value.push(ch);
-                    words.push(ch);
+                    let text = self.rest.as_str();
+                    let special =
+                        |ch| matches!(ch, '$' | '<' | '\'' | '"') || ch == self.escape || Some(ch) == stop;
+                    // A quote that is none is here as well: what comes first is taken whatever it is.
+                    let first = ch.len_utf8();
+                    let end = text[first..].find(special).map_or(text.len(), |at| first + at);
+                    let (plain, rest) = text.split_at(end);
+                    self.rest = rest.chars();
+                    value.push_str(plain);
+                    if wanted {
+                        plain.chars().for_each(|ch| words.push(ch));
+                    }
                 }
             }
             if value.len() > self.limit {
@@ -135,7 +153,10 @@ impl<'a> Run<'a> {
         if stop.is_some() {
             return Err(WordProblem::OpenBrace);
         }
-        Ok((value, words.finish()))
+        if wanted {
+            self.words = words.finish();
+        }
+        Ok(value)
     }
 
     /// Where words are split, a word in `${name-word}` costs what stands before it in the same word: `EXPOSE 80${x:-81}` is port 81.
@@ -267,7 +288,7 @@ impl<'a> Run<'a> {
 
     /// `${name-word}`, `${name+word}`, `${name?word}`, and with `:` before the modifier.
     fn modified(&mut self, name: &str, modifier: char, empty_is_unset: bool) -> Parsed {
-        let word = self.until(Some('}'), false).map_err(|problem| self.unless_at_end(problem))?.0;
+        let word = self.until(Some('}'), false).map_err(|problem| self.unless_at_end(problem))?;
         let colon = if empty_is_unset { ":" } else { "" };
         let value = self.value_of(name);
         if value.is_none() && self.lexer.unset == Unset::Keep {
@@ -291,7 +312,7 @@ impl<'a> Run<'a> {
 
     /// `${name#pattern}`, `${name##pattern}`, `${name%pattern}`, `${name%%pattern}`.
     fn trimmed(&mut self, name: &str, end: char) -> Parsed {
-        let word = self.until(Some('}'), true).map_err(|problem| self.unless_at_end(problem))?.0;
+        let word = self.until(Some('}'), true).map_err(|problem| self.unless_at_end(problem))?;
         let value = self.value_of(name);
         if value.is_none() && self.lexer.unset == Unset::Keep {
             return Ok(format!("${{{name}{end}{word}}}"));
@@ -314,12 +335,12 @@ impl<'a> Run<'a> {
             WordProblem::OpenBrace => WordProblem::MissingSlash,
             other => other,
         })?;
-        let replacement = self.until(Some('}'), true).map_err(|problem| self.unless_at_end(problem))?.0;
+        let replacement = self.until(Some('}'), true).map_err(|problem| self.unless_at_end(problem))?;
         let value = self.value_of(name);
         if value.is_none() && self.lexer.unset == Unset::Keep {
-            return Ok(format!("${{{name}/{}/{replacement}}}", pattern.0));
+            return Ok(format!("${{{name}/{}/{replacement}}}", pattern));
         }
-        replace(value.unwrap_or_default(), &pattern.0, &replacement, all, self.limit)
+        replace(value.unwrap_or_default(), &pattern, &replacement, all, self.limit)
     }
 
     /// Whatever went wrong inside `${…`, at the end of the text the news is that `}` is missing.

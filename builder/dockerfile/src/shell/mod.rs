@@ -106,9 +106,12 @@ impl Lexer {
 
     /// The value of one word; white space in it stays.
     pub fn expand(&self, word: &str, variables: &(impl Variables + ?Sized)) -> Result<Expansion, WordError> {
+        if self.is_plain(word) {
+            return Ok(Expansion { value: word.to_owned(), ..Expansion::default() });
+        }
         let lookup = |name: &str| variables.get(name);
         let mut run = lexer::Run::new(*self, word, &lookup);
-        let value = run.whole().map_err(|problem| WordError { word: word.to_owned(), problem })?.0;
+        let value = run.value().map_err(|problem| WordError { word: word.to_owned(), problem })?;
         Ok(Expansion { value, used: run.used, missing: run.missing })
     }
 
@@ -119,18 +122,27 @@ impl Lexer {
         variables: &(impl Variables + ?Sized),
         missing: &mut BTreeSet<String>,
     ) -> Result<String, WordError> {
+        if self.is_plain(word) {
+            return Ok(word.to_owned());
+        }
         let lookup = |name: &str| variables.get(name);
         let mut run = lexer::Run::new(*self, word, &lookup);
-        let result = run.whole().map_err(|problem| WordError { word: word.to_owned(), problem });
+        let result = run.value().map_err(|problem| WordError { word: word.to_owned(), problem });
         missing.extend(run.missing);
-        Ok(result?.0)
+        result
+    }
+
+    /// Whether a word is its own value.
+    fn is_plain(&self, word: &str) -> bool {
+        let escape = self.escape.as_char() as u8;
+        !word.bytes().any(|byte| matches!(byte, b'$' | b'\'' | b'"') || byte == escape)
     }
 
     /// The words of a text, split at white space after expansion; quoted and escaped white space does not split.
     pub fn split(&self, text: &str, variables: &(impl Variables + ?Sized)) -> Result<Vec<String>, WordError> {
         let lookup = |name: &str| variables.get(name);
         let mut run = lexer::Run::new(*self, text, &lookup);
-        Ok(run.whole().map_err(|problem| WordError { word: text.to_owned(), problem })?.1)
+        run.words().map_err(|problem| WordError { word: text.to_owned(), problem })
     }
 }
 

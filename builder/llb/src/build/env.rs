@@ -43,7 +43,7 @@ impl EnvList {
 
     /// As `KEY=value`, in order.
     pub fn to_vec(&self) -> Vec<String> {
-        self.iter().map(|(k, v)| format!("{k}={v}")).collect()
+        self.iter().map(|(k, v)| [k, "=", v].concat()).collect()
     }
 }
 

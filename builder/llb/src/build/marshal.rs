@@ -1,5 +1,6 @@
 //! From nodes to bytes.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
@@ -62,7 +63,10 @@ impl GraphBuilder {
             let m = self.marshal_node(node, &built.digests, defaults)?;
             source.add(&m.digest, &self.nodes[node as usize]);
             let definition = &mut built.definition;
-            definition.metadata.entry(m.digest.clone()).or_default().merge(&m.metadata);
+            match definition.metadata.entry(m.digest.clone()) {
+                Entry::Vacant(entry) => _ = entry.insert(m.metadata),
+                Entry::Occupied(mut entry) => entry.get_mut().merge(&m.metadata),
+            }
             built.digests.insert(node, m.digest.clone());
             if seen.insert(m.digest) {
                 bytes += m.raw.len();
@@ -117,24 +121,32 @@ impl GraphBuilder {
 
     /// All nodes that `target` needs, inputs first, in the order in which BuildKit's client walks them.
     fn order(&self, target: u32) -> Result<Vec<u32>, Error> {
-        let mut order = Vec::new();
-        let mut done = HashSet::new();
-        let mut open = HashSet::from([target]);
+        #[derive(Clone, Copy, PartialEq)]
+        enum Visit {
+            None,
+            Open,
+            Done,
+        }
+        let mut order = Vec::with_capacity(self.nodes.len());
+        let mut visits = vec![Visit::None; self.nodes.len()];
+        visits[target as usize] = Visit::Open;
         let mut stack = vec![(target, self.inputs(target)?.into_iter())];
         while let Some((node, inputs)) = stack.last_mut() {
             let node = *node;
             match inputs.next() {
-                Some(input) if done.contains(&input.node) => {}
-                Some(input) => {
-                    if !open.insert(input.node) {
+                Some(input) => match visits[input.node as usize] {
+                    Visit::Done => {}
+                    Visit::Open => {
                         return Err(Error::Build("a deferred state was resolved to something that needs it"));
                     }
-                    stack.push((input.node, self.inputs(input.node)?.into_iter()));
-                }
+                    Visit::None => {
+                        visits[input.node as usize] = Visit::Open;
+                        stack.push((input.node, self.inputs(input.node)?.into_iter()));
+                    }
+                },
                 None => {
                     stack.pop();
-                    open.remove(&node);
-                    done.insert(node);
+                    visits[node as usize] = Visit::Done;
                     order.push(node);
                 }
             }
@@ -265,8 +277,10 @@ impl SourceNode {
 /// belongs, and the digest would be another.
 fn encode_op(mut op: pb::Op) -> Vec<u8> {
     let oneof = pb::Op { op: op.op.take(), ..pb::Op::default() };
-    let mut raw = op.encode_to_vec();
-    raw.extend(oneof.encode_to_vec());
+    let mut raw = Vec::with_capacity(op.encoded_len() + oneof.encoded_len());
+    for part in [op, oneof] {
+        part.encode(&mut raw).expect("a vector grows");
+    }
     raw
 }
 
