@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Alias, CacheMap, CacheStore, CacheStoreError, InputKeys, KeyId, Link, MissCause, Resolved, Types,
-    node::{Answer, Node, by, droppable},
+    node::{Answer, Node, by},
 };
 
 /// Keys by which a result may be found, best first, and the keys of the inputs that led to them.
@@ -79,37 +79,26 @@ impl<X: Types> Node<X> {
         output: u32,
         reach: Reach,
     ) -> BoxFuture<'static, Answer<Keys, X>> {
-        let node = Arc::clone(self);
-        Box::pin(async move {
-            let flight = by(&node.stages.fast, (output, reach));
-            let work = |cancel| {
-                let node = Arc::clone(&node);
-                droppable(cancel, async move {
-                    let map = node.cache_map().await?;
-                    if map.ephemeral {
-                        return Ok(Keys::default());
-                    }
-                    if node.inputs.is_empty() {
-                        let mut keys = vec![KeyId::root(&map.digest, output)];
-                        let aliases = node.aliases(reach).iter();
-                        keys.extend(aliases.map(|alias| KeyId::root(&alias.name, output)));
-                        return Ok(Arc::new(Found { keys, inputs: Vec::new() }));
-                    }
-                    if node.ignore_cache {
-                        return Ok(Keys::default());
-                    }
-                    let inputs = node.inputs.iter().map(|(input, output)| input.fast_keys(*output, reach));
-                    let inputs = try_join_all(inputs).await?;
-                    let inputs: Vec<InputKeys> = inputs
-                        .iter()
-                        .zip(&map.deps)
-                        .map(|(found, dep)| with_selector(&found.keys, dep))
-                        .collect();
-                    let found = Found { keys: node.follow(&map, output, &inputs, reach), inputs };
-                    Ok(Arc::new(node.adopt(&map, output, found).await))
-                })
-            };
-            node.shared(&flight, work).await
+        self.stage(by(&self.stages.fast, (output, reach)), move |node, _| async move {
+            let map = node.cache_map().await?;
+            if map.ephemeral {
+                return Ok(Keys::default());
+            }
+            if node.inputs.is_empty() {
+                let mut keys = vec![KeyId::root(&map.digest, output)];
+                let aliases = node.aliases(reach).iter();
+                keys.extend(aliases.map(|alias| KeyId::root(&alias.name, output)));
+                return Ok(Arc::new(Found { keys, inputs: Vec::new() }));
+            }
+            if node.ignore_cache {
+                return Ok(Keys::default());
+            }
+            let inputs = node.inputs.iter().map(|(input, output)| input.fast_keys(*output, reach));
+            let inputs = try_join_all(inputs).await?;
+            let inputs: Vec<InputKeys> =
+                inputs.iter().zip(&map.deps).map(|(found, dep)| with_selector(&found.keys, dep)).collect();
+            let found = Found { keys: node.follow(&map, output, &inputs, reach), inputs };
+            Ok(Arc::new(node.adopt(&map, output, found).await))
         })
     }
 
@@ -119,20 +108,12 @@ impl<X: Types> Node<X> {
         output: u32,
         reach: Reach,
     ) -> BoxFuture<'static, Answer<Keys, X>> {
-        let node = Arc::clone(self);
-        Box::pin(async move {
-            let flight = by(&node.stages.full, (output, reach));
-            let work = |cancel| {
-                let node = Arc::clone(&node);
-                droppable(cancel, async move {
-                    let fast = node.fast_keys(output, reach).await?;
-                    if node.inputs.is_empty() || node.ignore_cache || !fast.keys.is_empty() {
-                        return Ok(fast);
-                    }
-                    node.search_by_content(output, reach).await.map(Arc::new)
-                })
-            };
-            node.shared(&flight, work).await
+        self.stage(by(&self.stages.full, (output, reach)), move |node, _| async move {
+            let fast = node.fast_keys(output, reach).await?;
+            if node.inputs.is_empty() || node.ignore_cache || !fast.keys.is_empty() {
+                return Ok(fast);
+            }
+            node.search_by_content(output, reach).await.map(Arc::new)
         })
     }
 

@@ -111,17 +111,6 @@ pub(crate) fn by<K: Ord, T: Default>(map: &Mutex<BTreeMap<K, Arc<T>>>, key: K) -
     Arc::clone(map.lock().entry(key).or_default())
 }
 
-/// Ends early with "canceled" when nobody waits any more. For work that may be dropped at any point.
-pub(crate) async fn droppable<T, E: std::error::Error + 'static>(
-    cancel: CancellationToken,
-    work: impl Future<Output = Result<T, Failure<E>>>,
-) -> Result<T, Failure<E>> {
-    tokio::select! {
-        () = cancel.cancelled() => Err(Failure::of(SolveError::Canceled)),
-        answer = work => answer,
-    }
-}
-
 // The stages call each other through boxed futures that run in tasks of their own, so a deep graph costs no stack.
 impl<X: Types> Node<X> {
     pub(crate) fn context(&self, cancel: CancellationToken) -> OpContext<X> {
@@ -142,32 +131,41 @@ impl<X: Types> Node<X> {
         Failure::of(error)
     }
 
-    pub(crate) async fn shared<T, F, Work>(&self, flight: &Shared<T, X>, start: F) -> Answer<T, X>
+    /// The answer of one stage, found by `work` in a task of its own unless it is there. For work that may be dropped at any point.
+    pub(crate) fn stage<T, Work>(
+        self: &Arc<Self>,
+        flight: Shared<T, X>,
+        work: impl FnOnce(Arc<Self>, CancellationToken) -> Work + Send + 'static,
+    ) -> BoxFuture<'static, Answer<T, X>>
     where
         T: Clone + Send + Sync + 'static,
-        F: FnOnce(CancellationToken) -> Work,
         Work: Future<Output = Answer<T, X>> + Send + 'static,
     {
-        flight.get(start).await.unwrap_or_else(|| Err(self.lost()))
+        let node = Arc::clone(self);
+        Box::pin(async move {
+            let droppable = |cancel: CancellationToken| {
+                let work = work(Arc::clone(&node), cancel.clone());
+                async move {
+                    tokio::select! {
+                        () = cancel.cancelled() => Err(Failure::of(SolveError::Canceled)),
+                        answer = work => answer,
+                    }
+                }
+            };
+            flight.get(droppable).await.unwrap_or_else(|| Err(node.lost()))
+        })
     }
 
     /// What the op is for the cache.
     pub(crate) fn cache_map(self: &Arc<Self>) -> BoxFuture<'static, Answer<Arc<CacheMap>, X>> {
-        let node = Arc::clone(self);
-        Box::pin(async move {
-            let work = |cancel: CancellationToken| {
-                let node = Arc::clone(&node);
-                droppable(cancel.clone(), async move {
-                    let cx = node.context(cancel);
-                    let answer = node.op.cache_map(&cx).await;
-                    // An op that had to look around has reported a start; that much of it is over.
-                    node.vertex.pause();
-                    let mut map = answer.map_err(|error| node.failed(&cx, error))?;
-                    map.deps.resize(node.inputs.len(), crate::Dep::default());
-                    Ok(Arc::new(map))
-                })
-            };
-            node.shared(&node.stages.cache_map, work).await
+        self.stage(Arc::clone(&self.stages.cache_map), |node, cancel| async move {
+            let cx = node.context(cancel);
+            let answer = node.op.cache_map(&cx).await;
+            // An op that had to look around has reported a start; that much of it is over.
+            node.vertex.pause();
+            let mut map = answer.map_err(|error| node.failed(&cx, error))?;
+            map.deps.resize(node.inputs.len(), crate::Dep::default());
+            Ok(Arc::new(map))
         })
     }
 
@@ -176,50 +174,35 @@ impl<X: Types> Node<X> {
         input: usize,
         value: X::Value,
     ) -> BoxFuture<'static, Answer<Digest, X>> {
-        let node = Arc::clone(self);
-        Box::pin(async move {
-            let flight = by(&node.stages.content, input);
-            let work = |cancel: CancellationToken| {
-                let node = Arc::clone(&node);
-                droppable(cancel.clone(), async move {
-                    let cx = node.context(cancel);
-                    node.op.content(&cx, input, value).await.map_err(|error| node.failed(&cx, error))
-                })
-            };
-            node.shared(&flight, work).await
+        self.stage(by(&self.stages.content, input), move |node, cancel| async move {
+            let cx = node.context(cancel);
+            node.op.content(&cx, input, value).await.map_err(|error| node.failed(&cx, error))
         })
     }
 
     /// All inputs, and all keys that the result will be linked from.
     fn ready(self: &Arc<Self>) -> BoxFuture<'static, Answer<Arc<Ready<X>>, X>> {
-        let node = Arc::clone(self);
-        Box::pin(async move {
-            let work = |cancel| {
-                let node = Arc::clone(&node);
-                droppable(cancel, async move {
-                    let map = node.cache_map().await?;
-                    let inputs = (0..node.inputs.len()).map(|input| {
-                        let (node, map) = (&node, &map);
-                        async move {
-                            let (child, output) = &node.inputs[input];
-                            let resolved = child.resolve(*output).await?;
-                            let mut keys = with_selector(&resolved.keys, &map.deps[input]);
-                            if map.deps[input].content {
-                                let content = node.content(input, resolved.value.clone()).await?;
-                                keys.extend(node.content_keys(input, &content));
-                            }
-                            Ok((resolved.value, keys))
-                        }
-                    });
-                    let mut ready = Ready { values: Vec::new(), keys: Vec::new() };
-                    for input in try_join_all(inputs).await? {
-                        ready.values.push(input.0);
-                        ready.keys.push(input.1);
+        self.stage(Arc::clone(&self.stages.ready), |node, _| async move {
+            let map = node.cache_map().await?;
+            let inputs = (0..node.inputs.len()).map(|input| {
+                let (node, map) = (&node, &map);
+                async move {
+                    let (child, output) = &node.inputs[input];
+                    let resolved = child.resolve(*output).await?;
+                    let mut keys = with_selector(&resolved.keys, &map.deps[input]);
+                    if map.deps[input].content {
+                        let content = node.content(input, resolved.value.clone()).await?;
+                        keys.extend(node.content_keys(input, &content));
                     }
-                    Ok(Arc::new(ready))
-                })
-            };
-            node.shared(&node.stages.ready, work).await
+                    Ok((resolved.value, keys))
+                }
+            });
+            let mut ready = Ready { values: Vec::new(), keys: Vec::new() };
+            for input in try_join_all(inputs).await? {
+                ready.values.push(input.0);
+                ready.keys.push(input.1);
+            }
+            Ok(Arc::new(ready))
         })
     }
 
@@ -228,14 +211,8 @@ impl<X: Types> Node<X> {
         self: &Arc<Self>,
         output: u32,
     ) -> BoxFuture<'static, Answer<Resolved<X::Value>, X>> {
-        let node = Arc::clone(self);
-        Box::pin(async move {
-            let flight = by(&node.stages.resolved, output);
-            let work = |cancel| {
-                let node = Arc::clone(&node);
-                droppable(cancel, async move { node.find_or_make(output).await })
-            };
-            node.shared(&flight, work).await
+        self.stage(by(&self.stages.resolved, output), move |node, _| async move {
+            node.find_or_make(output).await
         })
     }
 
