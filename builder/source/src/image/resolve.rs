@@ -73,6 +73,27 @@ enum Stored {
     InIndex { root: Descriptor, lease: Arc<Lease> },
 }
 
+/// The image that a name means, and the index that it has by that name. An index' digest means it in whatever repository it is: what was
+/// looked up by a tag is asked for again by that.
+fn named(
+    stores: &Stores,
+    reference: &Reference,
+) -> Result<Option<(ImageRecord, Option<Descriptor>)>, SourceError> {
+    let find = |text: &str| match stores.images.find(text) {
+        Ok(record) => Ok(Some(record)),
+        Err(StoreError::NotFound { .. } | StoreError::Ambiguous { .. }) => Ok(None),
+        Err(error) => Err(SourceError::Store(error)),
+    };
+    if let Some(record) = find(&reference.to_string())? {
+        let root = record.index_of(reference).cloned();
+        return Ok(Some((record, root)));
+    }
+    let Some(digest) = reference.digest() else { return Ok(None) };
+    let Some(record) = find(digest.as_str())? else { return Ok(None) };
+    let root = record.index_meant(digest.as_str()).cloned();
+    Ok(root.map(|root| (record, Some(root))))
+}
+
 /// An error about an image's documents.
 fn pulled(reference: &Reference) -> impl FnOnce(TransferError) -> SourceError {
     let origin = reference.to_string();
@@ -168,14 +189,8 @@ impl Images {
     /// What the image store has for a name and a platform.
     async fn stored_image(&self, reference: &Reference, platform: &Platform) -> Result<Stored, SourceError> {
         let (stores, reference, platform) = (self.stores.clone(), reference.clone(), platform.clone());
-        SourceError::blocking(move || {
-            let record = match stores.images.find(&reference.to_string()) {
-                Ok(record) => record,
-                Err(StoreError::NotFound { .. } | StoreError::Ambiguous { .. }) => {
-                    return Ok(Stored::Nothing);
-                }
-                Err(error) => return Err(SourceError::Store(error)),
-            };
+        SourceError::blocking(move || -> Result<Stored, SourceError> {
+            let Some((record, root)) = named(&stores, &reference)? else { return Ok(Stored::Nothing) };
             let config = ImageConfig::from_json(&record.config).map_err(|source| StoreError::Malformed {
                 kind: "image",
                 id: record.id.to_string(),
@@ -183,11 +198,11 @@ impl Images {
             })?;
             // Built or loaded for several platforms: the other ones are below the same name.
             if config.platform().normalized() != platform.normalized()
-                && let Some(root) = record.index_of(&reference)
-                && let Some(found) = stored_manifest(&stores, root, &platform).map_err(pulled(&reference))?
+                && let Some(root) = root
+                && let Some(found) = stored_manifest(&stores, &root, &platform).map_err(pulled(&reference))?
                 && found.manifest.config.digest != *record.id.digest()
             {
-                return Ok(Stored::InIndex { root: root.clone(), lease: found.lease });
+                return Ok(Stored::InIndex { root, lease: found.lease });
             }
             if !is_for(&config.platform(), &platform) {
                 tracing::debug!(
