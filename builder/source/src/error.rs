@@ -59,7 +59,10 @@ pub enum SourceError {
         source: RegistryError,
     },
     /// The image is not there for the platform. In BuildKit's words, and what it is there for.
-    #[error("{origin}: no match for platform in manifest {digest}: not found: it is not there for {platform}{}", only_for(available))]
+    #[error(
+        "{origin}: no match for platform in manifest {digest}: not found: it is not there for {platform}{}",
+        only_for(available)
+    )]
     NoPlatform {
         /// The image.
         origin: String,
@@ -79,7 +82,7 @@ pub enum SourceError {
         source: TransferError,
     },
     /// Not the content that the client's words pinned.
-    #[error("{what} digest {actual} for {origin} does not match expected checksum {expected}")]
+    #[error("{}", mismatch(what, origin, actual, expected))]
     Checksum {
         /// The source.
         origin: String,
@@ -285,6 +288,14 @@ impl SourceError {
                 Err(_) => Err(Self::Canceled),
             },
         }
+    }
+}
+
+/// For a file, in BuildKit's words.
+fn mismatch(what: &str, origin: &str, actual: &Digest, expected: &Digest) -> String {
+    match what {
+        "file" => format!("digest mismatch for {origin}: {actual} (expected: {expected})"),
+        _ => format!("{what} digest {actual} for {origin} does not match expected checksum {expected}"),
     }
 }
 

@@ -121,7 +121,90 @@ async fn with_a_checksum_nobody_is_asked_until_the_file_is_needed_and_it_must_be
         .await
         .unwrap_err();
     assert!(matches!(&error, SourceError::Checksum { expected, .. } if *expected == wrong), "{error}");
-    assert!(error.to_string().contains("/g"), "{error}");
+    let told = format!("digest mismatch for {}: {right} (expected: {wrong})", server.url("/g"));
+    assert_eq!(error.to_string(), told);
+}
+
+#[tokio::test]
+async fn a_file_that_is_packed_for_the_way_arrives_unpacked() {
+    let packed = {
+        let mut child = std::process::Command::new("gzip")
+            .arg("-c")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"content").unwrap();
+        child.wait_with_output().unwrap().stdout
+    };
+    let archive = packed.clone();
+    let server = Server::start(move |seen| {
+        let answer = status(200).header("etag", "\"e\"");
+        match (seen.path.as_str(), seen.header("accept-encoding")) {
+            ("/file", Some(accepted)) if accepted.contains("gzip") => {
+                answer.header("content-encoding", "gzip").body(Body::from(packed.clone())).unwrap()
+            }
+            // What is an archive by itself stays one.
+            ("/file.gz", _) => answer.body(Body::from(archive.clone())).unwrap(),
+            _ => empty(406),
+        }
+    })
+    .await;
+    let bench = Bench::new();
+    let (digest, tree) = bench.get(&bench.context(), &server.url("/file"), &[]).await.unwrap();
+    assert_eq!(bench.read(&tree, "file"), b"content");
+    let json = format!(
+        r#"{{"Filename":"file","Perm":0,"UID":0,"GID":0,"Checksum":"{}"}}"#,
+        Digest::sha256_of("content")
+    );
+    assert_eq!(digest, key(&json));
+    let (again, _) = bench.get(&bench.context(), &server.url("/file"), &[]).await.unwrap();
+    assert_eq!((again, server.count("GET")), (digest, 1));
+    let (_, tree) = bench.get(&bench.context(), &server.url("/file.gz"), &[]).await.unwrap();
+    assert!(bench.read(&tree, "file.gz").starts_with(&[0x1f, 0x8b]));
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_off_is_none() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let server = tokio::spawn(async move {
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf",
+        ] {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let _ = connection.read(&mut [0; 4096]).await.unwrap();
+            connection.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let bench = Bench::new();
+    for _ in 0..2 {
+        let error = bench.get(&bench.context(), &format!("http://{host}/f"), &[]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains(&host), "{error}");
+    }
+    server.await.unwrap();
+    bench.collect();
+    assert!(bench.local.records.all().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_time_alone_does_not_stand_for_a_file() {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let server = Server::start(move |_| {
+        let n = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let answer = status(200).header("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+        answer.body(Body::from(n.to_string())).unwrap()
+    })
+    .await;
+    let bench = Bench::new();
+    for expected in ["0", "1"] {
+        let (_, tree) = bench.get(&bench.context(), &server.url("/f"), &[]).await.unwrap();
+        assert_eq!(bench.read(&tree, "f"), expected.as_bytes());
+    }
+    assert!(server.log.lock().iter().all(|seen| seen.header("if-modified-since").is_none()));
 }
 
 #[tokio::test]
@@ -273,6 +356,7 @@ fn bad_attributes_are_refused_by_name() {
     let bench = Bench::new();
     for (key, value, kind) in [
         ("http.checksum", "nonsense", ErrorKind::Invalid),
+        ("http.checksum", &format!("sha512:{}", "0".repeat(128)), ErrorKind::Invalid),
         ("http.uid", "-1", ErrorKind::Invalid),
         ("http.perm", "rwx", ErrorKind::Invalid),
         ("http.sig.pubkey", "key", ErrorKind::Unsupported),

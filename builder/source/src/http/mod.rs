@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::pb;
-use lapstrake_layerstore_oci::{Digest, gojson};
+use lapstrake_layerstore_oci::{Algorithm, Digest, gojson};
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::UPLOAD_HOST;
 use url::Url;
@@ -60,7 +60,16 @@ impl HttpSpec {
         let checksum = match attrs.text("http.checksum") {
             None => None,
             Some(text) => {
-                Some(Digest::parse(text).map_err(|error| attrs.invalid("http.checksum", text, error))?)
+                let digest =
+                    Digest::parse(text).map_err(|error| attrs.invalid("http.checksum", text, error))?;
+                if digest.algorithm() != Algorithm::Sha256 {
+                    return Err(attrs.invalid(
+                        "http.checksum",
+                        text,
+                        "only sha256 digests of files are known",
+                    ));
+                }
+                Some(digest)
             }
         };
         let mode = attrs.go_number("http.perm")?;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use lapstrake_builder_cache::RecordKind;
-use lapstrake_layerstore_oci::{Algorithm, Digest};
+use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::{SessionCaller, Wait};
 use reqwest::{
@@ -108,10 +108,10 @@ async fn resolve_now(
         if answer.status() == StatusCode::NOT_MODIFIED {
             return remembered(tree, &memory);
         }
-        return download(shared, spec, answer, Algorithm::Sha256, key).await;
+        return download(shared, spec, answer, key).await;
     }
     let answer = send(shared, spec, Method::GET, HeaderMap::new(), authorization).await?;
-    download(shared, spec, answer, Algorithm::Sha256, key).await
+    download(shared, spec, answer, key).await
 }
 
 /// Gets the file, which must be the one with this digest.
@@ -134,7 +134,7 @@ pub(super) async fn fetch(
         } else {
             let authorization = authorization(shared, spec, cx).await?;
             let answer = send(shared, spec, Method::GET, HeaderMap::new(), authorization).await?;
-            download(shared, spec, answer, expected.algorithm(), &key).await?
+            download(shared, spec, answer, &key).await?
         };
         match found {
             Resolved { digest, tree: Some(tree), .. } if digest == *expected => Ok(tree),
@@ -210,7 +210,6 @@ async fn download(
     shared: &Arc<Shared>,
     spec: &Arc<HttpSpec>,
     answer: Response,
-    algorithm: Algorithm,
     key: &str,
 ) -> Result<Resolved, SourceError> {
     if !answer.status().is_success() {
@@ -227,8 +226,7 @@ async fn download(
         return Err(SourceError::TooLarge { origin: spec.origin(), limit });
     }
     let content = answer.bytes_stream().map(|chunk| chunk.map_err(|error| failed(spec, error))).boxed();
-    let Saved { tree, digest } =
-        save(&shared.stores, spec, &filename, modified, algorithm, limit, content).await?;
+    let Saved { tree, digest } = save(&shared.stores, spec, &filename, modified, limit, content).await?;
     let memory = Memory { digest: digest.to_string(), filename: filename.clone(), etag: tag, modified };
     remember(shared, spec, key, &tree, &memory).await?;
     Ok(Resolved { digest, filename, modified, tree: Some(tree) })
@@ -272,10 +270,9 @@ async fn upload(
                 let content: BoxStream<'_, Result<Bytes, SourceError>> =
                     upload.map(|chunk| chunk.map_err(named())).boxed();
                 let filename = file_name(&spec.url, spec.filename.as_deref(), None);
-                let algorithm = spec.checksum.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
                 let limit = shared.limits.http_bytes;
                 let Saved { tree, digest } =
-                    save(&shared.stores, spec, &filename, None, algorithm, limit, content).await?;
+                    save(&shared.stores, spec, &filename, None, limit, content).await?;
                 return Ok(Resolved { digest, filename, modified: None, tree: Some(tree) });
             }
         }

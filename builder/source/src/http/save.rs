@@ -24,7 +24,6 @@ pub(super) async fn save(
     spec: &HttpSpec,
     name: &str,
     modified: Option<i64>,
-    algorithm: Algorithm,
     limit: u64,
     mut content: impl Stream<Item = Result<Bytes, SourceError>> + Unpin,
 ) -> Result<Saved, SourceError> {
@@ -42,7 +41,7 @@ pub(super) async fn save(
     };
     let written = || SourceError::io("write", name);
     let mut file = tokio::fs::File::from_std(file);
-    let mut digest = Digester::new(algorithm);
+    let mut digest = Digester::new(Algorithm::Sha256);
     let mut length: u64 = 0;
     while let Some(chunk) = content.next().await {
         let chunk = chunk?;
