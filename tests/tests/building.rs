@@ -1,7 +1,8 @@
 //! Dockerfiles, and what becomes of them.
 
 use lapstrake_builder_cache::PruneRequest;
-use lapstrake_builder_engine::CacheSource;
+use lapstrake_builder_dockerfile::Dialect;
+use lapstrake_builder_engine::{CacheSource, Input};
 use lapstrake_tests::{Context, Workbench};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,17 +105,28 @@ async fn a_cache_mount_is_kept_between_builds_and_stays_out_of_the_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ignored_files_are_not_copied() {
+async fn an_archive_is_taken_as_it_is() {
     let bench = Workbench::new();
-    let context = Context::new("FROM busybox\nCOPY . /ctx/\n")
-        .file(".dockerignore", "*.log\n!keep.log\n")
-        .file("a.log", "")
-        .file("keep.log", "")
-        .file("b.txt", "");
-    bench.build(context, "app").await.unwrap();
-    assert!(!bench.has("app", "ctx/a.log"));
-    assert!(bench.has("app", "ctx/keep.log"));
-    assert!(bench.has("app", "ctx/b.txt"));
+    let context = || {
+        Context::new("FROM busybox\nCOPY . /ctx/\n")
+            .file(".dockerignore", "*.log\n.dockerignore\nDockerfile\n")
+            .file("Dockerfile.dockerignore", "b.txt\n")
+            .file("a.log", "")
+            .file("b.txt", "")
+    };
+    // Whoever sent it left out what they wanted.
+    bench.build(context(), "app").await.unwrap();
+    let is_there = |path: &str| bench.has("app", &format!("ctx/{path}"));
+    for path in [".dockerignore", "Dockerfile", "a.log", "b.txt"] {
+        assert!(is_there(path), "{path}");
+    }
+    // Clients of the classic builder send two files that the builder needs, and the builder takes them out.
+    let mut request = bench.request(context(), "app").await.unwrap();
+    let Input::Dockerfile { options, .. } = &mut request.input else { panic!("a Dockerfile") };
+    options.dialect = Dialect::Classic;
+    bench.run(request).await.1.unwrap();
+    assert!(is_there("a.log") && is_there("b.txt"));
+    assert!(!is_there(".dockerignore") && !is_there("Dockerfile"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

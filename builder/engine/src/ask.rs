@@ -67,6 +67,7 @@ impl Engine {
             live: self.workshop().sessions.clone(),
             credentials,
             locals: HashMap::new(),
+            received: false,
             bare_modes: false,
             resources: Resources::default(),
             known: None,

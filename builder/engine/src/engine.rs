@@ -199,6 +199,7 @@ impl Engine {
             live: self.0.workshop.sessions.clone(),
             credentials: Arc::clone(&request.credentials),
             locals: HashMap::new(),
+            received: false,
             bare_modes: false,
             resources: request.resources.clone(),
             known,

@@ -11,6 +11,7 @@ use lapstrake_builder_dockerfile::{
     Answer, Dialect, DockerfileOptions, Error as DockerfileError, Facts, ImageFact, ImageQuery, LowerError,
     Need, Plan, dockerfile_definition, dockerfile_name, dockerignore_definition,
     facts::IgnoreFile,
+    ignore::{PatternMatcher, read_ignore_file},
     lint::Warning,
     options::{ContextSource, DockerfileSource, LocalContext},
     plan_and_warn,
@@ -39,6 +40,8 @@ const FILE_LIMIT: u64 = 16 << 20;
 const WARNINGS: usize = 1000;
 /// Each warning has the whole Dockerfile with it, as BuildKit's have; no further ones when they come to this.
 const WARNED_BYTES: usize = 8 << 20;
+/// The context's ignore file, and how a Dockerfile's own ends.
+const DOCKERIGNORE: &str = ".dockerignore";
 /// How often the frontend may ask again. Each round answers all it asked, so real builds need a handful.
 const ROUNDS: usize = 64;
 
@@ -73,6 +76,7 @@ pub(crate) fn place_context(
             options.dockerfile_source =
                 DockerfileSource::Local(LocalContext { name: "dockerfile".to_owned(), ..local.clone() });
             options.context = ContextSource::Local(local);
+            scope.received = true;
             scope.bare_modes = bare_modes;
         }
         ContextInput::Directory { context, dockerfile } => {
@@ -273,16 +277,62 @@ impl Engine {
         }
         facts.dockerfile = found.ok_or_else(|| EngineError::NoDockerfile { name: name.clone() })?.into();
 
-        let own = format!("{name}.dockerignore");
-        if let Some(data) = self.read_file(tree.clone(), &own).await? {
-            facts.dockerignore = Some(IgnoreFile { name: own, data: data.into() });
-        } else if let Some(definition) = dockerignore_definition(options)? {
-            let context = self.solve(&definition, scope, progress).await?;
-            let name = ".dockerignore".to_owned();
-            facts.dockerignore =
-                self.read_file(context, &name).await?.map(|data| IgnoreFile { name, data: data.into() });
-        }
+        facts.dockerignore = match (scope.received, options.dialect) {
+            (false, _) => self.ignore_file(options, tree, &name, scope, progress).await?,
+            // Whoever sent an archive left out of it what they wanted; as with dockerd, it is taken as it is.
+            (true, Dialect::BuildKit) => None,
+            (true, Dialect::Classic) => self.own_files(options, &name, scope, progress).await?,
+        };
         Ok(())
+    }
+
+    /// The Dockerfile's own ignore file, or the context's.
+    async fn ignore_file(
+        &self,
+        options: &DockerfileOptions,
+        dockerfile: Tree,
+        name: &str,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+    ) -> Result<Option<IgnoreFile>, EngineError> {
+        let own = format!("{name}{DOCKERIGNORE}");
+        if let Some(data) = self.read_file(dockerfile, &own).await? {
+            return Ok(Some(IgnoreFile { name: own, data: data.into() }));
+        }
+        self.common_ignore_file(options, scope, progress).await
+    }
+
+    /// The context's ignore file.
+    async fn common_ignore_file(
+        &self,
+        options: &DockerfileOptions,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+    ) -> Result<Option<IgnoreFile>, EngineError> {
+        let Some(definition) = dockerignore_definition(options)? else { return Ok(None) };
+        let context = self.solve(&definition, scope, progress).await?;
+        let data = self.read_file(context, DOCKERIGNORE).await?;
+        Ok(data.map(|data| IgnoreFile { name: DOCKERIGNORE.to_owned(), data: data.into() }))
+    }
+
+    /// What Moby's classic builder leaves out of an archive: clients send the Dockerfile and the ignore file even if the latter says not to,
+    /// as the builder needs them.
+    async fn own_files(
+        &self,
+        options: &DockerfileOptions,
+        name: &str,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+    ) -> Result<Option<IgnoreFile>, EngineError> {
+        let Some(file) = self.common_ignore_file(options, scope, progress).await? else { return Ok(None) };
+        let ignored = ignored_of(&file, &[DOCKERIGNORE, name])?;
+        let escape = |path: &str| -> String {
+            path.chars()
+                .flat_map(|c| (!c.is_alphanumeric() && c != '/').then_some('\\').into_iter().chain([c]))
+                .collect()
+        };
+        let data: String = ignored.iter().map(|path| format!("/{}\n", escape(path))).collect();
+        Ok((!data.is_empty()).then(|| IgnoreFile { name: file.name, data: data.into_bytes().into() }))
     }
 
     /// A file of a tree, symlinks followed inside the tree; `None` when it is not there.
@@ -340,6 +390,17 @@ impl Engine {
 pub(crate) struct Loaded {
     facts: Facts,
     definition: Definition,
+}
+
+/// Those of the paths that an ignore file names.
+fn ignored_of<'a>(file: &IgnoreFile, paths: &[&'a str]) -> Result<Vec<&'a str>, EngineError> {
+    let malformed = |problem| {
+        let file = file.name.clone();
+        DockerfileError::Lower { problem: LowerError::Ignore { file, problem }, lines: Vec::new() }
+    };
+    let patterns = read_ignore_file(&file.data).map_err(malformed)?;
+    let matcher = PatternMatcher::new(&patterns).map_err(malformed)?;
+    Ok(paths.iter().copied().filter(|path| matcher.matches(path)).collect())
 }
 
 /// What the frontend has to say.

@@ -22,6 +22,8 @@ pub(crate) struct BuildScope {
     pub(crate) credentials: Arc<dyn CredentialSource>,
     /// Directories that are not with a session, by the unique id that the graph names them with.
     pub(crate) locals: HashMap<String, LocalProvider>,
+    /// Whether the context came as an archive with the request.
+    pub(crate) received: bool,
     /// Whether the modes in the archive that the context came as were permissions alone.
     pub(crate) bare_modes: bool,
     /// Limits on processes.

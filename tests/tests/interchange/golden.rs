@@ -8,7 +8,7 @@ use std::{
 };
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
-use lapstrake_builder_engine::{BuildRequest, EngineError, Input};
+use lapstrake_builder_engine::{BuildRequest, ContextInput, EngineError, Input};
 use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Platform};
 use lapstrake_layerstore_transfer::load;
 use lapstrake_tests::{Built, Context, Workbench};
@@ -120,7 +120,17 @@ impl Case {
         change: impl FnOnce(&mut BuildRequest),
     ) -> Result<Built, EngineError> {
         let mut request = bench.request(self.context(server), "built").await?;
-        let Input::Dockerfile { options, .. } = &mut request.input else { panic!("a Dockerfile") };
+        let Input::Dockerfile { options, context, .. } = &mut request.input else { panic!("a Dockerfile") };
+        // Ignore files are for directories; an archive is taken as it is.
+        let dir = tempfile::tempdir().unwrap();
+        if self.dir.join("dockerignore").exists() {
+            let bytes = self.context(server).bytes();
+            let mut archive = tar::Archive::new(&bytes[..]);
+            archive.set_preserve_permissions(true);
+            archive.unpack(dir.path()).unwrap();
+            let dir = dir.path().to_owned();
+            *context = ContextInput::Directory { context: dir.clone(), dockerfile: dir };
+        }
         **options =
             DockerfileOptions::from_frontend_attrs(&self.attrs(), Platform::new("linux", "amd64"), None, &[])
                 .unwrap();
