@@ -9,6 +9,7 @@
 mod agent;
 mod base;
 mod client;
+mod compare;
 mod daemon;
 mod dockerd;
 mod foreign;
@@ -18,6 +19,7 @@ mod tree;
 pub use agent::SshAgent;
 pub use base::{BASE_IMAGE, busybox_rootfs};
 pub use client::{Docker, Output, lapstrake, lapstrake_command};
+pub use compare::hand_over;
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use foreign::{Emulator, foreign_busybox_rootfs};

@@ -19,8 +19,8 @@ pub struct SavedImage {
     pub names: Vec<String>,
 }
 
-/// A file, without its times.
-#[derive(Clone, PartialEq, Eq)]
+/// A file. Two are equal if all but their times are: what a build makes is as old as the build.
+#[derive(Clone)]
 pub struct Node {
     /// Of the archive's entry; hard links have the one of their file.
     pub kind: tar::EntryType,
@@ -38,7 +38,20 @@ pub struct Node {
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// The same file's other names, and this one.
     pub names: BTreeSet<String>,
+    /// When it was changed, in seconds since 1970.
+    pub mtime: u64,
 }
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        let metadata = |node: &Self| (node.kind, node.mode, node.uid, node.gid);
+        metadata(self) == metadata(other)
+            && (&self.target, &self.content, &self.xattrs, &self.names)
+                == (&other.target, &other.content, &other.xattrs, &other.names)
+    }
+}
+
+impl Eq for Node {}
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -148,6 +161,8 @@ fn apply(tree: &mut BTreeMap<String, Node>, layer: &[u8]) {
                 .get(&target)
                 .unwrap_or_else(|| panic!("{path} is a link to {target}, not there"))
                 .clone();
+            // What had the name before is another file.
+            remove_with_children(tree, &path);
             let mut names = node.names.clone();
             names.insert(path.clone());
             for name in &node.names {
@@ -188,6 +203,7 @@ fn node<R: Read>(entry: &mut tar::Entry<'_, R>) -> Node {
         content: Vec::new(),
         xattrs,
         names: BTreeSet::new(),
+        mtime: header.mtime().expect("a time"),
     };
     if kind == tar::EntryType::Symlink {
         node.target = entry.link_name().expect("a link").map(|target| target.display().to_string());

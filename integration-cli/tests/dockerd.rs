@@ -8,15 +8,8 @@ use std::{
 };
 
 use lapstrake_integration_cli::{
-    BASE_IMAGE, Daemon, Docker, Dockerd, SavedImage, busybox_rootfs, differences, saved_image,
+    BASE_IMAGE, Daemon, Docker, Dockerd, SavedImage, busybox_rootfs, differences, hand_over, saved_image,
 };
-use serde_json::{Map, Value, json};
-
-/// An image moves from one engine to the other.
-fn hand_over(from: &Docker, to: &Docker, image: &str) -> String {
-    let archive = from.run(["save", image]).success().bytes;
-    to.run_with(["load"], &archive).success().stdout
-}
 
 fn id(docker: &Docker, image: &str) -> String {
     docker.run(["image", "inspect", "--format", "{{.Id}}", image]).success().line().to_owned()
@@ -98,7 +91,7 @@ fn dockerd_runs_what_was_built_here() {
     );
     for (name, docker) in [("classic", ours.docker().classic()), ("buildkit", ours.docker().buildkit())] {
         docker.run(["build", "-t", name, dir.to_str().unwrap()]).success();
-        let loaded = hand_over(&docker, &engine.docker(), name);
+        let loaded = hand_over(&docker, &engine.docker(), name).stdout;
         assert_eq!(loaded.trim(), format!("Loaded image: {name}:latest"));
         assert_eq!(id(&docker, name), id(&engine.docker(), name), "the id is kept");
         assert_eq!(run(&engine, &[name]), "hello world\n/work/sub\napp\n1000\nfirst second\n");
@@ -222,44 +215,6 @@ ENTRYPOINT ["/bin/echo"]
 CMD made with shell
 "#;
 
-/// All that an image's document says, but for times; layers, whose digests are over times too, are counted, and the history is compared by itself.
-fn comparable(image: &SavedImage) -> Map<String, Value> {
-    let mut document = image.config.as_object().unwrap().clone();
-    document.remove("created").unwrap();
-    document.remove("history").unwrap();
-    let layers = document["rootfs"]["diff_ids"].as_array().unwrap().len();
-    document.insert("rootfs".into(), json!({ "type": document["rootfs"]["type"], "layers": layers }));
-    document["config"].as_object_mut().unwrap().retain(|_, value| !is_empty(value));
-    document.retain(|_, value| !is_empty(value));
-    document
-}
-
-/// Go's empty values, which may be there or not.
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
-    }
-}
-
-/// The history without times.
-fn history(image: &SavedImage) -> Vec<String> {
-    let entries = image.config["history"].as_array().unwrap();
-    let line = |entry: &Value| {
-        let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-        format!(
-            "{}|{}|{}",
-            text("created_by"),
-            text("comment"),
-            entry["empty_layer"].as_bool().unwrap_or(false)
-        )
-    };
-    entries.iter().map(line).collect()
-}
-
 fn both(buildkit: bool) -> (SavedImage, SavedImage) {
     let (ours, engine) = (Daemon::with_base(), Dockerd::start());
     let of = |docker: Docker| if buildkit { docker.buildkit() } else { docker.classic() };
@@ -289,12 +244,8 @@ fn both(buildkit: bool) -> (SavedImage, SavedImage) {
             saved_image(&docker.run(["save", "common"]).success().bytes)
         })
         .collect();
-    let [mut mine, theirs]: [SavedImage; 2] = images.try_into().unwrap();
-    // dockerd's graph driver makes layers without the attributes of users (`pkg/archive`, "security.capability" alone).
-    for node in mine.tree.values_mut() {
-        node.xattrs.retain(|name, _| !name.starts_with("user."));
-    }
-    (mine, theirs)
+    let [mine, theirs]: [SavedImage; 2] = images.try_into().unwrap();
+    (mine.without_user_attributes(), theirs)
 }
 
 /// What the history says in today's BuildKit, and said in 0.8, which is dockerd's: a flag of COPY is told, ARG tells the value that it has,
@@ -321,13 +272,13 @@ fn both_buildkits_make_the_same_of_a_dockerfile() {
     let (mine, theirs) = both(true);
     let differences = differences(&mine.tree, &theirs.tree);
     assert!(differences.is_empty(), "ours | dockerd's\n{}", differences.join("\n"));
-    assert_eq!(comparable(&mine), comparable(&theirs));
-    let mut old = history(&mine);
+    assert_eq!(mine.comparable(), theirs.comparable());
+    let mut old = mine.history();
     for (today, before) in REWORDED {
         assert_eq!(old.iter().filter(|line| line == today).count(), 1, "{today}: {old:?}");
         old.iter_mut().filter(|line| line == today).for_each(|line| *line = (*before).to_owned());
     }
-    assert_eq!(old, history(&theirs));
+    assert_eq!(old, theirs.history());
 }
 
 #[test]
@@ -335,13 +286,13 @@ fn a_classic_build_makes_the_same_as_the_classic_builder() {
     let (mine, theirs) = both(false);
     let differences = differences(&mine.tree, &theirs.tree);
     assert!(differences.is_empty(), "ours | dockerd's\n{}", differences.join("\n"));
-    assert_eq!(history(&mine), history(&theirs));
-    let mut theirs = comparable(&theirs);
+    assert_eq!(mine.history(), theirs.history());
+    let mut theirs = theirs.comparable();
     // Of containers and intermediate images that were never here (docs/decisions/0008).
     for name in ["container", "container_config", "docker_version"] {
         assert!(theirs.remove(name).is_some(), "{name}");
     }
     let image = theirs["config"].as_object_mut().unwrap().remove("Image").unwrap();
     assert!(image.as_str().unwrap().starts_with("sha256:"), "{image}");
-    assert_eq!(comparable(&mine), theirs);
+    assert_eq!(mine.comparable(), theirs);
 }

@@ -1,0 +1,2 @@
+FROM busybox
+ADD --chmod=600 a.txt /x

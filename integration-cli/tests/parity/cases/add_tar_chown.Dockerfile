@@ -1,0 +1,2 @@
+FROM busybox
+ADD --chown=app:extra archive.tar /x/

@@ -1,0 +1,8 @@
+ARG GLOBAL=g
+FROM busybox
+ARG GLOBAL
+ARG LOCAL=l
+RUN echo "$GLOBAL $LOCAL" > /a
+FROM busybox
+ARG LOCAL
+RUN echo "[$GLOBAL] [$LOCAL]" > /b

@@ -1,0 +1,2 @@
+FROM busybox
+CMD ["/bin/echo", "a b", "$HOME"]

@@ -1,0 +1,4 @@
+FROM scratch
+COPY dir /d
+COPY dir/ /e/
+COPY dir/sub /f

@@ -1,0 +1,3 @@
+FROM scratch
+COPY deep /deep
+COPY dir/sub/ /s/

@@ -1,0 +1,3 @@
+FROM scratch
+COPY hard1 hard2 /h/
+COPY . /all/

@@ -1,0 +1,2 @@
+FROM scratch
+COPY run.sh suid ro empty /m/

@@ -1,0 +1,3 @@
+FROM scratch
+COPY a.txt /f
+COPY b.txt /f

@@ -1,0 +1,3 @@
+FROM busybox
+RUN ln -s /etc/passwd /f
+COPY a.txt /f

@@ -1,0 +1,3 @@
+FROM busybox
+COPY a.txt /one/two/three/f
+COPY dir /four/five

@@ -1,0 +1,3 @@
+FROM scratch
+COPY dir /new/
+COPY a.txt /other/

@@ -1,0 +1,2 @@
+FROM scratch
+COPY é.txt /ü/

@@ -1,0 +1,3 @@
+FROM scratch
+COPY [ab].txt /c/
+COPY [^a].txt /n/

@@ -1,0 +1,4 @@
+FROM busybox
+ARG P=9000
+EXPOSE 80 443/tcp 53/udp $P 7000-7003/udp
+EXPOSE 80

@@ -1,0 +1,3 @@
+FROM busybox
+ENV A
+# parity: error="ENV must have two arguments"

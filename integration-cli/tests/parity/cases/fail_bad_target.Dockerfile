@@ -1,0 +1,2 @@
+FROM busybox
+# parity: --target nope error="nope"

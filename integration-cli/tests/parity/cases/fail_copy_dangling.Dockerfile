@@ -1,0 +1,3 @@
+FROM scratch
+COPY dangling /x
+# parity: error="not found"

@@ -1,0 +1,3 @@
+FROM busybox
+RUN echo x > /f
+COPY dir /f

@@ -1,0 +1,3 @@
+FROM busybox
+COPY --from=5 /x /
+# parity: error="invalid stage index"

@@ -1,0 +1,3 @@
+FROM busybox
+COPY a.txt
+# parity: error="requires at least two arguments"

@@ -1,0 +1,4 @@
+FROM busybox AS Base
+RUN echo x > /x
+FROM bASE
+RUN cat /x > /y

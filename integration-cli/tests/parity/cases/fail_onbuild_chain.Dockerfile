@@ -1,0 +1,3 @@
+FROM busybox
+ONBUILD ONBUILD RUN x
+# parity: error="ONBUILD"

@@ -1,0 +1,3 @@
+FROM busybox
+ONBUILD FROM x
+# parity: error="ONBUILD"

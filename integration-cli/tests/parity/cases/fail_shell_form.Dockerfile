@@ -1,0 +1,3 @@
+FROM busybox
+SHELL /bin/sh
+# parity: error="SHELL requires the arguments to be in JSON form"

@@ -1,0 +1,2 @@
+FROM busybox AS 1abc
+# parity: error="invalid name for build stage"

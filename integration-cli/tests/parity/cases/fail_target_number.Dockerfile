@@ -1,0 +1,5 @@
+FROM busybox
+RUN echo 1 > /one
+FROM busybox
+RUN false
+# parity: --target 0

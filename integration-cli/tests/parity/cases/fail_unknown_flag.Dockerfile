@@ -1,0 +1,3 @@
+FROM busybox
+COPY --foo=1 a.txt /
+# parity: error="foo"

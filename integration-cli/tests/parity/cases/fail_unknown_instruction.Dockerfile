@@ -1,0 +1,3 @@
+FROM busybox
+RUNN true
+# parity: error="unknown instruction: RUNN"

@@ -1,0 +1,4 @@
+ARG IMAGE=scratch
+FROM ${IMAGE}
+RUN echo x > /x
+# parity: --build-arg IMAGE=busybox

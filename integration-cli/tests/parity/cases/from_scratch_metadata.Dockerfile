@@ -1,0 +1,4 @@
+FROM scratch
+ENV A=b
+LABEL c=d
+COPY a.txt /a

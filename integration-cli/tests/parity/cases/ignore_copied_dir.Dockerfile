@@ -1,0 +1,3 @@
+FROM scratch
+COPY src /s
+COPY dir/ /d/

@@ -1,0 +1,8 @@
+
+
+   # comment
+	
+FROM busybox
+
+   RUN echo a > /f
+	ENV A=b

@@ -1,0 +1,6 @@
+# first
+FROM busybox
+# second
+RUN echo "# not" > /f # shell
+  # indented
+ENV A=#b

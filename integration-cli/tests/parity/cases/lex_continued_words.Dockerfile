@@ -1,0 +1,5 @@
+FROM busybox
+RUN ec\
+ho joined > /f
+ENV LO\
+NG=1

@@ -1,0 +1,3 @@
+FROM busybox
+ONBUILD RUN echo later
+ONBUILD COPY a.txt /

@@ -1,0 +1,3 @@
+FROM busybox
+COPY a.txt /a
+RUN chmod 600 /a

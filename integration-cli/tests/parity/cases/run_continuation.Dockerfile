@@ -1,0 +1,6 @@
+FROM busybox
+RUN echo one \
+  two \
+  # a comment within
+
+  three > /f

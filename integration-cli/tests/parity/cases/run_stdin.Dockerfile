@@ -1,0 +1,2 @@
+FROM busybox
+RUN cat > /in; echo done > /done

@@ -1,0 +1,4 @@
+FROM busybox
+ARG U=app
+USER $U
+USER ${U}:extra

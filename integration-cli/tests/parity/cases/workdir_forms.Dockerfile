@@ -1,0 +1,5 @@
+FROM busybox
+ENV D=/var/x
+WORKDIR $D/y
+WORKDIR z
+WORKDIR /abs/../norm//twice/
