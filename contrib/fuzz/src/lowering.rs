@@ -53,15 +53,28 @@ fn answered(options: &DockerfileOptions, mut facts: Facts, config: &str) -> Resu
             Answer::Need(needs) => needs,
         };
         assert!(!needs.is_empty(), "a need of nothing");
+        let before = facts.clone();
         for need in needs {
+            // Two names may be one image's; but what was told is not asked for again.
             let new = match need {
                 Need::ImageConfig { query, .. } => {
+                    let new = !before.images.contains_key(&query);
                     let fact = image(&query, config);
-                    facts.images.insert(query, fact).is_none()
+                    facts.images.insert(query, fact);
+                    new
                 }
-                Need::ContextIgnore { name, .. } => facts.context_ignores.insert(name, None).is_none(),
-                Need::HttpContextKind { .. } => facts.http_context_is_archive.replace(true).is_none(),
-                Need::Epoch { value, .. } => facts.epochs.insert(value, Some(7)).is_none(),
+                Need::ContextIgnore { name, .. } => {
+                    facts.context_ignores.insert(name.clone(), None);
+                    !before.context_ignores.contains_key(&name)
+                }
+                Need::HttpContextKind { .. } => {
+                    facts.http_context_is_archive = Some(true);
+                    before.http_context_is_archive.is_none()
+                }
+                Need::Epoch { value, .. } => {
+                    facts.epochs.insert(value.clone(), Some(7));
+                    !before.epochs.contains_key(&value)
+                }
                 need => panic!("{need:?} cannot be answered"),
             };
             assert!(new, "a need that was answered before");

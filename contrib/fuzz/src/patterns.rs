@@ -7,14 +7,14 @@ use regex::Regex;
 pub(crate) fn ignore_file(data: &[u8]) {
     let Ok(patterns) = read_ignore_file(data) else { return };
     assert!(patterns.len() <= data.len() + 1);
-    // A `#` in the first column would be a comment; what begins the file may be a byte order mark; and of a path without a part of it, white
-    // space may be left at an end (`a /`).
+    // What begins the file may be a byte order mark; and what is left of a path may begin or end with what means something else there: `/#x`,
+    // `/!x`, `x /`.
     let is_stable = |pattern: &String| {
-        !pattern.starts_with('#')
-            && pattern.trim() == pattern
-            && pattern.trim_start_matches('!').trim_start() == pattern.trim_start_matches('!')
+        let path = pattern.strip_prefix('!').unwrap_or(pattern);
+        !path.starts_with(['#', '!', '/']) && path.trim() == path
     };
-    if patterns.iter().all(is_stable) {
+    let stable = !data.windows(2).any(|pair| pair == b"/!") && patterns.iter().all(is_stable);
+    if stable {
         let again = read_ignore_file(format!("\n{}", patterns.join("\n")).as_bytes());
         assert_eq!(again.as_ref(), Ok(&patterns));
     }
@@ -118,6 +118,12 @@ impl Slow {
     }
 }
 
+/// Classes that have a name.
+const CLASSES: &[&str] = &[
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space",
+    "upper", "word", "xdigit",
+];
+
 fn translate(pattern: &str) -> String {
     let mut out = String::new();
     let mut rest = pattern.chars().peekable();
@@ -143,10 +149,7 @@ fn translate(pattern: &str) -> String {
                     let name: String = rest.clone().collect();
                     let name = name.strip_prefix(':').and_then(|name| name.split_once(":]"));
                     match (ch, name) {
-                        ('[', Some((name, _)))
-                            if Regex::new(&format!("[[:{name}:]]")).is_ok()
-                                && name.chars().all(|ch| ch.is_ascii_lowercase()) =>
-                        {
+                        ('[', Some((name, _))) if CLASSES.contains(&name) => {
                             out.push_str(&format!("[:{name}:]"));
                             rest.nth(name.len() + 2);
                         }

@@ -62,7 +62,9 @@ impl Digest {
 
     /// A digest from a finished SHA-256 hash.
     pub fn from_sha256(hash: [u8; 32]) -> Digest {
-        Digest(format!("sha256:{}", hex::encode(hash)).into())
+        let mut text = *b"sha256:................................................................";
+        hex::encode_to_slice(hash, &mut text[7..]).expect("two characters for each of 32 bytes");
+        Digest(std::str::from_utf8(&text).expect("hex is ASCII").into())
     }
 
     /// Parses `algorithm:hex`, in go-digest's words on failure.
@@ -200,7 +202,7 @@ impl Digester {
     /// The digest of everything added.
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(h) => Digest(format!("sha256:{}", hex::encode(h.finalize())).into()),
+            State::Sha256(h) => Digest::from_sha256(h.finalize().into()),
             State::Sha512(h) => Digest(format!("sha512:{}", hex::encode(h.finalize())).into()),
         }
     }

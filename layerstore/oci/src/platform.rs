@@ -175,16 +175,14 @@ fn parse_os(part: &str) -> Result<Platform, &'static str> {
     })
 }
 
+/// Whatever the grammar does not have is escaped, so that it can be read again.
 fn encode_option(v: &str) -> String {
     let mut out = String::with_capacity(v.len());
-    for c in v.chars() {
-        match c {
-            '%' => out.push_str("%25"),
-            '+' => out.push_str("%2B"),
-            '(' => out.push_str("%28"),
-            ')' => out.push_str("%29"),
-            '/' => out.push_str("%2F"),
-            c => out.push(c),
+    for byte in v.bytes() {
+        match byte {
+            b'_' | b'.' | b'-' => out.push(byte.into()),
+            byte if byte.is_ascii_alphanumeric() => out.push(byte.into()),
+            byte => out.push_str(&format!("%{byte:02X}")),
         }
     }
     out
