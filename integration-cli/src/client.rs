@@ -125,7 +125,7 @@ pub fn lapstrake_command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>
 ///
 /// # Panics
 /// When it cannot be started.
-pub(crate) fn collect(command: &mut Command, stdin: &[u8]) -> Output {
+pub fn collect(command: &mut Command, stdin: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
     let mut input = child.stdin.take().expect("it is piped");

@@ -18,7 +18,7 @@ mod tree;
 
 pub use agent::SshAgent;
 pub use base::{BASE_IMAGE, busybox_rootfs};
-pub use client::{Docker, Output, lapstrake, lapstrake_command};
+pub use client::{Docker, Output, collect, lapstrake, lapstrake_command};
 pub use compare::hand_over;
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
