@@ -13,7 +13,9 @@ mod compare;
 mod daemon;
 mod dockerd;
 mod foreign;
+mod git;
 mod process;
+mod sshd;
 mod tree;
 
 pub use agent::SshAgent;
@@ -23,8 +25,10 @@ pub use compare::hand_over;
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use foreign::{Emulator, foreign_busybox_rootfs};
+pub use git::{GitRequest, GitServer, Repositories, git};
 pub use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};
 pub use process::{Process, free_address, wait_for_socket};
+pub use sshd::Sshd;
 pub use tree::{Node, SavedImage, differences, saved_image};
 
 /// Whether a program is on this machine. Tests that need one that is not there fail, saying which package has it.

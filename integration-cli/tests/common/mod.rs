@@ -3,6 +3,9 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod needles;
+pub mod web;
+
 use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Write},
