@@ -202,11 +202,17 @@ impl Reporter {
 }
 
 pub(crate) fn is_lower(text: &str) -> bool {
-    text == text.to_lowercase()
+    match text.is_ascii() {
+        true => !text.bytes().any(|byte| byte.is_ascii_uppercase()),
+        false => text == text.to_lowercase(),
+    }
 }
 
 pub(crate) fn is_upper(text: &str) -> bool {
-    text == text.to_uppercase()
+    match text.is_ascii() {
+        true => !text.bytes().any(|byte| byte.is_ascii_lowercase()),
+        false => text == text.to_uppercase(),
+    }
 }
 
 /// A rule's page.

@@ -3,6 +3,10 @@
 /// Go's `path.Clean`: no doubled slashes, no `.`, `..` resolved as far as it can be; the empty path is `.`.
 pub fn clean_path(path: &str) -> String {
     let rooted = path.starts_with('/');
+    let mut parts = path.strip_prefix('/').unwrap_or(path).split('/');
+    if parts.all(|part| !matches!(part, "" | "." | "..")) {
+        return path.to_owned();
+    }
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

@@ -162,28 +162,25 @@ fn source(line: ParsedLine) -> SourceText {
 fn warn(line: &ParsedLine, config: &lint::Config, reporter: &mut Reporter) {
     let lines = line.lines;
     let words = words(line);
-    match line.keyword.to_lowercase().as_str() {
-        "maintainer" => {
-            let message = "Maintainer instruction is deprecated in favor of using label".to_owned();
-            reporter.report(config, Rule::MaintainerDeprecated, lines, message);
+    if line.keyword.eq_ignore_ascii_case("maintainer") {
+        let message = "Maintainer instruction is deprecated in favor of using label".to_owned();
+        reporter.report(config, Rule::MaintainerDeprecated, lines, message);
+    }
+    if line.keyword.eq_ignore_ascii_case("from") {
+        let [_, as_word, rest @ ..] = words else { return };
+        if let [name] = rest
+            && !is_lower(name)
+        {
+            let message = format!("Stage name '{name}' should be lowercase");
+            reporter.report(config, Rule::StageNameCasing, lines, message);
         }
-        "from" => {
-            let [_, as_word, rest @ ..] = words else { return };
-            if let [name] = rest
-                && !is_lower(name)
-            {
-                let message = format!("Stage name '{name}' should be lowercase");
-                reporter.report(config, Rule::StageNameCasing, lines, message);
-            }
-            // A keyword that mixes cases is another rule's concern.
-            let from = &line.keyword;
-            let differ = (is_lower(from) && !is_lower(as_word)) || (is_upper(from) && !is_upper(as_word));
-            if differ && !rest.is_empty() {
-                let message = format!("'{as_word}' and '{from}' keywords' casing do not match");
-                reporter.report(config, Rule::FromAsCasing, lines, message);
-            }
+        // A keyword that mixes cases is another rule's concern.
+        let from = &line.keyword;
+        let differ = (is_lower(from) && !is_lower(as_word)) || (is_upper(from) && !is_upper(as_word));
+        if differ && !rest.is_empty() {
+            let message = format!("'{as_word}' and '{from}' keywords' casing do not match");
+            reporter.report(config, Rule::FromAsCasing, lines, message);
         }
-        _ => {}
     }
 }
 

@@ -107,7 +107,9 @@ impl<'a> Run<'a> {
                     let part = self.dollar()?;
                     self.forget_if_nested(&mut words);
                     value.push_str(&part);
-                    part.chars().for_each(|ch| words.push(ch));
+                    if wanted {
+                        part.chars().for_each(|ch| words.push(ch));
+                    }
                 }
                 '<' => {
                     let part = self.less_than();

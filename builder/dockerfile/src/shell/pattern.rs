@@ -6,8 +6,32 @@ use super::WordProblem;
 
 /// `value` without the shortest (or, greedy, the longest) start that matches.
 pub(super) fn remove_prefix(value: &str, pattern: &str, greedy: bool) -> Result<String, WordProblem> {
+    if let Some(rest) = without_simple_prefix(value, pattern, greedy) {
+        return Ok(rest.to_owned());
+    }
     let regex = compile(pattern, greedy, true)?;
     Ok(regex.find(value).map_or(value, |found| &value[found.end()..]).to_owned())
+}
+
+/// The same for what most patterns are: text with one `*` before or behind it, or none. `None` for others.
+fn without_simple_prefix<'a>(value: &'a str, pattern: &str, greedy: bool) -> Option<&'a str> {
+    let (before, text, behind) = match pattern.strip_prefix('*') {
+        Some(text) => (true, text, false),
+        None => (false, pattern.strip_suffix('*').unwrap_or(pattern), pattern.ends_with('*')),
+    };
+    // No `*` matches a line's end.
+    if text.contains(['*', '?', '\\']) || ((before || behind) && value.contains('\n')) {
+        return None;
+    }
+    let matched = match (before, greedy) {
+        (true, true) if text.is_empty() => Some(value.len()),
+        (true, true) => value.rfind(text).map(|at| at + text.len()),
+        (true, false) => value.find(text).map(|at| at + text.len()),
+        (false, _) if !value.starts_with(text) => None,
+        (false, true) if behind => Some(value.len()),
+        (false, _) => Some(text.len()),
+    };
+    Some(matched.map_or(value, |end| &value[end..]))
 }
 
 /// `value` without the shortest (or, greedy, the longest) end that matches.
@@ -126,4 +150,21 @@ fn reverse_pattern(pattern: &str) -> String {
         }
     }
     atoms.into_iter().rev().flat_map(|(escape, ch)| escape.into_iter().chain(Some(ch))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn simple_patterns_are_found_as_all_are(value in "[ab./\n]{0,8}", pattern in r"[*]?[ab./]{0,2}[*]?", greedy: bool) {
+            if let Some(rest) = without_simple_prefix(&value, &pattern, greedy) {
+                let found = compile(&pattern, greedy, true).unwrap();
+                prop_assert_eq!(rest, found.find(&value).map_or(&value[..], |found| &value[found.end()..]));
+            }
+        }
+    }
 }
