@@ -267,7 +267,8 @@ fn credentials(auth: Vec<(String, AuthConfig)>) -> StaticCredentials {
 /// The engine's steps, in the transcript's words.
 fn classic_script(script: Script) -> ClassicScript {
     let steps = script.steps.into_iter().zip(script.known).map(|(step, known)| classic(step, known));
-    ClassicScript { steps: steps.collect(), total: script.total, unused_args: script.unused_args }
+    let Script { total, unused_args, warnings, .. } = script;
+    ClassicScript { steps: steps.collect(), total, unused_args, warnings }
 }
 
 fn classic(step: Step, known: bool) -> ClassicStep {
@@ -307,11 +308,13 @@ fn in_words_of(form: ProgressForm, error: &EngineError) -> ApiError {
             return ApiError::new(ApiErrorKind::Internal, why);
         }
         if let EngineError::Dockerfile(DockerfileError::Lower {
-            problem: LowerError::UnknownTarget { name, .. },
+            problem: LowerError::UnknownTarget { name, suggestion },
             ..
         }) = error.inner()
         {
-            return ApiError::invalid(format!("failed to reach build target {name} in Dockerfile"));
+            let meant = suggestion.as_ref().map(|word| format!(" (did you mean {word}?)"));
+            let meant = meant.unwrap_or_default();
+            return ApiError::invalid(format!("failed to reach build target {name} in Dockerfile{meant}"));
         }
         if let EngineError::NoDockerfile { name } = error.inner() {
             let leaves = name.split('/').next() == Some("..");

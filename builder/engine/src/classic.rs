@@ -11,7 +11,7 @@ use futures::future::{try_join, try_join_all};
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{
     Answer, CopyQuery, CopySource, DockerfileOptions, Error as DockerfileError, Facts, ImageOrigin,
-    ImageQuery, LowerError, Place, Plan, PlatformPlan, Restored, StageHistory, Step, StepKind,
+    ImageQuery, LowerError, Place, Plan, PlatformPlan, Restored, StageHistory, Step, StepKind, lint::Rule,
     options::NoCache, parser::SyntaxError, plan,
 };
 use lapstrake_builder_files::{CopiedFrom, FilesError, copied, copied_together, downloaded};
@@ -40,13 +40,16 @@ pub struct Script {
     pub total: Option<usize>,
     /// Build arguments that nothing declared.
     pub unused_args: Vec<String>,
+    /// What is doubtful; in the classic dialect, what Moby's classic builder would doubt, in its words.
+    pub warnings: Vec<String>,
 }
 
 impl Script {
     /// The steps of a plan, and nothing else.
     pub(crate) fn of(plan: &Plan) -> Self {
         let steps = plan.targets.first().map(|target| target.steps.clone()).unwrap_or_default();
-        Self { known: vec![false; steps.len()], steps, ..Self::default() }
+        let warnings = plan.warnings.iter().map(|warning| format!("[Warning] {}", warning.short()));
+        Self { known: vec![false; steps.len()], steps, warnings: warnings.collect(), ..Self::default() }
     }
 }
 
@@ -108,6 +111,7 @@ impl<'a> ClassicBuild<'a> {
     pub(crate) async fn script(&self) -> Script {
         let mut script = Script::of(&self.plan);
         let target = self.target();
+        script.warnings = doubts(&self.plan, target);
         if let Some(classic) = &target.classic {
             script.total = Some(classic.total);
             script.unused_args.clone_from(&classic.unused_args);
@@ -388,6 +392,21 @@ impl<'a> ClassicBuild<'a> {
             }
         }
     }
+}
+
+/// The one doubt that Moby's classic builder has (`parser.Result.PrintWarnings`), about the steps that are planned.
+fn doubts(plan: &Plan, target: &PlatformPlan) -> Vec<String> {
+    let doubtful = plan.warnings.iter().filter(|warning| warning.rule == Rule::NoEmptyContinuation);
+    let step = |line: u32| target.steps.iter().find(|step| step.lines.lines().any(|of_step| of_step == line));
+    let mut lines: Vec<String> = doubtful
+        .filter_map(|warning| step(warning.lines.start))
+        .map(|step| format!("[WARNING]: Empty continuation line found in:\n    {}", step.text))
+        .collect();
+    if !lines.is_empty() {
+        let end = "[WARNING]: Empty continuation lines will become errors in a future release.";
+        lines.push(end.to_owned());
+    }
+    lines
 }
 
 /// Whether a step changes the config and nothing else.

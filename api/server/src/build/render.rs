@@ -67,7 +67,9 @@ impl Rendering {
     /// show of it is the output of vertices that failed: so one is made of the place. The classic transcript ends with the step that failed.
     pub(super) fn failure(&mut self, error: &ApiError) -> Vec<StreamMessage> {
         match (self, &error.place) {
-            (Self::Trace(_), Some(place)) => vec![trace(&to_response(&failed_at(place, &error.message)).encode_to_vec())],
+            (Self::Trace(_), Some(place)) => {
+                vec![trace(&to_response(&failed_at(place, &error.message)).encode_to_vec())]
+            }
             (rendering, _) => rendering.success(&Built::default()),
         }
     }

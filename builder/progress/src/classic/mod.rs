@@ -70,6 +70,8 @@ pub struct ClassicScript {
     pub total: Option<usize>,
     /// Build arguments that nobody declared.
     pub unused_args: Vec<String>,
+    /// Doubts about the Dockerfile that are told before the first step, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// When the transcript says that a step's container is removed (`rm`, `forcerm`).
@@ -117,6 +119,8 @@ pub struct Transcript {
     steps: VecDeque<(String, ClassicStep)>,
     removal: Removal,
     unused_args: Vec<String>,
+    /// Not told yet.
+    warnings: Vec<String>,
     /// States that were made by this build, and not found.
     fresh: HashSet<Digest>,
     /// Whether the state before the step at hand is one of them.
@@ -140,7 +144,7 @@ pub struct Transcript {
 impl Transcript {
     /// A transcript of these steps; `events` is a subscription that nobody has read from.
     pub fn new(script: ClassicScript, removal: Removal, events: Subscription) -> Self {
-        let ClassicScript { steps, total, unused_args } = script;
+        let ClassicScript { steps, total, unused_args, warnings } = script;
         let total = total.unwrap_or_else(|| steps.iter().filter(|step| !step.trigger).count());
         let mut number = 0;
         let named = steps.into_iter().map(|step| {
@@ -154,6 +158,7 @@ impl Transcript {
             steps: named.collect(),
             removal,
             unused_args,
+            warnings,
             fresh: HashSet::new(),
             is_fresh: false,
             failed: None,
@@ -172,6 +177,11 @@ impl Transcript {
     pub async fn next(&mut self) -> Result<Option<Vec<ClassicLine>>, ProgressError> {
         if self.ended {
             return Ok(None);
+        }
+        if !self.warnings.is_empty() {
+            // In one piece, as Moby writes them.
+            let text = std::mem::take(&mut self.warnings).join("\n");
+            return Ok(Some(vec![ClassicLine::Stderr(format!("{text}\n"))]));
         }
         if self.seeking {
             return self.seek().await;

@@ -189,7 +189,7 @@ async fn steps_of_the_config_run_in_containers_unless_they_are_known() {
         step("RUN first", ClassicKind::Run, Some("1")),
         again,
     ];
-    let script = ClassicScript { steps, total: Some(7), unused_args: Vec::new() };
+    let script = ClassicScript { steps, total: Some(7), ..ClassicScript::default() };
     let text = transcript_of(script, Removal::Never, |progress| {
         let one = vertex(progress, "1");
         one.start();
@@ -229,4 +229,15 @@ async fn what_a_failed_step_has_found_is_told_before_it() {
      ---> ee0d9d1037bb
     Step 2/2 : COPY missing /
     ");
+}
+
+#[tokio::test]
+async fn doubts_come_before_the_first_step() {
+    let script =
+        ClassicScript { warnings: vec!["one".to_owned(), "two".to_owned()], ..ClassicScript::default() };
+    let progress = crate::Progress::anonymous(crate::Limits::default()).unwrap();
+    let mut transcript = Transcript::new(script, Removal::Never, progress.subscribe());
+    drop(progress);
+    assert_eq!(transcript.next().await.unwrap(), Some(vec![ClassicLine::Stderr("one\ntwo\n".to_owned())]));
+    assert!(transcript.next().await.unwrap().is_none_or(|lines| lines.is_empty()));
 }
