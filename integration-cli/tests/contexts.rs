@@ -382,3 +382,71 @@ fn the_configuration_decides_who_reads_official_dockerfiles() {
     assert!(error.contains("frontend docker/dockerfile:1 is not supported"), "{error}");
     Daemon::with_base().docker().buildkit().run(["build", context.to_str().unwrap()]).success();
 }
+
+#[test]
+fn lapstrake_build_takes_of_a_directory_what_docker_sends_of_it() {
+    let (daemon, shop) = (Daemon::with_base(), Shop::new());
+    let files = [
+        ("a", ""),
+        ("ab", ""),
+        ("b", ""),
+        ("!bang", ""),
+        ("dir/lose", ""),
+        ("dir/keep/file.md", ""),
+        ("dir/keep/deep/file", ""),
+        ("dir/other/deep/file", ""),
+        ("other/deep/x.md", ""),
+        ("other/README.md", ""),
+    ];
+    let dir = shop.context("app", &files);
+    for (name, target) in
+        [("link", "dir/keep"), ("absolute", "/other/README.md"), ("loop", "loop2"), ("loop2", "loop")]
+    {
+        std::os::unix::fs::symlink(target, Path::new(&dir).join(name)).unwrap();
+    }
+    let prepare = |ignore: &str, copy: &str| {
+        fs::write(Path::new(&dir).join(".dockerignore"), format!("{ignore}\n")).unwrap();
+        fs::write(Path::new(&dir).join("Dockerfile"), format!("FROM busybox\n{copy}\n")).unwrap();
+    };
+    let taken = || {
+        let taken = shop.path("image.tar");
+        let output = format!("type=docker,name=app,dest={}", taken.display());
+        shop.build(&["-o", &output, &dir]).success();
+        let image = saved_image(&fs::read(&taken).unwrap());
+        let regular = image.tree.iter().filter(|(_, node)| node.kind.is_file());
+        let names = regular.filter_map(|(path, _)| Some(path.strip_prefix("out/")?.to_owned()));
+        names.collect::<Vec<String>>()
+    };
+    let all = "COPY . /out/";
+    let mut wrong = String::new();
+    for (ignore, copy) in [
+        ("*\n!dir/keep", all),
+        ("dir\n!dir/keep/deep/file", all),
+        ("**/deep\n!dir/keep/deep/file", all),
+        ("dir/*\n!dir/keep\ndir/keep/deep", all),
+        ("*/*/deep\na?\n[b-c]", all),
+        ("\\!bang\n./a\ndir/../b\ndir/./keep/", all),
+        ("!a\na\n!dir/keep/**\ndir", all),
+        ("a\n\n  # no comment\n!a", all),
+        ("dir/keep/deep", "COPY link absolute /out/"),
+        ("other/*\n!other/README.md", "COPY absolute dir/k* /out/"),
+        ("", "COPY --parents dir/*/deep other/README.md /out/"),
+    ] {
+        prepare(ignore, copy);
+        let docker = daemon.docker().buildkit();
+        docker.run(["build", "-q", "-t", "app", &dir]).success();
+        let (sent, taken) = (out(&docker, "app"), taken());
+        if sent != taken || sent.is_empty() {
+            wrong.push_str(&format!("{ignore:?} {copy}\n  docker's {sent:?}\n  ours     {taken:?}\n"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    // The client of 20.10 does not look for exceptions with wildcards below what is left out; later ones do.
+    for (ignore, expected) in [
+        ("**\n!**/*.md", &["dir/keep/file.md", "other/README.md", "other/deep/x.md"][..]),
+        ("**\n!dir/*/deep", &["dir/keep/deep/file", "dir/other/deep/file"]),
+    ] {
+        prepare(ignore, all);
+        assert_eq!(taken(), expected, "{ignore:?}");
+    }
+}
