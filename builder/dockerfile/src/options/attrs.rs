@@ -82,6 +82,11 @@ impl DockerfileOptions {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), Error> {
         if let Some(name) = key.strip_prefix("build-arg:") {
+            if name == "BUILDKIT_DISABLE_FILEOP" && parse_bool(value) == Some(true) {
+                return Err(refuse(
+                    "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11",
+                ));
+            }
             self.build_args.insert(name.to_owned(), value.to_owned());
             return Ok(());
         }
@@ -416,6 +421,11 @@ mod tests {
             ("multi-platform", "x", "invalid boolean value for multi-platform: x"),
             ("cache-imports", "{", "failed to unmarshal cache-imports"),
             ("memory", "1", "frontend option \"memory\" is not supported"),
+            (
+                "build-arg:BUILDKIT_DISABLE_FILEOP",
+                "1",
+                "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was",
+            ),
             ("surprise", "1", "unsupported frontend option \"surprise\""),
             (
                 "build-arg:BUILDKIT_DOCKERFILE_CHECK",
