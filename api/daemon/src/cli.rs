@@ -38,6 +38,9 @@ pub(crate) enum Command {
     History(HistoryArgs),
     /// Show what becomes of a Dockerfile, without building it
     Debug(DebugArgs),
+    /// List the platforms whose RUN steps can be run on this machine
+    #[command(after_help = "Others need an emulator: apt-get install qemu-user-static binfmt-support")]
+    Platforms,
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  lapstrake completion bash > /etc/bash_completion.d/lapstrake")]
     Completion {

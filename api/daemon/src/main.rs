@@ -29,6 +29,7 @@ mod inherited;
 mod listen;
 mod logging;
 mod notify;
+mod platforms;
 mod process;
 mod settings;
 mod sweeper;
@@ -62,6 +63,7 @@ fn run(cli: cli::Cli) -> Result<ExitCode, ProgramError> {
         Command::Prune(args) => usage::prune(&args).map(|()| ExitCode::SUCCESS),
         Command::History(args) => history::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Debug(args) => debug::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Platforms => platforms::run().map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             say(&cli::completion(shell));
             Ok(ExitCode::SUCCESS)

@@ -15,6 +15,8 @@ pub struct Facts {
     pub dockerignore: Option<IgnoreFile>,
     /// Images, by what was asked.
     pub images: HashMap<ImageQuery, ImageFact>,
+    /// Platforms besides the build platform whose processes can be run, as far as images for them were found.
+    pub platforms: Vec<Platform>,
     /// The `.dockerignore` of each local named context; `None` if it has none.
     pub context_ignores: BTreeMap<String, Option<Arc<[u8]>>>,
     /// Whether the URL of the main context is an archive (else it is the Dockerfile).

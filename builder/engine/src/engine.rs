@@ -155,20 +155,9 @@ impl Engine {
         self.0.frontends
     }
 
-    /// The platforms whose processes run here, this machine's own first: those of its processor, and those that an emulator is registered for.
+    /// The platforms whose processes run here ([`platforms`](crate::platforms())).
     pub async fn platforms(&self) -> Vec<Platform> {
-        let mut platforms = vec![Platform::host()];
-        for architecture in self.0.workshop.architectures.all().await {
-            let platform = Platform::new("linux", architecture);
-            // As BuildKit has it: emulators of 32-bit ARM run what was built for the version before, too.
-            let older = (architecture == "arm").then(|| platform.clone().with_variant("v6"));
-            for platform in std::iter::once(platform.normalized()).chain(older) {
-                if !platforms.contains(&platform) {
-                    platforms.push(platform);
-                }
-            }
-        }
-        platforms
+        crate::platforms(&self.0.workshop.architectures).await
     }
 
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {

@@ -260,7 +260,7 @@ pub enum StepError {
         /// Its command line.
         args: Vec<String>,
         /// Which platform.
-        platform: Platform,
+        platform: Box<Platform>,
         /// What the kernel said.
         source: ExecError,
     },

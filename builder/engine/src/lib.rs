@@ -23,6 +23,7 @@ mod frontend;
 mod history;
 mod ops;
 mod plan;
+mod platforms;
 mod reasons;
 mod request;
 mod scope;
@@ -37,6 +38,7 @@ pub use engine::{Engine, Parts};
 pub use error::{EngineError, StepError};
 pub use fault::Fault;
 pub use frontend::Frontends;
+pub use platforms::platforms;
 pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
 
 pub use lapstrake_builder_dockerfile::{

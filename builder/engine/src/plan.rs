@@ -19,6 +19,7 @@ use lapstrake_builder_dockerfile::{
 use lapstrake_builder_llb::{Definition, Graph, Limits, pb};
 use lapstrake_builder_progress::{Emit, Event, Progress};
 use lapstrake_builder_source::{LocalProvider, SourceContext, SourceError};
+use lapstrake_layerstore_oci::{ImageConfig, Platform};
 use lapstrake_layerstore_store::{SnapshotKey, StoreError, Tree};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -184,6 +185,14 @@ impl Engine {
         })
     }
 
+    /// The image's platform, if it is another one than was asked for and can be run here nonetheless.
+    async fn other_platform(&self, fact: &ImageFact, query: &ImageQuery) -> Option<Platform> {
+        let found = ImageConfig::from_json(&fact.config).ok()?.platform();
+        let is_other = found.os == "linux" && found.architecture != query.platform.architecture;
+        let runs = is_other && self.workshop().architectures.runs(&found.architecture).await;
+        runs.then(|| Platform::new(found.os, found.architecture).normalized())
+    }
+
     async fn find_out(
         &self,
         need: Need,
@@ -220,7 +229,9 @@ impl Engine {
                     let digest = id.or_else(|| fact.digest.as_ref().map(ToString::to_string));
                     digest.into_iter().for_each(|digest| known.learn_image(&query.reference, digest));
                 }
+                let other = self.other_platform(&fact, &query).await;
                 Ok(Box::new(move |facts| {
+                    facts.platforms.extend(other);
                     facts.images.insert(query, fact);
                 }))
             }

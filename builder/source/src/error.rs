@@ -59,19 +59,14 @@ pub enum SourceError {
         source: RegistryError,
     },
     /// The image is not there for the platform. In BuildKit's words, and what it is there for.
-    #[error(
-        "{origin}: no match for platform in manifest {digest}: not found: it is not there for {platform}{}",
-        only_for(available)
-    )]
+    #[error("{origin}: no match for platform in manifest {digest}: not found: {what}")]
     NoPlatform {
         /// The image.
         origin: String,
         /// Its index.
         digest: Digest,
-        /// The platform that was asked for.
-        platform: String,
-        /// Those that there are.
-        available: Vec<String>,
+        /// The platform that was asked for, and those that there are.
+        what: String,
     },
     /// The image could not be pulled.
     #[error("{origin}: {}", chain(source))]
@@ -358,8 +353,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-fn only_for(available: &[String]) -> String {
-    if available.is_empty() { String::new() } else { format!(", but for {}", available.join(", ")) }
 }

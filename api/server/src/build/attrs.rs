@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn every_parameter_of_the_dockerfile_has_its_option() {
         let attrs = attrs(
-            "target=t&dockerfile=d/Dockerfile&buildargs={\"A\":\"1\",\"B\":null}&labels={\"l\":\"v\"}&nocache=1&pull=1\
+            "version=2&target=t&dockerfile=d/Dockerfile&buildargs={\"A\":\"1\",\"B\":null}&labels={\"l\":\"v\"}&nocache=1&pull=1\
              &platform=linux/arm64,linux/amd64&networkmode=none&extrahosts=a:1.2.3.4&extrahosts=b:::1&shmsize=64\
              &ulimits=[{\"Name\":\"nofile\",\"Soft\":1,\"Hard\":2}]&cgroupparent=/x",
         );

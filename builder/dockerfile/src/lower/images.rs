@@ -257,11 +257,12 @@ impl Lowering<'_> {
 
     /// Nobody asked for a platform: an image that exists only for another one that we can run is taken as it is.
     fn detect_platform(&self, image: &ImageConfig, target: Platform) -> Platform {
-        let fits = |p: &Platform| p.os == image.os && p.architecture == image.architecture;
-        if !fits(&target) && fits(&self.options.build_platform) {
-            return self.options.build_platform.clone();
+        let fits = |p: &&Platform| p.os == image.os && p.architecture == image.architecture;
+        if fits(&&target) {
+            return target;
         }
-        target
+        let mut others = std::iter::once(&self.options.build_platform).chain(&self.facts.platforms);
+        others.find(fits).cloned().unwrap_or(target)
     }
 }
 

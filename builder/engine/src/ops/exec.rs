@@ -123,7 +123,7 @@ impl ExecStep {
                 if platform.architecture != *architecture {
                     platform = Platform::new(&platform.os, architecture);
                 }
-                StepError::Foreign { args: args(), platform, source: error }
+                StepError::Foreign { args: args(), platform: Box::new(platform), source: error }
             }
             source => StepError::Run { args: args(), source },
         })?;

@@ -70,7 +70,7 @@ enum Stored {
     /// An image.
     Image(Found),
     /// All that an index below the name names for the platform, held.
-    InIndex { root: Descriptor, lease: Arc<Lease> },
+    InIndex { root: Box<Descriptor>, lease: Arc<Lease> },
 }
 
 /// The image that a name means, and the index that it has by that name. An index' digest means it in whatever repository it is: what was
@@ -177,7 +177,7 @@ impl Images {
             Stored::InIndex { root, lease } => (root, lease),
         };
         // All that it asks for is here, and held: no registry is asked.
-        let resolved = Resolved { reference: reference.clone(), descriptor: root };
+        let resolved = Resolved { reference: reference.clone(), descriptor: *root };
         let target = PullTarget { content: Arc::clone(&self.stores.content), lease: Arc::clone(&lease) };
         let silent: ProgressFn = Arc::new(|_| ());
         let image = self.client(cx).resolved_image(&resolved, platform, &target, &silent).await;
@@ -202,7 +202,7 @@ impl Images {
                 && let Some(found) = stored_manifest(&stores, &root, &platform).map_err(pulled(&reference))?
                 && found.manifest.config.digest != *record.id.digest()
             {
-                return Ok(Stored::InIndex { root, lease: found.lease });
+                return Ok(Stored::InIndex { root: Box::new(root), lease: found.lease });
             }
             if !is_for(&config.platform(), &platform) {
                 tracing::debug!(
@@ -254,7 +254,11 @@ impl Images {
             Ok(image) => Arc::new(image),
             Err(RegistryError::NoMatchingPlatform { platform, available, .. }) => {
                 let (origin, digest) = (reference.to_string(), resolved.descriptor.digest);
-                return Err(SourceError::NoPlatform { origin, digest, platform, available });
+                let mut what = format!("it is not there for {platform}");
+                if !available.is_empty() {
+                    what.push_str(&format!(", but for {}", available.join(", ")));
+                }
+                return Err(SourceError::NoPlatform { origin, digest, what });
             }
             Err(source) => return Err(failed(source)),
         };
