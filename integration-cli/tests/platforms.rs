@@ -260,6 +260,15 @@ fn one_foreign_platform_is_built_as_by_dockerd() {
 }
 
 #[test]
+fn the_platforms_that_run_here_are_listed() {
+    let before = lapstrake(["platforms"]).success().stdout;
+    assert!(before.starts_with("linux/amd64\n"), "{before}");
+    let _emulator = Emulator::register("riscv64");
+    let after = lapstrake(["platforms"]).success().stdout;
+    assert!(after.lines().any(|line| line == "linux/riscv64"), "{after}");
+}
+
+#[test]
 fn outputs_of_several_platforms() {
     let daemon = Daemon::start();
     let dir = daemon.scratch();

@@ -7,7 +7,8 @@ use lapstrake_builder_engine::{BuildRequest, CacheSource, CacheTarget, Destinati
 use lapstrake_builder_progress::Event;
 use lapstrake_integration_cli::{Emulator, Registry, busybox_rootfs, foreign_busybox_rootfs};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform, Reference};
-use lapstrake_layerstore_registry::{ClientOptions, RegistryClient, RegistryConfig};
+use lapstrake_layerstore_registry::{ClientOptions, ProgressFn, Pushed, RegistryClient, RegistryConfig};
+use lapstrake_layerstore_store::ImageRecord;
 use lapstrake_layerstore_transfer::{push, stored_index, stored_manifest};
 use lapstrake_tests::{Built, Context, Workbench};
 use tokio_util::sync::CancellationToken;
@@ -238,6 +239,34 @@ async fn the_platforms_that_run_here_follow_what_is_registered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_only_there_for_another_platform_is_taken_where_that_runs() {
+    let registry = Registry::start();
+    let maker = Workbench::new();
+    let name = registry.image("only/arm64:1");
+    let context = Context::new("FROM scratch\nADD root.tar /\n").binary(
+        "root.tar",
+        0o644,
+        &foreign_busybox_rootfs("arm64"),
+    );
+    build(&maker, context, &name, &["linux/arm64"]).await;
+    let record = maker.stores.images.find(&name).unwrap();
+    send(&maker, &record, &name).await;
+
+    let context = || Context::new(&format!("FROM {name}\nRUN uname -m > /machine\n"));
+    {
+        let _emulator = Emulator::register("aarch64");
+        let bench = Workbench::new();
+        let built = build(&bench, context(), "app", &[]).await;
+        assert_eq!(bench.read("app", "machine"), "aarch64\n");
+        assert_eq!(bench.config("app").architecture, "arm64");
+        assert_eq!(built.warnings(), "", "it is for a platform that runs here");
+        // Whoever asks for this machine's platform is told that it is none of that.
+        let built = build(&bench, context(), "app", &["linux/amd64"]).await;
+        assert!(built.warnings().contains("InvalidBaseImagePlatform"), "{}", built.warnings());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_base_for_an_older_variant_of_the_processor_serves() {
     let bench = Workbench::new();
     let base =
@@ -271,6 +300,15 @@ fn cached() -> Context {
          FROM multi\nCOPY --from=make /out /out\nCOPY src /src\n",
     )
     .file("src", "source")
+}
+
+/// Pushes an image.
+async fn send(bench: &Workbench, record: &ImageRecord, name: &str) -> Pushed {
+    let client = RegistryClient::new(RegistryConfig::default(), ClientOptions::default());
+    let (reference, progress): (_, ProgressFn) = (Reference::parse(name).unwrap(), Arc::new(|_| ()));
+    push(&bench.stores, &client, record, &reference, None, &progress, &CancellationToken::new())
+        .await
+        .unwrap()
 }
 
 /// The layers of each platform's image.
@@ -323,19 +361,7 @@ async fn every_image_of_an_index_carries_its_own_cache() {
         assert!(config.extra.contains_key("moby.buildkit.cache.v0"), "{platform}");
     }
     let record = bench.stores.images.find(&name).unwrap();
-    let client = RegistryClient::new(RegistryConfig::default(), ClientOptions::default());
-    let reference = Reference::parse(&name).unwrap();
-    let pushed = push(
-        &bench.stores,
-        &client,
-        &record,
-        &reference,
-        None,
-        &(Arc::new(|_| ()) as _),
-        &CancellationToken::new(),
-    )
-    .await
-    .unwrap();
+    let pushed = send(&bench, &record, &name).await;
     assert_eq!(Some(&pushed.descriptor.digest), first.exported.digest(), "the index was pushed");
     let before = layers(&bench, &first);
     bench.forget(&name);
