@@ -8,7 +8,7 @@ mod common;
 use std::fs;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use common::{build, escape, needles::Needles, send};
+use common::{build, escape, eventually, is_running, needles::Needles, send};
 use http::StatusCode;
 use lapstrake_integration_cli::{
     Daemon, GitServer, Repositories, SshAgent, Sshd, git, lapstrake_command, saved_image,
@@ -125,7 +125,7 @@ fn a_repository_may_be_added_and_be_a_named_context() {
     fs::write(
         context.join("Dockerfile"),
         format!(
-            "FROM scratch\nADD {url}#main:sub /added/\nADD --keep-git-dir=true --checksum={commit} {url}#main /kept/\n\
+            "FROM named AS base\nFROM scratch\nCOPY --from=base sub/s /based\nADD {url}#main:sub /added/\nADD --keep-git-dir=true --checksum={commit} {url}#main /kept/\n\
              COPY --from=named a /copied\n"
         ),
     )
@@ -141,6 +141,7 @@ fn a_repository_may_be_added_and_be_a_named_context() {
         (read("added/s"), read("copied"), read("kept/a")),
         ("sub\n".into(), "main\n".into(), "main\n".into())
     );
+    assert_eq!(read("based"), "sub\n");
     assert_eq!(git(std::path::Path::new(&format!("{out}/kept")), &["rev-parse", "HEAD"]), commit);
     assert_eq!(git(std::path::Path::new(&format!("{out}/kept")), &["status", "--porcelain"]), "");
 }
@@ -311,4 +312,40 @@ async fn ssh_remotes_are_reached_with_the_clients_agent() {
     let built = command.arg(format!("{url}#main")).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     assert_eq!(fs::read_to_string(out.join("a")).unwrap(), "plain\n");
+}
+
+#[tokio::test]
+async fn git_ends_with_its_build_and_with_the_daemon() {
+    let mut daemon = Daemon::with_base();
+    // Takes every connection, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let silence = std::thread::spawn(move || {
+        let connections: Vec<_> = (0..3).map(|_| silent.accept().unwrap()).collect();
+        drop(connections);
+    });
+    let url = format!("git://{address}/ends-with-its-build");
+    let path = format!("/build?version=2&remote={}", escape(&url));
+    let id = daemon.process().id().to_string();
+    // A request whose answer nobody reads.
+    let ask = || {
+        use std::io::Write as _;
+        let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+        write!(stream, "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
+        stream
+    };
+    let connection = ask();
+    eventually("git runs", || is_running(&url)).await;
+    drop(connection);
+    eventually("git ends when nobody waits", || !is_running(&url)).await;
+    let _connection = ask();
+    eventually("git runs again", || is_running(&url)).await;
+    let killed = std::process::Command::new("kill").args(["-KILL", &id]).status();
+    assert!(killed.unwrap().success());
+    eventually("git ends with the daemon", || !is_running(&url)).await;
+    daemon.kill_and_restart();
+    // So that the silence ends.
+    drop(std::net::TcpStream::connect(address));
+    silence.join().unwrap();
+    assert_eq!(fs::read_dir(daemon.root().join("git")).map_or(0, Iterator::count), 0);
 }
