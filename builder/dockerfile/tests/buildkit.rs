@@ -271,6 +271,34 @@ fn what_is_printed_builds_the_same() {
     }
 }
 
+/// The table in `docs/dockerfile.md` names cases that are there, and names all of them.
+#[test]
+fn the_table_of_the_reference_is_true() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/dockerfile.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| section"))
+        .take_while(|line| line.starts_with('|'));
+    let is_case = |word: &str| {
+        word.chars().all(|ch| ch.is_ascii_lowercase() || ch.is_ascii_digit() || "_*".contains(ch))
+    };
+    let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).filter(|word| is_case(word));
+    // Names of tests that are no cases stand before their file.
+    let patterns: Vec<&str> = words.filter(|word| !word.starts_with("the_")).collect();
+    let cases = Case::all();
+    let matches = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    };
+    for pattern in &patterns {
+        assert!(cases.iter().any(|case| matches(pattern, &case.name)), "no case is called {pattern}");
+    }
+    for case in &cases {
+        assert!(patterns.iter().any(|pattern| matches(pattern, &case.name)), "{} is in no row", case.name);
+    }
+}
+
 fn difference(case: &Case, actual: &Expected, expected: &Expected) -> String {
     let mut text = String::new();
     if actual.error != expected.error {
