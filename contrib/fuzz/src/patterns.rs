@@ -114,7 +114,8 @@ impl Slow {
         if let Some(rest) = text.strip_suffix("**").filter(|rest| plain(rest)) {
             return Some(Meaning::Starts(rest.to_owned()));
         }
-        Regex::new(&format!("^(?:{})$", translate(text))).ok().map(Meaning::Is)
+        let text = if plain(text) { text.chars().map(literal).collect() } else { translate(text) };
+        Regex::new(&format!("^{text}$")).ok().map(Meaning::Is)
     }
 }
 
@@ -136,6 +137,8 @@ fn translate(pattern: &str) -> String {
             '*' => out.push_str("[^/]*"),
             '?' => out.push_str("[^/]"),
             '\\' => out.extend(rest.next().map(literal)),
+            // Moby does not escape them.
+            '|' | '^' => out.push(ch),
             '[' => {
                 out.push('[');
                 if rest.next_if_eq(&'^').is_some() {

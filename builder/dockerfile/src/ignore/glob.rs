@@ -19,8 +19,8 @@ pub(super) enum Glob {
     Prefix(String),
     /// Whatever ends so; with a `/` at its start, also what is after that.
     Suffix(String),
-    /// Everything else.
-    Automaton(Box<[Step]>),
+    /// Everything else: what one of these matches.
+    Automaton(Vec<Box<[Step]>>),
 }
 
 /// What the path must have next.
@@ -36,6 +36,10 @@ pub(super) enum Step {
     Star,
     /// Any number of any, at the end of a pattern.
     DeepStar,
+    /// Any number of any: where an alternative need not begin or end with the path.
+    Anything,
+    /// Nothing, where the path begins.
+    Start,
     /// Nothing, or else what [`Step::Directories`], which always follows, has.
     MaybeDirectories,
     /// Any number of any, and a `/`.
@@ -60,6 +64,7 @@ enum Shape {
 
 impl Glob {
     pub(super) fn new(pattern: &str) -> Result<Glob, BadPattern> {
+        let mut alternatives: Vec<Vec<Step>> = Vec::new();
         let mut steps = Vec::new();
         let mut shape = Shape::Exact;
         let mut rest = pattern;
@@ -104,6 +109,15 @@ impl Glob {
                     steps.push(Step::Char(escaped));
                     shape = Shape::Automaton;
                 }
+                // Moby forgets to escape these two where it makes a regular expression: `*.a|*.b` is whatever begins like `x.a` or ends
+                // in `.b`.
+                '|' => alternatives.push(std::mem::take(&mut steps)),
+                '^' => steps.push(Step::Start),
+                // Nothing but itself, but Moby makes a regular expression of it.
+                ']' => {
+                    steps.push(Step::Char(ch));
+                    shape = Shape::Automaton;
+                }
                 _ => steps.push(Step::Char(ch)),
             }
         }
@@ -111,7 +125,19 @@ impl Glob {
             Shape::Exact => Glob::Exact(pattern.to_owned()),
             Shape::Prefix => Glob::Prefix(pattern.trim_end_matches("**").to_owned()),
             Shape::Suffix => Glob::Suffix(pattern["**".len()..].to_owned()),
-            Shape::Automaton => Glob::Automaton(steps.into()),
+            Shape::Automaton => {
+                alternatives.push(steps);
+                let last = alternatives.len() - 1;
+                for (at, steps) in alternatives.iter_mut().enumerate() {
+                    if at > 0 {
+                        steps.insert(0, Step::Anything);
+                    }
+                    if at < last {
+                        steps.push(Step::Anything);
+                    }
+                }
+                Glob::Automaton(alternatives.into_iter().map(Vec::into_boxed_slice).collect())
+            }
         })
     }
 
@@ -120,14 +146,16 @@ impl Glob {
             Glob::Exact(text) => path == text,
             Glob::Prefix(text) => path.starts_with(text.as_str()),
             Glob::Suffix(text) => path.ends_with(text.as_str()) || text.strip_prefix('/') == Some(path),
-            Glob::Automaton(steps) => run(steps, path, Reach::Path),
+            Glob::Automaton(alternatives) => alternatives.iter().any(|steps| run(steps, path, Reach::Path)),
         }
     }
 
     /// Whether the path or a directory above it matches.
     pub(super) fn matches_or_parent(&self, path: &str) -> bool {
         match self {
-            Glob::Automaton(steps) => run(steps, path, Reach::PathOrParent),
+            Glob::Automaton(alternatives) => {
+                alternatives.iter().any(|steps| run(steps, path, Reach::PathOrParent))
+            }
             Glob::Exact(_) | Glob::Prefix(_) | Glob::Suffix(_) => {
                 self.matches(path) || prefixes(path).any(|directory| self.matches(directory))
             }
@@ -220,7 +248,7 @@ fn run_with(steps: &[Step], path: &str, reach: Reach, current: &mut [u64], next:
     let (mut current, mut next) = (current, next);
     let end = steps.len();
     let at_end = |states: &[u64]| states[end / 64] & (1 << (end % 64)) != 0;
-    activate(steps, current, 0);
+    activate(steps, current, 0, true);
     for (position, ch) in path.char_indices() {
         if reach == Reach::PathOrParent && ch == '/' && position > 0 && at_end(current) {
             return true;
@@ -235,10 +263,10 @@ fn run_with(steps: &[Step], path: &str, reach: Reach, current: &mut [u64], next:
                 let Some(step) = steps.get(at) else { continue };
                 let (stay, go) = step.consume(ch);
                 if stay {
-                    activate(steps, next, at);
+                    activate(steps, next, at, false);
                 }
                 if go {
-                    activate(steps, next, at + 1);
+                    activate(steps, next, at + 1, false);
                 }
                 alive |= stay || go;
             }
@@ -252,7 +280,7 @@ fn run_with(steps: &[Step], path: &str, reach: Reach, current: &mut [u64], next:
 }
 
 /// Marks a step as next, and with it those that may be next instead because it may be nothing.
-fn activate(steps: &[Step], states: &mut [u64], mut at: usize) {
+fn activate(steps: &[Step], states: &mut [u64], mut at: usize, at_start: bool) {
     loop {
         let (word, bit) = (at / 64, 1u64 << (at % 64));
         if states[word] & bit != 0 {
@@ -260,7 +288,8 @@ fn activate(steps: &[Step], states: &mut [u64], mut at: usize) {
         }
         states[word] |= bit;
         match steps.get(at) {
-            Some(Step::Star | Step::DeepStar) => at += 1,
+            Some(Step::Star | Step::DeepStar | Step::Anything) => at += 1,
+            Some(Step::Start) if at_start => at += 1,
             Some(Step::MaybeDirectories) => {
                 let inside = at + 1;
                 states[inside / 64] |= 1 << (inside % 64);
@@ -285,7 +314,8 @@ impl Step {
             // A line feed is not matched, as in Moby's regular expression.
             Step::DeepStar => (ch != '\n', false),
             Step::Directories => (ch != '\n', ch == '/'),
-            Step::MaybeDirectories => (false, false),
+            Step::Anything => (true, false),
+            Step::Start | Step::MaybeDirectories => (false, false),
         }
     }
 }
