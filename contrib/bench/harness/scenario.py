@@ -69,6 +69,17 @@ def _settle():
     os.sync()
 
 
+def _rest(daemon):
+    """Waits until the daemon has done what a build leaves behind, or for ten seconds."""
+    _settle()
+    used = daemon.processor_seconds()
+    for _ in range(20):
+        time.sleep(0.5)
+        before, used = used, daemon.processor_seconds()
+        if used - before < 0.011:
+            return
+
+
 def _at_least(daemon, tag, size):
     """An image that lacks its content is not fast, but wrong."""
     found = daemon.client.image_size(tag)
@@ -248,7 +259,7 @@ class CachedWide(Scenario):
     rows = {
         "first": Row("2,000 vertices in 40 stages, the first time, docker CLI"),
         "rebuild": Row("the same again, all cached"),
-        "server": Row("processor time of the daemon in that rebuild", goal="≤ 0.1×"),
+        "server": Row("processor time of the daemon in that rebuild, and after it", goal="≤ 0.1×"),
     }
 
     def fresh(self, directory, scale):
@@ -256,10 +267,16 @@ class CachedWide(Scenario):
 
     def measure(self, daemon, directory):
         first = daemon.client.build(directory, self.tag())
-        _settle()
-        used = daemon.processor_seconds()
-        rebuild = daemon.client.build(directory, self.tag())
-        return {"first": first, "rebuild": rebuild, "server": daemon.processor_seconds() - used}
+        rebuilds = []
+        for _ in range(6):
+            _rest(daemon)
+            used = daemon.processor_seconds()
+            rebuild = daemon.client.build(directory, self.tag())
+            _rest(daemon)
+            rebuilds.append((rebuild, daemon.processor_seconds() - used))
+        # What the first one leaves to be done, such as collecting what the build no longer needs, is no part of a rebuild.
+        rebuild, server = (statistics.median(column) for column in zip(*rebuilds[1:]))
+        return {"first": first, "rebuild": rebuild, "server": server}
 
 
 class CacheFrom(Scenario):
