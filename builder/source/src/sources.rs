@@ -49,6 +49,8 @@ pub struct SourceLimits {
     pub http_connect: Duration,
     /// Longest time that the git program may take for one command.
     pub git_command: Duration,
+    /// Longest time without a byte from a git server; a busy one may think for a while before it sends a pack.
+    pub git_stall: Duration,
     /// Bytes of memory that each of git's processes may have, besides files that it maps.
     pub git_memory: u64,
     /// Bytes that git leaves free on the disk.
@@ -68,6 +70,7 @@ impl Default for SourceLimits {
             http_stall: Duration::from_secs(60),
             http_connect: Duration::from_secs(30),
             git_command: Duration::from_secs(60 * 60),
+            git_stall: Duration::from_secs(10 * 60),
             git_memory: 4 << 30,
             git_spare: 64 << 20,
             git_packs: 40,

@@ -282,7 +282,7 @@ async fn endless_silent_and_senseless_servers_end() {
     })
     .await;
     let limits =
-        SourceLimits { http_stall: Duration::from_secs(1), git_memory: 64 << 20, ..SourceLimits::default() };
+        SourceLimits { git_stall: Duration::from_secs(1), git_memory: 64 << 20, ..SourceLimits::default() };
     let bench = Bench::with(limits, lapstrake_session::Sessions::new());
     for place in ["endless", "silent", "nonsense", "404", "500"] {
         let error = get(&bench, &server.url(&format!("/{place}/r")), "main").await.unwrap_err();

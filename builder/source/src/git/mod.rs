@@ -159,7 +159,7 @@ pub(crate) fn open(
     let program = Arc::new(SystemGit {
         program: "git".into(),
         patience: limits.git_command,
-        stall: limits.http_stall,
+        stall: limits.git_stall,
         spare: limits.git_spare,
         memory: limits.git_memory,
     });

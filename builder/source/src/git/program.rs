@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// started ends too, so that nothing works on a repository that another daemon has opened. The umask decides the modes of files checked out.
 const SCRIPT: &str = r#"
 umask 022
-ulimit -d "$1" && shift || exit 125
+ulimit -d "$1" 2>/dev/null
+shift
 exec 3<&0 </dev/null
 { read -r _ <&3; kill -KILL 0; } >/dev/null 2>&1 &
 watch=$!
@@ -307,7 +308,7 @@ fn ssh_command(ssh: &GitSsh, stall: Duration) -> OsString {
     let mut command = OsString::from(
         "ssh -F /dev/null -o BatchMode=yes -o IdentityFile=none -o GlobalKnownHostsFile=/dev/null -o GSSAPIAuthentication=no ",
     );
-    let seconds = stall.as_secs().max(1);
+    let seconds = stall.as_secs().clamp(1, 60);
     command.push(format!(
         "-o ConnectTimeout={seconds} -o ServerAliveInterval={seconds} -o ServerAliveCountMax=1 "
     ));
