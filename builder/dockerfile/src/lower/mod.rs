@@ -180,7 +180,8 @@ impl<'a> Lowering<'a> {
         dockerfile: &'a Dockerfile,
         platform: Option<&Platform>,
     ) -> Lowered<Lowering<'a>> {
-        let mut graph = GraphBuilder::new();
+        let count = dockerfile.stages.iter().map(|stage| stage.commands.len() + 1).sum();
+        let mut graph = GraphBuilder::with_capacity(count);
         let definition = context::dockerfile_definition(options, facts)?;
         let source_map = graph.add_source_map(SourceMap {
             filename: context::dockerfile_name(options, facts).to_owned(),
@@ -210,14 +211,14 @@ impl<'a> Lowering<'a> {
             ignore: context::ignore_matcher(options, facts)?,
             reporter: Reporter { config: dockerfile.lint.clone(), warnings: dockerfile.warnings.clone() },
             needs: Vec::new(),
-            steps: Vec::new(),
+            steps: Vec::with_capacity(count),
             copies: Vec::new(),
             traits: BTreeMap::new(),
             used_args: BTreeSet::new(),
             failure: None,
             place: Place { stage: 0, position: 0 },
             last_run: Vec::new(),
-            history: Vec::new(),
+            history: Vec::with_capacity(count),
             spent: 0,
             triggered: 0,
             next_group: 0,

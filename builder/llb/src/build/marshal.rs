@@ -55,11 +55,14 @@ impl GraphBuilder {
         };
         let Some(target) = target else { return Ok(built) };
         let mut source = SourceCollector::default();
-        let mut seen = HashSet::new();
+        let order = self.order(target.node)?;
+        let mut seen = HashSet::with_capacity(order.len());
+        built.digests.reserve(order.len());
+        built.definition.ops.reserve(order.len() + 1);
         // What the reading side refuses must not be written either.
         let limits = Limits::default();
         let mut bytes = 0;
-        for node in self.order(target.node)? {
+        for node in order {
             let m = self.marshal_node(node, &built.digests, defaults)?;
             source.add(&m.digest, &self.nodes[node as usize]);
             let definition = &mut built.definition;

@@ -208,6 +208,11 @@ impl GraphBuilder {
         GraphBuilder::default()
     }
 
+    /// An empty graph with room for so many vertices.
+    pub fn with_capacity(vertices: usize) -> GraphBuilder {
+        GraphBuilder { nodes: Vec::with_capacity(vertices), ..GraphBuilder::default() }
+    }
+
     /// Registers a source file, for [`OpOptions::locations`].
     pub fn add_source_map(&mut self, map: SourceMap) -> SourceMapId {
         let id = match self.source_maps.iter().position(|known| *known == map) {
