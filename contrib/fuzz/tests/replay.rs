@@ -37,6 +37,9 @@ fn replay(name: &str) {
     }
     // What makes files or plans takes a while.
     let cases = if ["archive", "layer", "lowering"].contains(&name) { 60 } else { 400 };
+    // For who has no fuzzer, but time.
+    let asked = std::env::var("LAPSTRAKE_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = asked.unwrap_or(cases);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let change = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>(), 0..6_u8);
     let strategy = (0..inputs.len(), 0..inputs.len(), vec(change, 1..8));
