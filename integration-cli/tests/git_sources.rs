@@ -89,6 +89,28 @@ async fn every_form_of_a_context_leads_to_its_tree() {
     }
 }
 
+#[tokio::test]
+async fn a_context_keeps_its_repository_if_that_is_asked_for() {
+    let daemon = Daemon::with_base();
+    let repositories = Repositories::new(&daemon.scratch().join("git"));
+    let commit = repositories.commit("r.git", &[("Dockerfile", "FROM busybox\nCOPY .git/HEAD /head\n")]);
+    let server = GitServer::start(&repositories, None);
+    let url = server.url("r.git");
+    let argument = escape("{\"BUILDKIT_CONTEXT_KEEP_GIT_DIR\":\"1\"}");
+    for query in [
+        format!("version=2&t=kept&buildargs={argument}&remote={}", escape(&url)),
+        format!("version=1&t=kept&buildargs={argument}&remote={}", escape(&url)),
+        format!("version=2&t=kept&remote={}", escape(&format!("{url}?keep-git-dir=true"))),
+    ] {
+        let answer = build(&daemon, &query, Vec::new()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{query} {}", answer.body);
+        assert_eq!(file(&daemon, "kept", "head").trim(), commit, "{query}");
+        daemon.docker().run(["rmi", "kept"]).success();
+    }
+    let answer = build(&daemon, &format!("version=2&remote={}", escape(&url)), Vec::new()).await;
+    assert!(answer.error().contains(".git/HEAD"), "{}", answer.body);
+}
+
 #[test]
 fn the_docker_cli_builds_remote_contexts_both_ways() {
     let daemon = Daemon::with_base();
