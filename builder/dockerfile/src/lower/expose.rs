@@ -17,29 +17,28 @@ struct PortSpec {
 impl Lowering<'_> {
     pub(super) fn expose(&mut self, at: &At, expose: &Expose) -> Lowered<()> {
         let env = self.stages[at.stage].state.meta().env.clone();
-        let mut exposed = Vec::new();
-        let mut words_seen = Vec::new();
+        // What cannot be expanded is told before what is no port.
+        let mut texts = Vec::with_capacity(expose.ports.len());
         for word in &expose.ports {
-            let words = self.lexer.split(word, &env).map_err(|e| LowerError::Word(e).at(at.lines))?;
-            for text in words {
-                let spec = parse(&text).map_err(|problem| LowerError::Port(problem).at(at.lines))?;
-                if spec.protocol != spec.protocol.to_lowercase() {
-                    let message =
-                        format!("Defined protocol '{text}' in EXPOSE instruction should be lowercase");
-                    self.warn(at, Rule::ExposeProtoCasing, message);
-                }
-                if !spec.ip.is_empty() || !spec.host_port.is_empty() {
-                    let message = format!(
-                        "EXPOSE instruction should not define an IP address or host-port mapping, found '{text}'"
-                    );
-                    self.warn(at, Rule::ExposeInvalidFormat, message);
-                }
-                exposed.extend(spec.ports);
-                words_seen.push(text);
+            texts.extend(self.lexer.split(word, &env).map_err(|e| LowerError::Word(e).at(at.lines))?);
+        }
+        let mut exposed = Vec::new();
+        for text in &texts {
+            let spec = parse(text).map_err(|problem| LowerError::Port(problem).at(at.lines))?;
+            if spec.protocol != spec.protocol.to_lowercase() {
+                let message = format!("Defined protocol '{text}' in EXPOSE instruction should be lowercase");
+                self.warn(at, Rule::ExposeProtoCasing, message);
             }
+            if !spec.ip.is_empty() || !spec.host_port.is_empty() {
+                let message = format!(
+                    "EXPOSE instruction should not define an IP address or host-port mapping, found '{text}'"
+                );
+                self.warn(at, Rule::ExposeInvalidFormat, message);
+            }
+            exposed.extend(spec.ports);
         }
         let created_by = match self.is_classic() {
-            true => format!("EXPOSE {}", words_seen.join(" ")),
+            true => format!("EXPOSE {}", texts.join(" ")),
             false => format!("EXPOSE [{}]", exposed.join(" ")),
         };
         self.stages[at.stage].image.config.exposed_ports.extend(exposed);
