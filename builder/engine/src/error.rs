@@ -20,9 +20,9 @@ pub enum EngineError {
     #[error("{problem}")]
     NoImage {
         /// What that means, and where it is named.
-        problem: lapstrake_builder_dockerfile::Error,
+        problem: Box<lapstrake_builder_dockerfile::Error>,
         /// Why.
-        source: SourceError,
+        source: Box<SourceError>,
     },
     /// Any of these, and where in the Dockerfile.
     #[error("{error}")]

@@ -38,9 +38,8 @@ impl Fault {
 /// An error that is about lines of the Dockerfile, with those lines.
 pub(crate) fn in_dockerfile(error: EngineError, options: &DockerfileOptions, facts: &Facts) -> EngineError {
     let (places, mark) = match &error {
-        EngineError::Dockerfile(problem) | EngineError::NoImage { problem, .. } => {
-            (problem.places(), problem.mark())
-        }
+        EngineError::Dockerfile(problem) => (problem.places(), problem.mark()),
+        EngineError::NoImage { problem, .. } => (problem.places(), problem.mark()),
         other => (other.lines().into_iter().collect(), None),
     };
     match source_info(options, facts) {

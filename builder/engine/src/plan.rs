@@ -441,7 +441,7 @@ impl Missing {
             _ => None,
         };
         match why.and_then(|why| self.0.lock().remove(why)) {
-            Some(source) => EngineError::NoImage { problem, source },
+            Some(source) => EngineError::NoImage { problem: Box::new(problem), source: Box::new(source) },
             None => EngineError::Dockerfile(problem),
         }
     }

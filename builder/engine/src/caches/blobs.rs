@@ -114,7 +114,9 @@ impl BlobSource for StoreBlobs {
         let (content, blob) = (Arc::clone(&target.content), blob.clone());
         Box::pin(CacheFault::blocking(move || match content.info(&blob.digest)? {
             Some(info) if info.size == blob.size => Ok(()),
-            _ => Err(CacheFault::unsuitable(format!("the store lacks {} bytes of {}", blob.size, blob.digest))),
+            _ => {
+                Err(CacheFault::unsuitable(format!("the store lacks {} bytes of {}", blob.size, blob.digest)))
+            }
         }))
     }
 

@@ -24,7 +24,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     CacheFault, CacheSource, UNCOMPRESSED,
     blobs::{
-        BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, StoreBlobs, document,
+        BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, StoreBlobs,
+        document,
     },
     directory, warn,
 };
