@@ -152,7 +152,7 @@ fn images(mine: &SavedImage, theirs: &SavedImage, began: u64) -> Vec<String> {
         differences(&mine.tree, &theirs.tree).iter().map(|line| format!("tree {line}")).collect();
     for (path, node) in &mine.tree {
         let Some(other) = theirs.tree.get(path) else { continue };
-        // What was made by the build is as old as it was then. BuildKit 0.8 also makes directories new that are copied, or in which it
+        // What was made by the build is as old as it was then. BuildKit 0.8 also makes directories new that are copied, that an archive does not name (1970 here), or in which it
         // has to make mount points, and today's does not.
         let is_new = node.mtime >= began || node.kind == EntryType::Directory;
         if node.mtime != other.mtime && !(is_new && other.mtime >= began) {
