@@ -1,4 +1,4 @@
-//! Live client sessions: registry, and typed callers for filesync, auth, secrets, ssh and uploads.
+//! Live client sessions: registry, and typed callers for filesync, auth, secrets, ssh, uploads and OCI layouts.
 //!
 //! A build's files, logins and secrets stay with the client until they are asked for. The client opens a connection, the daemon turns it
 //! round and becomes the gRPC *client* on it; this crate is that side.

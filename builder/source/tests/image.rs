@@ -246,17 +246,15 @@ fn nonsense_is_refused_by_name_before_anything_is_asked() {
         ("docker-image://x", vec![("image.resolvemode", "sometimes")], "sometimes"),
         ("docker-image://x", vec![("image.layerlimit", "0")], "layerlimit"),
         ("docker-image://x", vec![("image.checksum", "md5:1")], "md5:1"),
+        ("oci-layout://x@sha256:1", vec![("oci.store", "s")], "x@sha256:1"),
+        ("oci-layout://x:latest", vec![("oci.store", "s")], "no digest"),
         ("nothing", vec![], "nothing"),
     ] {
         let (kind, text) = refused(identifier, &attrs);
         assert_eq!(kind, ErrorKind::Invalid, "{text}");
         assert!(text.contains(part), "{text}");
     }
-    for (identifier, attrs) in [
-        ("oci-layout://x@sha256:1", vec![]),
-        ("gopher://x", vec![]),
-        ("docker-image://x", vec![("image.verify", "yes")]),
-    ] {
+    for (identifier, attrs) in [("gopher://x", vec![]), ("docker-image://x", vec![("image.verify", "yes")])] {
         assert_eq!(refused(identifier, &attrs).0, ErrorKind::Unsupported);
     }
 }
