@@ -24,7 +24,9 @@ pub(crate) fn cache_document(data: &[u8]) {
 pub(crate) fn image_document(data: &[u8]) {
     if let Ok(config) = ImageConfig::from_json(data) {
         let written = config.to_json().expect("what was read can be written");
-        assert_eq!(ImageConfig::from_json(&written).as_ref(), Ok(&config));
+        // Empty lists are left out, as Go does.
+        let again = ImageConfig::from_json(&written).expect("what was written can be read");
+        assert_eq!(again.to_json().as_ref(), Ok(&written));
         let _ = config.to_frontend_json();
         let mut kept = config.clone();
         kept.retain_buildkit_fields();

@@ -238,12 +238,18 @@ impl Transfer {
     fn finish(&self, mut line: Line) -> String {
         // Heredocs first: further back, a quote or a `\\` in a path could hide them from the shell's eye.
         let files = self.inline_files.iter().map(heredoc_text);
-        let words = files.chain(self.sources.iter().cloned()).chain([self.destination.clone()]);
+        let words: Vec<_> =
+            files.chain(self.sources.iter().cloned()).chain([self.destination.clone()]).collect();
         if self.json {
-            line.argument(&json(&words.collect::<Vec<_>>()));
+            line.argument(&json(&words));
             return line.finish();
         }
-        words.for_each(|word| line.argument(&word));
+        if serde_json::from_str::<Vec<serde_json::Value>>(&words.join(" ")).is_ok() {
+            // No JSON when they were read: white space that JSON does not have was between them.
+            line.argument(&words.join("\u{b}"));
+        } else {
+            words.iter().for_each(|word| line.argument(word));
+        }
         // A body that belongs to no file is there all the same if the shell would see a heredoc in the line.
         line.finish_with_heredocs(|_, name| {
             let file = self.inline_files.iter().find(|file| file.name == name);
