@@ -259,3 +259,19 @@ fn dockerfiles_are_checked_and_asked_as_by_buildx() {
     let records = lapstrake(["history", "ls", "--root", root.to_str().unwrap()]).success();
     assert!(!records.stdout.contains("completed") && !records.stdout.contains("error"), "{}", records.stdout);
 }
+
+#[test]
+fn a_dockerfile_of_doubts_alone_is_told_within_bounds() {
+    let daemon = Daemon::start();
+    // Large enough that all warnings, each with the whole Dockerfile, would be gigabytes.
+    let mut dockerfile = "FROM scratch\n".to_owned();
+    for number in 0..2000 {
+        dockerfile += &format!("LABEL l{number} {}\n", "x".repeat(500));
+    }
+    let dir = directory(&daemon, "doubts", &dockerfile);
+    let shown = here(&daemon, &["-o", "type=cacheonly"], &dir).success();
+    assert!(shown.stderr.contains("1001 warnings found"), "{}", &shown.stderr[shown.stderr.len() - 1000..]);
+    assert!(shown.stderr.ends_with(" - and 1000 more\n"), "{}", &shown.stderr[shown.stderr.len() - 1000..]);
+    let checked = here(&daemon, &["--check"], &dir);
+    assert!(checked.stdout.starts_with("Check complete, 2000 warnings have been found!\n"));
+}
