@@ -264,6 +264,7 @@ impl<'a> Lowering<'a> {
         self.resolve_contexts(reachable)?;
         self.set_image_platform(target);
 
+        let history = self.history_of(target);
         let stage = &self.stages[target];
         let worker_filters = self.is_classic().then(|| CLASSIC_WORKER.to_owned());
         let defaults = Defaults {
@@ -286,7 +287,7 @@ impl<'a> Lowering<'a> {
             }
         }
         let mut config = stage.image.clone();
-        config.history = self.history_of(target);
+        config.history = history;
         let (classic, others) = match self.is_classic() {
             true => self.classic_plan(goal, target, &built, &marshal)?,
             false => (None, Vec::new()),
@@ -306,12 +307,14 @@ impl<'a> Lowering<'a> {
         })
     }
 
-    fn history_of(&self, stage: usize) -> Vec<History> {
+    fn history_of(&mut self, stage: usize) -> Vec<History> {
+        let is_classic = self.is_classic();
         let mut history = Vec::new();
         let mut next = self.stages[stage].history;
         while let Some(index) = next {
-            let (entry, before) = &self.history[index];
-            history.push(entry.clone());
+            let (entry, before) = &mut self.history[index];
+            // Only the classic builder's plan has entries besides those of the config.
+            history.push(if is_classic { entry.clone() } else { std::mem::take(entry) });
             next = *before;
         }
         history.reverse();
