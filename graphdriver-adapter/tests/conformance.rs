@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind, Overlay2};
 use lapstrake_layerstore_conformance::{MemoryRecords, SnapshotFixture, run, snapshot};
-use lapstrake_layerstore_store::{OverlaySyntax, LocalStore};
+use lapstrake_layerstore_store::{LocalStore, OverlaySyntax};
 
 fn fixture(kind: DriverKind) -> SnapshotFixture {
     let root = tempfile::tempdir().unwrap();
