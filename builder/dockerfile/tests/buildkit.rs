@@ -197,7 +197,7 @@ fn target(plan: &PlatformPlan) -> ExpectedTarget {
         Op {
             digest: digest.to_string(),
             name,
-            caps: metadata.caps.into_iter().collect(),
+            caps: metadata.caps.iter().map(ToString::to_string).collect(),
             ignore_cache: metadata.ignore_cache,
             description,
             group: metadata.progress_group.map(|g| format!("{} {}", g.name, g.weak)).unwrap_or_default(),

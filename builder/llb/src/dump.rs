@@ -109,7 +109,7 @@ fn vertex_json(vertex: &Vertex) -> Value {
     add("export cache", m.export_cache.map_or(Value::Null, |on| if on { "yes" } else { "no" }.into()));
     let description = m.description.iter().filter(|(k, _)| Some(k.as_str()) != Some("llb.customname"));
     add("description", description.map(|(k, v)| (k.clone(), v.clone().into())).collect::<Map<_, _>>().into());
-    add("caps", m.caps.iter().cloned().collect());
+    add("caps", m.caps.iter().map(ToString::to_string).collect());
     if let Some(group) = &m.progress_group {
         add("progress group", json!([group.name, group.weak]));
     }

@@ -1,6 +1,9 @@
 //! What is known of a vertex besides its op: it does not take part in the vertex's digest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::pb;
 
@@ -17,7 +20,7 @@ pub struct Metadata {
     /// Whether its result goes into exported caches; `None` leaves that to the build.
     pub export_cache: Option<bool>,
     /// The features that the solver must have (see [`crate::caps`]).
-    pub caps: BTreeSet<String>,
+    pub caps: BTreeSet<Cow<'static, str>>,
     /// The group that it is shown in.
     pub progress_group: Option<ProgressGroup>,
 }
@@ -45,8 +48,8 @@ impl Metadata {
     }
 
     /// Requires a feature.
-    pub fn add_cap(&mut self, cap: &str) {
-        self.caps.insert(cap.to_owned());
+    pub fn add_cap(&mut self, cap: &'static str) {
+        self.caps.insert(Cow::Borrowed(cap));
     }
 
     /// Adds what `other` says; where both say something, `other` wins.
@@ -66,7 +69,7 @@ impl Metadata {
             ignore_cache: proto.ignore_cache,
             description: proto.description,
             export_cache: proto.export_cache.map(|e| e.value),
-            caps: proto.caps.into_iter().filter(|(_, on)| *on).map(|(cap, _)| cap).collect(),
+            caps: proto.caps.into_iter().filter(|(_, on)| *on).map(|(cap, _)| Cow::Owned(cap)).collect(),
             progress_group: proto.progress_group.map(|g| ProgressGroup {
                 id: g.id,
                 name: g.name,
@@ -81,7 +84,7 @@ impl Metadata {
             ignore_cache: self.ignore_cache,
             description: self.description.clone(),
             export_cache: self.export_cache.map(|value| pb::ExportCache { value }),
-            caps: self.caps.iter().map(|cap| (cap.clone(), true)).collect(),
+            caps: self.caps.iter().map(|cap| (cap.to_string(), true)).collect(),
             progress_group: self.progress_group.as_ref().map(|g| pb::ProgressGroup {
                 id: g.id.clone(),
                 name: g.name.clone(),

@@ -160,7 +160,7 @@ impl GraphBuilder {
     /// A directory of the client.
     pub fn local(&mut self, source: LocalSource, mut options: OpOptions) -> State {
         let mut attrs = BTreeMap::new();
-        let mut add = |key: &str, value: Option<String>, cap: &str| {
+        let mut add = |key: &str, value: Option<String>, cap: &'static str| {
             if let Some(value) = value {
                 attrs.insert(key.to_owned(), value);
                 options.metadata.add_cap(cap);
@@ -214,7 +214,7 @@ impl GraphBuilder {
     /// A tree of a git repository.
     pub fn git(&mut self, source: GitSource, mut options: OpOptions) -> State {
         let mut attrs = BTreeMap::new();
-        let mut add = |key: &str, value: &str, cap: Option<&str>| {
+        let mut add = |key: &str, value: &str, cap: Option<&'static str>| {
             if !value.is_empty() {
                 attrs.insert(key.to_owned(), value.to_owned());
                 cap.into_iter().for_each(|cap| options.metadata.add_cap(cap));

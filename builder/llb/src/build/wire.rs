@@ -53,7 +53,7 @@ pub(super) fn exec_caps(
     metadata: &mut Metadata,
 ) {
     let options = &exec.options;
-    let mut need = |cap: &str, when: bool| {
+    let mut need = |cap: &'static str, when: bool| {
         if when {
             metadata.add_cap(cap);
         }
