@@ -88,7 +88,7 @@ pub(crate) struct BuildArgs {
     pub(crate) cache_to: Vec<String>,
 
     /// Use SOURCE for what the Dockerfile calls NAME in FROM, COPY --from and RUN --mount=from: a directory, docker-image://IMAGE,
-    /// oci-layout://PATH[:TAG|@DIGEST], or a URL (git repository or file); NAME::PLATFORM for one platform alone; may be repeated
+    /// oci-layout://PATH (and :TAG or @DIGEST), or a URL (git repository or file); NAME::PLATFORM for one platform alone; may be repeated
     #[arg(long, value_name = "NAME=SOURCE")]
     pub(crate) build_context: Vec<String>,
 
