@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod archive;
 mod base;
 mod client;
 mod compare;
@@ -19,6 +20,7 @@ mod sshd;
 mod tree;
 
 pub use agent::SshAgent;
+pub use archive::special_archive;
 pub use base::{BASE_IMAGE, busybox_rootfs};
 pub use client::{Docker, Output, collect, lapstrake, lapstrake_command};
 pub use compare::hand_over;

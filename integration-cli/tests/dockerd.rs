@@ -9,6 +9,7 @@ use std::{
 
 use lapstrake_integration_cli::{
     BASE_IMAGE, Daemon, Docker, Dockerd, SavedImage, busybox_rootfs, differences, hand_over, saved_image,
+    special_archive,
 };
 
 fn id(docker: &Docker, image: &str) -> String {
@@ -28,38 +29,6 @@ fn context(parent: &Path, name: &str, files: &[(&str, &[u8])]) -> PathBuf {
         fs::write(path, data).unwrap();
     }
     dir
-}
-
-/// An archive with what a directory of a test cannot easily hold: owners, modes, attributes, links.
-fn special_archive() -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    let header = |kind, mode, size: usize| {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(1234);
-        header.set_gid(4321);
-        header.set_mtime(1_600_000_000);
-        header.set_size(size as u64);
-        header
-    };
-    archive.append_data(&mut header(tar::EntryType::Directory, 0o1751, 0), "set/", &b""[..]).unwrap();
-    // VFS_CAP_REVISION_2, effective; cap_net_raw permitted.
-    let capability: &[u8] = &[1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    archive
-        .append_pax_extensions([
-            ("SCHILY.xattr.security.capability", capability),
-            ("SCHILY.xattr.user.note", b"kept"),
-        ])
-        .unwrap();
-    archive.append_data(&mut header(tar::EntryType::Regular, 0o755, 4), "set/capable", &b"able"[..]).unwrap();
-    archive.append_data(&mut header(tar::EntryType::Regular, 0o6711, 2), "set/uid", &b"id"[..]).unwrap();
-    archive.append_link(&mut header(tar::EntryType::Link, 0o6711, 0), "set/same", "set/uid").unwrap();
-    archive
-        .append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), "set/dangling", "../nowhere")
-        .unwrap();
-    archive.append_data(&mut header(tar::EntryType::Fifo, 0o640, 0), "set/fifo", &b""[..]).unwrap();
-    archive.into_inner().unwrap()
 }
 
 const EVERYTHING: &str = r#"FROM busybox
@@ -84,7 +53,7 @@ fn dockerd_runs_what_was_built_here() {
         "everything",
         &[
             ("Dockerfile", EVERYTHING.as_bytes()),
-            ("special.tar", &special_archive()),
+            ("special.tar", &special_archive().into_inner().unwrap()),
             ("tool.sh", b"#!/bin/sh\n"),
             ("plain", b"plain\n"),
         ],
@@ -225,7 +194,7 @@ fn both(buildkit: bool) -> (SavedImage, SavedImage) {
         "common",
         &[
             ("Dockerfile", COMMON.as_bytes()),
-            ("special.tar", &special_archive()),
+            ("special.tar", &special_archive().into_inner().unwrap()),
             ("src/a.txt", b"A"),
             ("src/b1.txt", b"B1"),
             ("src/b2.txt", b"B2"),
