@@ -2,7 +2,7 @@
 //! instruction.
 //!
 //! ```text
-//! cargo run --release -p lapstrake-builder-dockerfile --example speed [ROUNDS]
+//! cargo run --release -p lapstrake-builder-dockerfile --example planning [ROUNDS]
 //! ```
 
 use std::{error::Error, fmt::Write as _};

@@ -1,7 +1,7 @@
 //! Times what this crate does with a large directory, and `cp -a` with the same one.
 //!
 //! ```text
-//! cargo run -p lapstrake-builder-files --example speed -- /usr/share [overlay2|vfs]
+//! cargo run -p lapstrake-builder-files --example large_directory -- /usr/share [overlay2|vfs]
 //! ```
 
 use std::{error::Error, path::Path, process::Command, sync::Arc, time::Instant};
