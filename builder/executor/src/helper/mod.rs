@@ -340,11 +340,8 @@ impl Helper {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        // The parent of all stays, as Docker's does: another helper, or its runtime, may be about to make something in it.
         self.gate.open();
-        for hierarchy in &self.hierarchies.0 {
-            // Stays while another helper has something in it.
-            let _ = std::fs::remove_dir(hierarchy.mount.join("lapstrake"));
-        }
     }
 }
 
