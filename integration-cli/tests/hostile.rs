@@ -8,7 +8,6 @@ mod common;
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
     process::Stdio,
 };
 
@@ -20,7 +19,8 @@ use lapstrake_integration_cli::{Daemon, Process};
 async fn check_alive(daemon: &Daemon) {
     let ping = send(daemon, "GET", "/_ping", &[], Vec::new()).await;
     assert_eq!((ping.status, &ping.body[..]), (StatusCode::OK, "OK"));
-    assert_eq!(leftovers(daemon), Vec::<PathBuf>::new());
+    // What a request has brought goes with its last holder, which may be a little after the answer.
+    eventually("nothing is left", || leftovers(daemon).is_empty()).await;
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
 }
 
@@ -222,14 +222,17 @@ fn dockerfile_header(size: u64) -> Vec<u8> {
     header.as_bytes().to_vec()
 }
 
+/// More than the daemon ever has in memory, and little for a disk that other tests use too.
+const MEBIBYTES: u64 = 192;
+
 #[tokio::test]
-async fn a_dockerfile_of_a_gibibyte() {
+async fn a_dockerfile_larger_than_the_daemon() {
     let daemon = Daemon::with_base();
     for version in [1, 2] {
         let mut upload = Upload::begin(&daemon, &format!("version={version}"));
         let mebibyte = b"# a comment of 32 bytes, for it\n".repeat(1 << 15);
-        let mut taken = upload.chunk(&dockerfile_header(1 << 30));
-        for _ in 0..1024 {
+        let mut taken = upload.chunk(&dockerfile_header(MEBIBYTES << 20));
+        for _ in 0..MEBIBYTES {
             taken = taken && upload.chunk(&mebibyte);
         }
         taken = taken && upload.chunk(&[0; 1024]);
@@ -239,7 +242,7 @@ async fn a_dockerfile_of_a_gibibyte() {
                 && (answer.contains("large") || answer.contains("limit") || answer.contains("more than")),
             "{taken} {answer}"
         );
-        assert!(daemon.resident() < 150 << 20, "{} bytes of memory", daemon.resident());
+        assert!(daemon.resident() < MEBIBYTES << 19, "{} bytes of memory", daemon.resident());
     }
     check_alive(&daemon).await;
 }
