@@ -14,7 +14,9 @@ use lapstrake_api_types::{
     ProgressForm, PruneQuery, Timestamp, bool_value,
 };
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
-use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
+use lapstrake_builder_dockerfile::{
+    Dialect, DockerfileOptions, Error as DockerfileError, LowerError, parse_bool,
+};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind, Input,
     Output, Resources, Script, Step, StepKind,
@@ -223,12 +225,9 @@ fn output(query: &BuildQuery) -> Result<Output, ApiError> {
 
 /// Whether each platform gets a directory of its own, where that is said.
 fn split(text: Option<&String>) -> Result<Option<bool>, ApiError> {
-    match text.map(String::as_str) {
-        None => Ok(None),
-        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
-        Some(other) => Err(ApiError::invalid(format!("non-bool value for platform-split: {other}"))),
-    }
+    let Some(text) = text else { return Ok(None) };
+    let refuse = || ApiError::invalid(format!("non-bool value for platform-split: {text}"));
+    parse_bool(text).map(Some).ok_or_else(refuse)
 }
 
 /// Caches that may be used: names, or BuildKit's `type=registry,ref=…`. Directories are the daemon's own, and not for its clients to read.

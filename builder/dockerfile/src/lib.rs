@@ -37,3 +37,4 @@ pub use plan::{
     Answer, ClassicPlan, Plan, Planning, PlatformPlan, StageEntry, StageHistory, Step, StepKind, plan,
     plan_and_warn,
 };
+pub use text::parse_bool;

@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, str::FromStr};
 
+use lapstrake_builder_dockerfile::parse_bool;
 use lapstrake_builder_llb::pb;
 
 use crate::SourceError;
@@ -61,11 +62,8 @@ impl<'a> Attrs<'a> {
 
     /// The attribute as Go's `strconv.ParseBool` has it; false when it is not there.
     pub(crate) fn flag(&mut self, key: &'static str) -> Result<bool, SourceError> {
-        match self.text(key) {
-            None | Some("0" | "f" | "F" | "false" | "False" | "FALSE") => Ok(false),
-            Some("1" | "t" | "T" | "true" | "True" | "TRUE") => Ok(true),
-            Some(value) => Err(self.invalid(key, value, "neither true nor false")),
-        }
+        let Some(value) = self.text(key) else { return Ok(false) };
+        parse_bool(value).ok_or_else(|| self.invalid(key, value, "neither true nor false"))
     }
 
     /// The attribute as a JSON list of texts; `None` when it is not there.

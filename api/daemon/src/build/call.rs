@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lapstrake_builder_dockerfile::parse_bool;
 use lapstrake_builder_engine::{Reply, Subrequest};
 
 use super::args::BuildArgs;
@@ -36,11 +37,8 @@ fn parse(text: &str) -> Result<Option<Call>, ProgramError> {
                 return Err(refuse(format!("format {other:?} is not supported: there are text and json")));
             }
             Some(("ignorestatus", value)) => {
-                ignore_status = match value {
-                    "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
-                    "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
-                    _ => return Err(refuse(format!("ignorestatus {value:?} is neither true nor false"))),
-                }
+                ignore_status = parse_bool(value)
+                    .ok_or_else(|| refuse(format!("ignorestatus {value:?} is neither true nor false")))?;
             }
             Some(_) => {
                 return Err(refuse(format!("{field} is not supported: there are format and ignorestatus")));

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use lapstrake_builder_dockerfile::parse_bool;
 use lapstrake_layerstore_oci::{Digest, LayerCompression, Reference};
 
 use crate::EngineError;
@@ -224,13 +225,8 @@ impl Fields {
     }
 
     fn flag(&mut self, key: &str, default: bool) -> Result<bool, EngineError> {
-        // As Go's ParseBool.
-        match self.take(key).as_deref() {
-            None => Ok(default),
-            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
-            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-            Some(other) => Err(self.refuse(format!("{key}={other} is neither true nor false"))),
-        }
+        let Some(value) = self.take(key) else { return Ok(default) };
+        parse_bool(&value).ok_or_else(|| self.refuse(format!("{key}={value} is neither true nor false")))
     }
 
     fn options(&mut self) -> Result<CacheExportOptions, EngineError> {
