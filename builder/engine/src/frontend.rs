@@ -7,7 +7,10 @@
 
 use std::convert::Infallible;
 
-use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, LineRange, options::FrontendOrigin};
+use lapstrake_builder_dockerfile::{
+    Dialect, DockerfileOptions, LineRange,
+    options::{Channel, FrontendOrigin},
+};
 use lapstrake_layerstore_oci::Reference;
 
 use crate::{Engine, EngineError};
@@ -104,18 +107,13 @@ impl Frontend {
             why: error.to_string(),
             lines,
         })?;
-        if frontends.official_built_in && is_official(&image) {
+        if frontends.official_built_in && Channel::of(&image).is_some() {
             let newer = is_newer(&image).then(|| Newer { asked: name.to_owned(), lines });
             return Ok(Self::BuiltIn { newer });
         }
         let image = image.with_default_tag();
         Ok(Self::Gateway(GatewayFrontend { image, command_line, lines }))
     }
-}
-
-fn is_official(image: &Reference) -> bool {
-    image.domain() == "docker.io"
-        && matches!(image.path(), "docker/dockerfile" | "docker/dockerfile-upstream")
 }
 
 /// Whether a tag such as `1.27`, `2-labs` or `1.99.3` says a version that the built-in frontend is older than.
@@ -147,7 +145,7 @@ impl Engine {
     pub(crate) async fn run_frontend(&self, frontend: GatewayFrontend) -> Result<Infallible, EngineError> {
         tracing::debug!(command_line = frontend.command_line, "an external frontend is asked for");
         let GatewayFrontend { image, lines, .. } = frontend;
-        let official = is_official(&image);
+        let official = Channel::of(&image).is_some();
         Err(EngineError::Frontend { image: image.familiar(), official, lines })
     }
 }

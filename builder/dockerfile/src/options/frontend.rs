@@ -38,12 +38,11 @@ pub enum Channel {
     Labs,
 }
 
-impl FrontendRequest {
-    /// The channel if the image is one of the official Dockerfile frontends, which this crate stands in for.
+impl Channel {
+    /// The channel of one of the official Dockerfile frontends, which this crate stands in for; `None` if it is none.
     ///
     /// A channel other than the main one is the end of the tag: `labs`, `1-labs`, `1.7-labs`, `master-labs`.
-    pub fn official(&self) -> Option<Channel> {
-        let reference = Reference::parse(&self.image).ok()?;
+    pub fn of(reference: &Reference) -> Option<Channel> {
         let known = ["docker/dockerfile", "docker/dockerfile-upstream"];
         if reference.domain() != "docker.io" || !known.contains(&reference.path()) {
             return None;
@@ -51,6 +50,13 @@ impl FrontendRequest {
         let tag = reference.tag().unwrap_or_default();
         let labs = tag == "labs" || tag.ends_with("-labs");
         Some(if labs { Channel::Labs } else { Channel::Mainline })
+    }
+}
+
+impl FrontendRequest {
+    /// The channel, if the image is one of the official Dockerfile frontends.
+    pub fn official(&self) -> Option<Channel> {
+        Channel::of(&Reference::parse(&self.image).ok()?)
     }
 }
 
