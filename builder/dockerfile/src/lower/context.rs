@@ -13,7 +13,7 @@ use crate::ignore::{PatternMatcher, read_ignore_file};
 use crate::options::{ContextSource, DockerfileOptions, DockerfileSource, LocalContext};
 
 /// The name under which a downloaded context lies in its file system.
-pub(super) const HTTP_FILE: &str = "context";
+const HTTP_FILE: &str = "context";
 const DOCKERIGNORE: &str = ".dockerignore";
 
 /// The Dockerfile's path in the file system of [`dockerfile_definition`].
@@ -113,12 +113,7 @@ fn remote_context(
             git_context(graph, reference, *keep_git_dir, mtime)?
         }
         ContextSource::Http { url } => {
-            let source = HttpSource {
-                url: url.clone(),
-                filename: Some(HTTP_FILE.to_owned()),
-                ..HttpSource::default()
-            };
-            let file = graph.http(source, OpOptions::internal("load remote build context"));
+            let file = graph.http(context_file(url), OpOptions::internal("load remote build context"));
             if facts.http_context_is_archive == Some(true) {
                 let mut copy = CopyAction::new(file, join_path(&["/", HTTP_FILE]), "/");
                 copy.unpack = true;
@@ -138,15 +133,24 @@ pub(super) fn git_context(
     keep_git_dir: Option<bool>,
     mtime: bool,
 ) -> Lowered<State> {
-    let parsed = git::parse(reference)
-        .map_err(|e| LowerError::GitReference(e).nowhere())?
-        .ok_or_else(|| LowerError::ContextSpecifier(format!("invalid git context {reference}")).nowhere())?;
-    let mut source = parsed.source();
+    let mut source = parse_git(reference)?.source();
     source.keep_git_dir |= keep_git_dir == Some(true);
     if source.mtime.is_empty() && mtime {
         source.mtime = "commit".to_owned();
     }
     Ok(graph.git(source, OpOptions::internal(&format!("load git source {reference}"))))
+}
+
+/// A reference that is a git repository's.
+pub(super) fn parse_git(reference: &str) -> Lowered<git::GitReference> {
+    git::parse(reference)
+        .map_err(|e| LowerError::GitReference(e).nowhere())?
+        .ok_or_else(|| LowerError::ContextSpecifier(format!("invalid git context {reference}")).nowhere())
+}
+
+/// The file behind a URL that is a context.
+pub(super) fn context_file(url: &str) -> HttpSource {
+    HttpSource { url: url.to_owned(), filename: Some(HTTP_FILE.to_owned()), ..HttpSource::default() }
 }
 
 /// What is left out of a local main context.

@@ -3,7 +3,7 @@
 use lapstrake_builder_llb::{EnvList, GraphBuilder, HttpSource, OpOptions, State};
 use lapstrake_layerstore_oci::{Digest, Reference};
 
-use super::context::{HTTP_FILE, marshal};
+use super::context::{context_file, marshal, parse_git};
 use super::{LowerError, Lowered, Lowering, git};
 use crate::facts::{EpochSource, Need, NeedDefinition};
 use crate::instructions::{Add, Instruction, Stage};
@@ -213,16 +213,6 @@ fn parse_number(value: &str) -> Lowered<Option<i64>> {
         Ok(_) => Ok(Some(epoch)),
         Err(_) => Err(LowerError::Epoch(value.to_owned()).nowhere()),
     }
-}
-
-fn parse_git(reference: &str) -> Lowered<git::GitReference> {
-    git::parse(reference)
-        .map_err(|problem| LowerError::GitReference(problem).nowhere())?
-        .ok_or_else(|| LowerError::ContextSpecifier(format!("invalid git context {reference}")).nowhere())
-}
-
-fn context_file(url: &str) -> HttpSource {
-    HttpSource { url: url.to_owned(), filename: Some(HTTP_FILE.to_owned()), ..HttpSource::default() }
 }
 
 fn of_input(value: &str) -> crate::Error {
