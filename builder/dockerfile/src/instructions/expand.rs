@@ -1,5 +1,7 @@
 //! Variables in the arguments of an instruction.
 
+use std::borrow::Cow;
+
 use super::{Add, Arg, ArgDeclaration, Copy, Env, InlineFile, Instruction, KeyValue, Label, Transfer};
 use super::{StopSignal, User, Volume, Workdir};
 use crate::shell::WordError;
@@ -13,28 +15,13 @@ pub struct Expanders<'a> {
 }
 
 impl Instruction {
-    /// Whether [`Instruction::expand`] may change it.
-    pub fn is_expanded(&self) -> bool {
-        !matches!(
-            self,
-            Instruction::Cmd(_)
-                | Instruction::Entrypoint(_)
-                | Instruction::Expose(_)
-                | Instruction::Healthcheck(_)
-                | Instruction::Maintainer(_)
-                | Instruction::Onbuild(_)
-                | Instruction::Run(_)
-                | Instruction::Shell(_)
-        )
-    }
-
     /// The instruction with its variables expanded, where the language expands them at all.
     ///
     /// It does not in `CMD`, `ENTRYPOINT`, `HEALTHCHECK`, `MAINTAINER`, `ONBUILD`, `RUN` and `SHELL`, nor in `COPY --from` and `--exclude`.
-    /// `RUN --mount` has [`MountSpec::resolve`](super::MountSpec::resolve). `EXPOSE` is left as it is: one of its words may become several,
-    /// which is for [`Lexer::split`](crate::shell::Lexer::split).
-    pub fn expand(&self, expanders: &mut Expanders<'_>) -> Result<Instruction, WordError> {
-        Ok(match self {
+    /// What it leaves as it is, is borrowed. `RUN --mount` has [`MountSpec::resolve`](super::MountSpec::resolve).
+    /// `EXPOSE` is left as it is: one of its words may become several, which is for [`Lexer::split`](crate::shell::Lexer::split).
+    pub fn expand(&self, expanders: &mut Expanders<'_>) -> Result<Cow<'_, Instruction>, WordError> {
+        Ok(Cow::Owned(match self {
             Instruction::Add(add) => Instruction::Add(Add {
                 chown: expanders.option(&add.chown)?,
                 chmod: expanders.option(&add.chmod)?,
@@ -72,8 +59,8 @@ impl Instruction {
             | Instruction::Maintainer(_)
             | Instruction::Onbuild(_)
             | Instruction::Run(_)
-            | Instruction::Shell(_) => self.clone(),
-        })
+            | Instruction::Shell(_) => return Ok(Cow::Borrowed(self)),
+        }))
     }
 }
 

@@ -284,7 +284,7 @@ fn expansion_reaches_what_it_should_and_no_more() {
         let lexer = Lexer::new(EscapeToken::Backslash);
         let mut word = |text: &str| Ok(lexer.expand(text, &variables)?.value);
         let mut heredoc = |text: &str| Ok(Lexer::for_heredoc().expand(text, &variables)?.value);
-        one(line).expand(&mut Expanders { word: &mut word, heredoc: &mut heredoc }).unwrap()
+        one(line).expand(&mut Expanders { word: &mut word, heredoc: &mut heredoc }).unwrap().into_owned()
     };
     assert_eq!(expand("ENV $V='$V'").to_text(EscapeToken::Backslash), "ENV v w=$V\n");
     assert_eq!(expand("WORKDIR /\"$V\""), Instruction::Workdir(Workdir { path: "/v w".into() }));

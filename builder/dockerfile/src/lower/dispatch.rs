@@ -1,5 +1,6 @@
 //! Instruction by instruction, through every stage that is needed.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
@@ -165,7 +166,6 @@ impl Lowering<'_> {
             // An argument's default counts only if nobody gives a value: it must not fail before that is known.
             arg @ Instruction::Arg(_) => arg,
             literal if command.literal => literal,
-            other if !other.is_expanded() => other,
             other => {
                 expanded = self.expand(other, &at)?;
                 &expanded
@@ -184,7 +184,7 @@ impl Lowering<'_> {
     }
 
     /// Expands an instruction's words with the stage's environment, and says which variables are not set.
-    fn expand(&mut self, instruction: &Instruction, at: &At) -> Lowered<Instruction> {
+    fn expand<'i>(&mut self, instruction: &'i Instruction, at: &At) -> Lowered<Cow<'i, Instruction>> {
         let env = self.stages[at.stage].state.meta().env.clone();
         // Each word is told by itself, as in BuildKit.
         let missing = RefCell::new(Vec::new());
