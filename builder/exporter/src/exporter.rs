@@ -86,6 +86,9 @@ impl Exporter {
         let Some(name) = request.output.name() else { return Ok(Exported::default()) };
         let client = Client { sessions, session: request.session, output: name };
         let (results, several) = (request.results, request.multi_platform);
+        if results.is_empty() {
+            return Err(ExportError::NoResults);
+        }
         request.output.admits(several)?;
         let work = async {
             match request.output {
@@ -207,9 +210,6 @@ impl Exporter {
         vertex: &VertexHandle,
         cancel: &CancellationToken,
     ) -> Result<Exported, ExportError> {
-        if results.is_empty() {
-            return Err(ExportError::NoResults);
-        }
         results.sort_by_key(directory::platform_directory);
         let sending = vertex.part("sending tarball", "", 0);
         let stores = self.stores.clone();
@@ -234,9 +234,6 @@ impl Exporter {
         vertex: &VertexHandle,
         cancel: &CancellationToken,
     ) -> Result<Exported, ExportError> {
-        if results.is_empty() {
-            return Err(ExportError::NoResults);
-        }
         results.sort_by_key(directory::platform_directory);
         let stores = self.stores.clone();
         let copying = vertex.part("copying files", "", 0);

@@ -34,9 +34,6 @@ impl Exporter {
         vertex: &VertexHandle,
         cancel: &CancellationToken,
     ) -> Result<Exported, ExportError> {
-        if results.is_empty() {
-            return Err(ExportError::NoResults);
-        }
         let form = ManifestForm::Docker;
         let (mut finished, mut manifests) = (Vec::new(), Vec::new());
         for result in results {
@@ -48,10 +45,8 @@ impl Exporter {
         let image_names = names.clone();
         let (id, index) = ExportError::blocking(move || {
             let index = make_index(&stores, manifests, form)?;
-            let shown = index.representative().expect("there is a result").manifest.config.digest.clone();
-            let manifest = index.manifests.iter().find(|one| one.manifest.config.digest == shown);
-            let manifest = manifest.map(|one| one.descriptor.digest.clone());
-            let image = finished.into_iter().find(|image| *image.id.digest() == shown);
+            let shown = index.representative().expect("there is a result");
+            let image = finished.into_iter().find(|image| *image.id.digest() == shown.manifest.config.digest);
             let image = image.expect("every manifest is of a result");
             // Blobs are durable when they are there, and the index came last. Then the tree; then, in one transaction, the image and the names, which keep
             // the index and all that it names. A crash before that leaves blobs that nothing names, which the next start collects.
@@ -63,7 +58,7 @@ impl Exporter {
                 diff_ids: image.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
                 config: image.config,
                 parent: None,
-                manifest,
+                manifest: Some(shown.descriptor.digest.clone()),
                 names: ImageName::of_index(&image_names, &index.descriptor),
             })?;
             Ok((id, index.descriptor))
@@ -86,9 +81,6 @@ impl Exporter {
         vertex: &VertexHandle,
         cancel: &CancellationToken,
     ) -> Result<Exported, ExportError> {
-        if results.is_empty() {
-            return Err(ExportError::NoResults);
-        }
         let form = ManifestForm::Oci;
         let mut created: Option<String> = None;
         let mut image = None;
