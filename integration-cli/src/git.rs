@@ -13,9 +13,9 @@ use std::{
     thread::JoinHandle,
 };
 
-use crate::require;
+use crate::{Process, free_address, require};
 
-/// Runs git in a directory, as nobody in particular; what it printed.
+/// Runs git in a directory, as nobody in particular, at no particular time (2 February 2020, 02:02:02 UTC); what it printed.
 ///
 /// # Panics
 /// When it fails.
@@ -29,10 +29,43 @@ pub fn git(dir: &Path, arguments: &[&str]) -> String {
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .envs(["GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"].map(|name| (name, "t")))
         .envs(["GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"].map(|name| (name, "t@t.test")))
+        .envs(["GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"].map(|name| (name, "2020-02-02T02:02:02Z")))
         .output()
         .expect("the program is here");
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("git prints text").trim().to_owned()
+}
+
+/// Serves the repositories below a directory by git's own protocol; the URL that their names follow.
+///
+/// # Panics
+/// When it does not start.
+pub fn git_daemon(parent: &Path) -> (Process, String) {
+    let program = Path::new(&git(parent, &["--exec-path"])).join("git-daemon");
+    for _ in 0..20 {
+        let address = free_address();
+        // Not through `git`, which would leave it behind when it is ended.
+        let mut command = Command::new(&program);
+        command
+            .args(["--export-all", "--reuseaddr", "--informative-errors"])
+            .arg(format!("--listen={}", address.ip()))
+            .arg(format!("--port={}", address.port()))
+            .arg(format!("--base-path={}", parent.display()))
+            .arg(parent)
+            .envs([
+                ("GIT_CONFIG_COUNT", "1"),
+                ("GIT_CONFIG_KEY_0", "safe.directory"),
+                ("GIT_CONFIG_VALUE_0", "*"),
+            ]);
+        let mut process = Process::start(&mut command);
+        while process.ended().is_none() {
+            if TcpStream::connect(address).is_ok() {
+                return (process, format!("git://{address}"));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    panic!("git daemon does not start");
 }
 
 /// Bare repositories in one directory, each made of one commit on `main`.

@@ -27,7 +27,7 @@ pub use compare::hand_over;
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use foreign::{Emulator, foreign_busybox_rootfs};
-pub use git::{GitRequest, GitServer, Repositories, git};
+pub use git::{GitRequest, GitServer, Repositories, git, git_daemon};
 pub use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};
 pub use process::{Process, free_address, wait_for_socket};
 pub use sshd::Sshd;

@@ -14,7 +14,7 @@ use std::{
 
 use common::{Files, archive};
 use lapstrake_integration_cli::{
-    BASE_IMAGE, Daemon, Docker, Dockerd, Output, Process, free_address, lapstrake, lapstrake_command,
+    BASE_IMAGE, Daemon, Docker, Dockerd, Output, Process, git, git_daemon, lapstrake, lapstrake_command,
     require, saved_image,
 };
 
@@ -36,21 +36,6 @@ fn out(docker: &Docker, image: &str) -> Vec<String> {
     files.filter_map(|(path, _)| Some(path.strip_prefix("out/")?.to_owned())).collect()
 }
 
-fn git(dir: &Path, arguments: &[&str]) -> String {
-    require("git", "git");
-    let output = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@t.test", "-c", "init.defaultBranch=main"])
-        .args(arguments)
-        .current_dir(dir)
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_COMMITTER_DATE", "2020-02-02T02:02:02Z")
-        .env("HOME", dir)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 /// A repository of these files, and a server of it.
 fn repository(parent: &Path, files: &[(&str, &str)]) -> (Process, String) {
     let work = directory(parent, "work", files);
@@ -58,31 +43,8 @@ fn repository(parent: &Path, files: &[(&str, &str)]) -> (Process, String) {
     git(&work, &["add", "-A"]);
     git(&work, &["commit", "-qm", "one"]);
     git(parent, &["clone", "-q", "--bare", "work", "repo.git"]);
-    let program = Path::new(&git(parent, &["--exec-path"])).join("git-daemon");
-    for _ in 0..20 {
-        let address = free_address();
-        // Not through `git`, which would leave it behind when it is ended.
-        let mut command = Command::new(&program);
-        command
-            .args(["--export-all", "--reuseaddr", "--informative-errors"])
-            .arg(format!("--listen={}", address.ip()))
-            .arg(format!("--port={}", address.port()))
-            .arg(format!("--base-path={}", parent.display()))
-            .arg(parent)
-            .envs([
-                ("GIT_CONFIG_COUNT", "1"),
-                ("GIT_CONFIG_KEY_0", "safe.directory"),
-                ("GIT_CONFIG_VALUE_0", "*"),
-            ]);
-        let mut process = Process::start(&mut command);
-        while process.ended().is_none() {
-            if std::net::TcpStream::connect(address).is_ok() {
-                return (process, format!("git://{address}/repo.git"));
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-    panic!("git daemon does not start");
+    let (server, url) = git_daemon(parent);
+    (server, format!("{url}/repo.git"))
 }
 
 const IGNORING: &[(&str, &str)] = &[

@@ -8,7 +8,10 @@ mod common;
 use std::fs;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use common::{build, escape, eventually, is_running, needles::Needles, send};
+use common::{
+    build, escape, eventually, is_running,
+    needles::{Needles, told_by},
+};
 use http::StatusCode;
 use lapstrake_integration_cli::{
     Daemon, GitServer, Repositories, SshAgent, Sshd, git, lapstrake_command, saved_image,
@@ -239,16 +242,7 @@ async fn logins_open_repositories_and_are_in_nothing_that_is_left() {
     ] {
         told.push((name.to_owned(), daemon.docker().run(arguments).success().bytes));
     }
-    let builds = send(&daemon, "GET", "/lapstrake/v1/builds", &[], Vec::new()).await.body;
-    let listed: serde_json::Value = serde_json::from_str(&builds).unwrap();
-    for build in listed["builds"].as_array().unwrap() {
-        let id = build["id"].as_str().unwrap();
-        for path in [format!("/lapstrake/v1/builds/{id}"), format!("/lapstrake/v1/builds/{id}/log")] {
-            told.push((path.clone(), send(&daemon, "GET", &path, &[], Vec::new()).await.body.into_bytes()));
-        }
-    }
-    told.push(("builds".to_owned(), builds.into_bytes()));
-    told.push(("the daemon's log".to_owned(), daemon.log().into_bytes()));
+    told.extend(told_by(&daemon).await);
     for (place, bytes) in &told {
         needles.assert_not_in(place, bytes);
     }

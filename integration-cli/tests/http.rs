@@ -5,14 +5,14 @@
 #[allow(unreachable_pub)]
 mod common;
 
-use std::{collections::HashMap, fs, io::Write, path::Path, process::Command};
+use std::{collections::HashMap, fs, io::Write, process::Command};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE};
 use common::{Files, archive, build, escape, eventually, is_running, leftovers, open, send};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use lapstrake_integration_cli::{
-    BASE_IMAGE, Daemon, PASSWORD, Process, Registry, USER, free_address, require, saved_image,
+    BASE_IMAGE, Daemon, PASSWORD, Process, Registry, USER, git, git_daemon, require, saved_image,
 };
 
 /// What only BuildKit's Dockerfiles have.
@@ -248,29 +248,6 @@ async fn contexts_come_from_web_servers() {
     }
 }
 
-fn git(dir: &Path, arguments: &[&str]) -> String {
-    require("git", "git");
-    let output = Command::new("git")
-        .args([
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@t.test",
-            "-c",
-            "init.defaultBranch=main",
-            "-c",
-            "commit.gpgsign=false",
-        ])
-        .args(arguments)
-        .current_dir(dir)
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("HOME", dir)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 /// A repository with two branches, and a server of it.
 fn git_server(daemon: &Daemon) -> (Process, String) {
     let parent = daemon.scratch().join("git");
@@ -288,29 +265,8 @@ fn git_server(daemon: &Daemon) -> (Process, String) {
     git(&work, &["commit", "-qam", "two"]);
     git(&work, &["checkout", "-q", "main"]);
     git(&parent, &["clone", "-q", "--bare", "work", "repo.git"]);
-    let program = Path::new(&git(&parent, &["--exec-path"])).join("git-daemon");
-    for _ in 0..20 {
-        let address = free_address();
-        // Not through `git`, which would leave it behind when it is ended.
-        let mut command = Command::new(&program);
-        command
-            .args(["--export-all", "--reuseaddr", "--informative-errors"])
-            .arg(format!("--listen={}", address.ip()))
-            .arg(format!("--port={}", address.port()))
-            .arg(format!("--base-path={}", parent.display()))
-            .arg(&parent)
-            .env("GIT_CONFIG_COUNT", "1")
-            .env("GIT_CONFIG_KEY_0", "safe.directory")
-            .env("GIT_CONFIG_VALUE_0", "*");
-        let mut process = Process::start(&mut command);
-        while process.ended().is_none() {
-            if std::net::TcpStream::connect(address).is_ok() {
-                return (process, format!("git://{address}/repo.git"));
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-    panic!("git daemon does not start");
+    let (server, url) = git_daemon(&parent);
+    (server, format!("{url}/repo.git"))
 }
 
 #[tokio::test]

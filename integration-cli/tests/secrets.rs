@@ -8,7 +8,7 @@ mod common;
 use std::{fs, process::Command};
 
 use base64::Engine as _;
-use common::{needles::Needles, send};
+use common::needles::{Needles, told_by};
 use lapstrake_integration_cli::{Daemon, Registry, SshAgent, busybox_rootfs, lapstrake_command};
 
 const FILE: &str = "s3cret-of-the-file-QxW7";
@@ -84,16 +84,7 @@ async fn nothing_that_a_client_lends_is_in_anything_that_is_left() {
     ] {
         told.push((name.to_owned(), docker.run(arguments).success().bytes));
     }
-    let builds = send(&daemon, "GET", "/lapstrake/v1/builds", &[], Vec::new()).await.body;
-    let listed: serde_json::Value = serde_json::from_str(&builds).unwrap();
-    for build in listed["builds"].as_array().unwrap() {
-        let id = build["id"].as_str().unwrap();
-        for path in [format!("/lapstrake/v1/builds/{id}"), format!("/lapstrake/v1/builds/{id}/log")] {
-            told.push((path.clone(), send(&daemon, "GET", &path, &[], Vec::new()).await.body.into_bytes()));
-        }
-    }
-    told.push(("builds".to_owned(), builds.into_bytes()));
-    told.push(("the daemon's log".to_owned(), daemon.log().into_bytes()));
+    told.extend(told_by(&daemon).await);
 
     // Without it, with every form of cache and of image.
     let own = daemon.scratch().join("own");

@@ -3,6 +3,9 @@
 use std::{fs, io::Read, path::Path};
 
 use base64::Engine as _;
+use lapstrake_integration_cli::Daemon;
+
+use super::send;
 
 /// A secret in every form in which it is looked for.
 pub struct Needles(Vec<(String, Vec<u8>)>);
@@ -69,6 +72,22 @@ impl Needles {
         }
         seen
     }
+}
+
+/// What a daemon tells of its builds, and its log; each with where it is told.
+pub async fn told_by(daemon: &Daemon) -> Vec<(String, Vec<u8>)> {
+    let mut told = Vec::new();
+    let builds = send(daemon, "GET", "/lapstrake/v1/builds", &[], Vec::new()).await.body;
+    let listed: serde_json::Value = serde_json::from_str(&builds).unwrap();
+    for build in listed["builds"].as_array().unwrap() {
+        let id = build["id"].as_str().unwrap();
+        for path in [format!("/lapstrake/v1/builds/{id}"), format!("/lapstrake/v1/builds/{id}/log")] {
+            told.push((path.clone(), send(daemon, "GET", &path, &[], Vec::new()).await.body.into_bytes()));
+        }
+    }
+    told.push(("builds".to_owned(), builds.into_bytes()));
+    told.push(("the daemon's log".to_owned(), daemon.log().into_bytes()));
+    told
 }
 
 /// Looks by the first byte: the haystacks are large.
