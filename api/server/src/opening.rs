@@ -166,6 +166,7 @@ mod tests {
             assert_eq!(String::from_utf8(got).unwrap(), told, "{size}");
         }
     }
+
     #[tokio::test]
     async fn who_says_nothing_in_time_is_not_waited_for() {
         let (_client, server) = tokio::io::duplex(64);

@@ -227,7 +227,6 @@ fn splitting_happens_after_expansion_and_respects_quotes() {
     assert_eq!(words("'a b'c d"), ["a bc", "d"]);
     assert_eq!(words("'' \"\" x"), ["x"]);
     assert_eq!(words("$NOPE x"), ["x"]);
-    // BuildKit loses the text before a nested substitution here; a port would be lost with it.
     // A word in braces costs what stands before it, with BuildKit.
     assert_eq!(words("80${NOPE:-81}2 90"), ["812", "90"]);
     assert_eq!(words("cat << EOF <x"), ["cat", "<< EOF", "<x"]);
