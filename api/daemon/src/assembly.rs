@@ -80,14 +80,14 @@ fn detect(root: &std::path::Path) -> Result<DriverKind, ProgramError> {
 }
 
 /// Starts the process that containers are made by. Before any thread, and before anything is opened that it should not inherit.
-pub(crate) fn start_helper() -> Result<Helper, ProgramError> {
+pub(crate) fn start_helper(seccomp_profile: Option<PathBuf>) -> Result<Helper, ProgramError> {
     if !rustix::process::geteuid().is_root() {
         return Err(ProgramError::setting(
             "user",
             "building needs root: containers are made without a rootless mode",
         ));
     }
-    Ok(Helper::start(HelperOptions::default())?)
+    Ok(Helper::start(HelperOptions { seccomp_profile, ..HelperOptions::default() })?)
 }
 
 /// An engine and all that it stands on.

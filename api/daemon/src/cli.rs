@@ -69,6 +69,10 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) oci_runtime: Option<PathBuf>,
 
+    /// Which system calls RUN may make: an OCI seccomp profile in Docker's JSON format [default: Docker's own]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) seccomp_profile: Option<PathBuf>,
+
     /// What host-gateway means in --add-host; one IPv4 and one IPv6 address [default: 127.0.0.1, as RUN has the machine's
     /// own network]
     #[arg(long, value_name = "IP")]

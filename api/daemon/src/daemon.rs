@@ -30,7 +30,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
     }
     process::raise_open_files();
     // Before the runtime's threads.
-    let helper = assembly::start_helper()?;
+    let helper = assembly::start_helper(settings.store.seccomp_profile.clone())?;
     let runtime = process::start_threads()?;
     let served = runtime.block_on(async {
         let stop = CancellationToken::new();
@@ -117,7 +117,10 @@ fn facts(settings: &DaemonSettings, assembly: &Assembly) -> SystemFacts {
         driver_status: vec![("Root Dir".to_owned(), root.display().to_string())],
         runtimes: vec![(runtime.clone(), program)],
         default_runtime: runtime,
-        security_options: vec!["name=seccomp,profile=builtin".to_owned()],
+        security_options: vec![format!(
+            "name=seccomp,profile={}",
+            settings.store.seccomp_profile.as_deref().unwrap_or(Path::new("builtin")).display()
+        )],
         insecure_registries: insecure.map(|(name, _)| name.clone()).collect(),
         mirrors: hosts.get("docker.io").map(|host| host.mirrors.clone()).unwrap_or_default(),
         proxies: lapstrake_api_types::Proxies::default(),

@@ -27,6 +27,8 @@ pub(crate) struct StoreSettings {
     pub(crate) driver: Option<DriverKind>,
     /// An OCI runtime in place of the native executor.
     pub(crate) oci_runtime: Option<PathBuf>,
+    /// A seccomp profile in place of Docker's default.
+    pub(crate) seccomp_profile: Option<PathBuf>,
     /// Steps that may use the machine at once.
     pub(crate) parallelism: usize,
     /// Which frontends are served by the built-in one.
@@ -119,6 +121,7 @@ impl StoreSettings {
             root,
             driver,
             oci_runtime: args.oci_runtime.clone().or(file.worker.oci.binary.take()),
+            seccomp_profile: args.seccomp_profile.clone(),
             parallelism: file
                 .worker
                 .oci

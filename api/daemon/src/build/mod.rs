@@ -74,7 +74,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let offers = Offers::parse(&args.secret, &args.ssh, |name| std::env::var(name).ok())?;
     let credentials = DockerConfig::read()?;
     process::raise_open_files();
-    let helper = assembly::start_helper()?;
+    let helper = assembly::start_helper(settings.seccomp_profile.clone())?;
     let runtime = process::start_threads()?;
     let code = runtime.block_on(async {
         let stop = CancellationToken::new();

@@ -206,7 +206,12 @@ impl Profile {
                 text
             }
         };
-        Self::parse(&text, KernelVersion::running())
+        Self::parse(&text, KernelVersion::running()).map_err(|error| match (error, path) {
+            (ExecError::Invalid { field, value, reason }, Some(path)) => {
+                ExecError::Invalid { field, value: format!("{}: {value}", path.display()), reason }
+            }
+            (error, _) => error,
+        })
     }
 
     fn parse(text: &str, kernel: KernelVersion) -> Result<Self, ExecError> {
@@ -356,17 +361,64 @@ mod tests {
         move |number, args| bpf::tests::interpret(&program, NATIVE, number as u32, args)
     }
 
+    fn is_known(call: &str) -> bool {
+        [Arch::X86_64, Arch::X86, Arch::X32, Arch::Aarch64, Arch::Arm]
+            .iter()
+            .any(|arch| arch.number(call).is_some())
+    }
+
     #[test]
     fn the_default_profile_knows_only_known_calls() {
         let profile = Profile::load(None).unwrap();
         let allowed = profile.file.syscalls.iter().flat_map(names).collect::<std::collections::BTreeSet<_>>();
-        let known = |name: &str| {
-            [Arch::X86_64, Arch::X86, Arch::X32, Arch::Aarch64, Arch::Arm]
-                .iter()
-                .any(|arch| arch.number(name).is_some())
-        };
-        let unknown: Vec<_> = allowed.into_iter().filter(|name| !known(name)).collect();
+        let unknown: Vec<_> = allowed.into_iter().filter(|name| !is_known(name)).collect();
         assert_eq!(unknown, [] as [&str; 0]);
+    }
+
+    /// A profile as a set of facts, one per call and rule: of the calls and processors that this crate knows.
+    fn facts(profile: &str) -> String {
+        let document: serde_json::Value = serde_json::from_str(profile).unwrap();
+        let mut facts = std::collections::BTreeSet::new();
+        facts.insert(format!("otherwise {} {}", document["defaultAction"], document["defaultErrnoRet"]));
+        for rule in document["syscalls"].as_array().unwrap() {
+            let only: Option<Vec<&str>> = rule["includes"]["arches"].as_array().map(|all| {
+                let mut all: Vec<_> = all.iter().filter_map(|one| one.as_str()).collect();
+                all.retain(|one| ["amd64", "x86", "x32", "arm64", "arm"].contains(one));
+                all.sort_unstable();
+                all
+            });
+            let argument = |one: &serde_json::Value| {
+                let two = one["valueTwo"].as_u64().unwrap_or(0);
+                format!("{} {} {} {two}", one["index"], one["op"], one["value"])
+            };
+            let arguments: Vec<_> = rule["args"].as_array().into_iter().flatten().map(argument).collect();
+            let filter = |filter: &serde_json::Value| format!("{} {}", filter["caps"], filter["minKernel"]);
+            for name in rule["names"].as_array().unwrap().iter().filter_map(|name| name.as_str()) {
+                if only.as_ref().is_some_and(Vec::is_empty) || !is_known(name) {
+                    continue;
+                }
+                facts.insert(format!(
+                    "{name}: {} {} {arguments:?} on {only:?} with {} but {}",
+                    rule["action"],
+                    rule["errnoRet"],
+                    filter(&rule["includes"]),
+                    filter(&rule["excludes"]),
+                ));
+            }
+        }
+        facts.into_iter().map(|fact| fact + "\n").collect()
+    }
+
+    #[test]
+    fn the_default_profile_says_what_dockers_does() {
+        use sha2::Digest as _;
+        let facts = facts(DEFAULT);
+        // That of seccomp/default.json in github.com/moby/profiles, seccomp v0.2.3 (Docker 29, BuildKit 0.29).
+        assert_eq!(
+            hex::encode(sha2::Sha256::digest(&facts)),
+            "0aecf77be5d726b6e0fc6440b458e220f747c5bbfb32228d5d0f1497d471928c",
+            "{facts}"
+        );
     }
 
     #[test]
