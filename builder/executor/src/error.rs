@@ -48,6 +48,20 @@ pub enum ExecError {
         /// Whether there is an emulator that a container does not find, as it was registered without the flag F.
         has_emulator: bool,
     },
+    /// A device that is needed is not one of this machine's.
+    #[error("required device {name:?} is not registered")]
+    NoDevice {
+        /// As it was asked for.
+        name: String,
+    },
+    /// A device cannot be had in a container.
+    #[error("device {name}: {why}")]
+    Device {
+        /// Its qualified name.
+        name: String,
+        /// What stands against it.
+        why: String,
+    },
     /// A limit was asked for that this machine cannot set.
     #[error("limit {limit}: {reason}")]
     Limit {

@@ -18,6 +18,7 @@
 mod architectures;
 mod bundle;
 mod caps;
+mod cdi;
 mod client;
 mod elf;
 mod error;
@@ -34,6 +35,9 @@ mod user;
 mod wire;
 
 pub use architectures::Architectures;
+pub use cdi::{
+    CdiDevices, ContainerEdits, DeviceList, DeviceNode, DeviceRequest, HostMount, MountFlags, NodeKind,
+};
 pub use client::{Helper, HelperOptions, maybe_run_helper};
 pub use error::ExecError;
 pub use native::NativeExecutor;
