@@ -5,6 +5,8 @@
 // Clippy knows only #[test] functions as tests.
 #![allow(clippy::unwrap_used)]
 
+mod calls;
+mod devices;
 mod ends;
 mod escapes;
 mod foreign;
@@ -36,6 +38,17 @@ macro_rules! suite {
 }
 
 suite! {
+    devices:
+        a_device_brings_nodes_mounts_variables_and_groups,
+        a_device_may_be_used_as_far_as_it_says_and_others_not,
+        a_device_in_an_insecure_container,
+        a_device_stands_in_for_one_of_dockers;
+    calls:
+        keyrings_are_refused,
+        calls_that_reach_the_machine_are_refused,
+        processes_outside_cannot_be_reached,
+        set_user_id_programs_work,
+        a_seccomp_profile_of_ones_own_replaces_dockers;
     sees:
         environment_is_given_and_home_added,
         empty_home_counts_as_missing,
@@ -46,12 +59,14 @@ suite! {
         insecure_root_has_all_capabilities,
         user_by_name_has_supplementary_groups,
         user_by_number_and_group,
+        a_number_brings_the_groups_of_its_name,
         unknown_user_is_an_error,
         seccomp_is_on_and_new_privileges_are_allowed,
         insecure_has_no_seccomp,
         process_is_pid_one_and_alone,
         working_directory_is_made_for_the_user,
         existing_working_directory_keeps_its_owner,
+        working_directory_that_is_a_file_is_an_error,
         standard_input_is_empty,
         only_standard_descriptors_are_open,
         umask_is_022,
@@ -107,9 +122,16 @@ suite! {
         proc_is_masked,
         sysrq_cannot_be_triggered,
         unshare_and_setns_are_refused,
-        keyring_is_refused,
         working_directory_through_a_descriptor,
         mount_target_links_stay_inside,
+        mount_source_link_swapped_meanwhile_stays_inside,
+        mount_target_link_swapped_meanwhile_stays_inside,
+        masks_do_not_follow_what_the_image_has_in_dev,
+        masks_do_not_follow_a_dev_that_others_change,
+        mounts_inside_proc_are_refused,
+        cgroups_cannot_be_changed,
+        kernel_objects_cannot_be_written,
+        the_daemons_terminal_cannot_be_had,
         working_directory_link_stays_inside,
         passwd_link_stays_inside,
         passwd_fifo_does_not_hang,
@@ -128,5 +150,7 @@ suite! {
         stub_parents_are_removed_when_asked,
         no_mount_point_stays_when_none_may,
         stub_cleaner_does_not_follow_links,
+        files_of_the_image_are_not_changed_by_those_over_them,
+        nothing_after_kills_at_random_moments,
         written_files_are_in_the_layer;
 }

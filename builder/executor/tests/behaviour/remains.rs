@@ -137,6 +137,50 @@ pub(crate) async fn nothing_after_the_owner_is_killed(kind: Kind) {
     eventually("stubs are gone", || !dir.path().join("upper/etc/hosts").exists()).await;
 }
 
+pub(crate) async fn nothing_after_kills_at_random_moments(kind: Kind) {
+    if let Ok(dir) = std::env::var(OWNER_DIR) {
+        // Containers without end, three at a time, until somebody kills this process.
+        let executor = executor(kind, options());
+        let chain = |lane: u32| {
+            let (executor, dir) = (&executor, &dir);
+            async move {
+                for round in 0u32.. {
+                    let base = std::path::Path::new(dir).join(format!("lane{lane}-{round}"));
+                    fs::create_dir_all(base.join("upper")).unwrap();
+                    fs::create_dir_all(base.join("work")).unwrap();
+                    symlink("../lower", base.join("lower")).unwrap();
+                    let (mut spec, mark) = marked_at(overlay(&base), "(sleep 1000) & usleep 2000; exit 0");
+                    spec.id = RunId::new(format!("{}-{mark}", std::env::var(OWNER_ID).unwrap())).unwrap();
+                    spec.args.push(spec.id.to_string());
+                    executor.run(spec, ProcessIo::default(), CancellationToken::new()).await.unwrap();
+                }
+            }
+        };
+        futures::join!(chain(0), chain(1), chain(2));
+        unreachable!("the chains have no end");
+    }
+    let case = format!("{}::nothing_after_kills_at_random_moments", format!("{kind:?}").to_lowercase());
+    let mark = RunId::random().to_string();
+    for round in 0..12u64 {
+        let dir = rootfs();
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &case, "--nocapture"])
+            .env(OWNER_DIR, dir.path())
+            .env(OWNER_ID, &mark)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = || fs::read_dir(dir.path()).unwrap().count() > 3;
+        eventually("it has begun", begun).await;
+        std::thread::sleep(std::time::Duration::from_micros(round * 7919 % 23 * 2500));
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let path = dir.path().to_str().unwrap();
+        eventually("the runs are gone", || traces(&mark).is_empty() && traces(path).is_empty()).await;
+        // A stub made just then may stay in its draft, which nobody will ever commit.
+    }
+}
+
 pub(crate) async fn nothing_after_the_helper_is_killed(kind: Kind) {
     let sandbox = Sandbox::new(kind);
     let (spec, mark) = marked(&sandbox, "(sleep 1000) & echo ready; sleep 1000");
@@ -240,6 +284,23 @@ pub(crate) async fn stub_cleaner_does_not_follow_links(kind: Kind) {
         assert!(!sandbox.upper().join("inside").exists(), "no whiteout of the image's own directory");
         let _ = fs::remove_file(sandbox.upper().join("opt"));
     }
+}
+
+pub(crate) async fn files_of_the_image_are_not_changed_by_those_over_them(kind: Kind) {
+    let sandbox = Sandbox::new(kind);
+    let etc = sandbox.lower().join("etc");
+    fs::write(etc.join("hosts"), "the image's\n").unwrap();
+    fs::write(etc.join("hostname"), "its own\n").unwrap();
+    // As images of Ubuntu have it.
+    symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf")).unwrap();
+    let output = sandbox
+        .script("grep -c localhost /etc/hosts; grep -c nameserver /etc/resolv.conf; cat /etc/hostname")
+        .await;
+    let lines: Vec<_> = output.stdout.lines().collect();
+    assert!(lines.len() == 3 && lines[0] != "0" && lines[1] != "0" && lines[2] == "its own", "{output:?}");
+    let files = |path: &String| !sandbox.upper().join(path).is_dir();
+    assert_eq!(tree(&sandbox.upper()).into_iter().filter(files).collect::<Vec<_>>(), [""; 0]);
+    assert_eq!(fs::read_to_string(etc.join("hosts")).unwrap(), "the image's\n");
 }
 
 pub(crate) async fn written_files_are_in_the_layer(kind: Kind) {

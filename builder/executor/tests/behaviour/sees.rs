@@ -328,3 +328,26 @@ pub(crate) async fn program_is_found_in_path(kind: Kind) {
     spec.env = vec!["PATH=/nowhere:/bin".into()];
     assert_eq!(sandbox.run(spec).await.ok(), "found\n");
 }
+
+pub(crate) async fn a_number_brings_the_groups_of_its_name(kind: Kind) {
+    let known = status(kind, |spec| spec.user = "1000".into()).await;
+    assert_eq!(
+        (known.field("Gid").as_str(), known.field("Groups").as_str()),
+        ("1001\t1001\t1001\t1001", "50 63 1001")
+    );
+    let unknown = status(kind, |spec| spec.user = "4000".into()).await;
+    assert_eq!((unknown.field("Gid").as_str(), unknown.field("Groups").as_str()), ("0\t0\t0\t0", "0"));
+    let sandbox = Sandbox::new(kind);
+    let mut spec = sandbox.sh("echo $HOME");
+    spec.user = "4000:4000".into();
+    assert_eq!(sandbox.run(spec).await.ok(), "/\n");
+}
+
+pub(crate) async fn working_directory_that_is_a_file_is_an_error(kind: Kind) {
+    let sandbox = Sandbox::new(kind);
+    let mut spec = sandbox.sh("true");
+    spec.cwd = "/etc/passwd".into();
+    let error = sandbox.try_run(spec).await.unwrap_err();
+    assert!(matches!(&error, ExecError::Setup { .. } | ExecError::Runtime { .. }), "{error:?}");
+    assert!(error.to_string().contains("/etc/passwd"), "{error}");
+}
