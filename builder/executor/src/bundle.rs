@@ -6,7 +6,7 @@ use oci_spec::{
     OciSpecError,
     runtime::{
         Capabilities, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDevice,
-        LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
+        LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
         LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
         Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec,
         SpecBuilder, UserBuilder,
@@ -15,7 +15,7 @@ use oci_spec::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    SecurityMode,
+    DeviceNode, MountFlags, NodeKind, SecurityMode,
     plan::{Network, Plan},
     user::Identity,
 };
@@ -24,8 +24,7 @@ use crate::{
 pub(crate) struct BundleMount {
     pub(crate) target: String,
     pub(crate) source: PathBuf,
-    /// Whether it is read-only, and whether it is nosuid, nodev and noexec.
-    pub(crate) restrictions: (bool, bool),
+    pub(crate) flags: MountFlags,
 }
 
 /// The configuration. `root` is the mounted root file system.
@@ -50,8 +49,13 @@ pub(crate) fn config(
         .masked_paths(plan.masked.clone())
         .readonly_paths(plan.read_only.clone())
         .resources(resources(plan)?);
-    if insecure {
-        linux = linux.devices(insecure_devices()?);
+    let mut nodes = if insecure { insecure_devices()? } else { Vec::new() };
+    for node in &plan.nodes {
+        nodes.retain(|other| other.path() != Path::new(&node.path));
+        nodes.push(device(node, identity)?);
+    }
+    if !nodes.is_empty() {
+        linux = linux.devices(nodes);
     }
     if let Some(seccomp) = plan.runtime.as_ref().and_then(|runtime| runtime.seccomp.clone()) {
         linux = linux.seccomp(seccomp);
@@ -129,10 +133,12 @@ fn all_mounts(plan: &Plan, mounts: &[BundleMount]) -> Result<Vec<Mount>, OciSpec
         own("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", read_only])?,
         own("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", read_only])?,
     ];
-    for BundleMount { target, source, restrictions: (read_only, locked) } in mounts {
+    for BundleMount { target, source, flags } in mounts {
         let mut options = vec!["rbind"];
-        options.extend(read_only.then_some("ro"));
-        options.extend(locked.then_some(["nosuid", "nodev", "noexec"]).into_iter().flatten());
+        options.extend(flags.read_only.then_some("ro"));
+        options.extend(flags.no_suid.then_some("nosuid"));
+        options.extend(flags.no_dev.then_some("nodev"));
+        options.extend(flags.no_exec.then_some("noexec"));
         all.push(mount(target, "bind", source, &options)?);
     }
     Ok(all)
@@ -142,8 +148,12 @@ fn all_mounts(plan: &Plan, mounts: &[BundleMount]) -> Result<Vec<Mount>, OciSpec
 fn resources(plan: &Plan) -> Result<LinuxResources, OciSpecError> {
     let limits = &plan.resources;
     // Runtimes add Docker's devices to an empty list by themselves.
-    let devices =
+    let all_devices =
         LinuxDeviceCgroupBuilder::default().allow(plan.security == SecurityMode::Insecure).access("rwm");
+    let mut devices = vec![all_devices.build()?];
+    for node in &plan.nodes {
+        devices.extend(device_rule(node)?);
+    }
     let signed = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
     let mut memory = LinuxMemoryBuilder::default();
     if let Some(limit) = limits.memory {
@@ -168,14 +178,47 @@ fn resources(plan: &Plan) -> Result<LinuxResources, OciSpecError> {
     if let Some(mems) = &limits.cpuset_mems {
         cpu = cpu.mems(mems);
     }
-    let mut all = LinuxResourcesBuilder::default()
-        .devices(vec![devices.build()?])
-        .memory(memory.build()?)
-        .cpu(cpu.build()?);
+    let mut all = LinuxResourcesBuilder::default().devices(devices).memory(memory.build()?).cpu(cpu.build()?);
     if let Some(limit) = limits.pids {
         all = all.pids(LinuxPidsBuilder::default().limit(signed(limit)).build()?);
     }
     all.build()
+}
+
+fn device(node: &DeviceNode, identity: &Identity) -> Result<LinuxDevice, OciSpecError> {
+    let (uid, gid) = node.owner(identity);
+    LinuxDeviceBuilder::default()
+        .typ(device_type(node.kind))
+        .path(&node.path)
+        .major(node.major)
+        .minor(node.minor)
+        .file_mode(node.mode)
+        .uid(uid)
+        .gid(gid)
+        .build()
+}
+
+fn device_type(kind: NodeKind) -> LinuxDeviceType {
+    match kind {
+        NodeKind::Character => LinuxDeviceType::C,
+        NodeKind::Block => LinuxDeviceType::B,
+        NodeKind::Pipe => LinuxDeviceType::P,
+    }
+}
+
+/// That the device may be used; a pipe may be anyway.
+fn device_rule(node: &DeviceNode) -> Result<Option<LinuxDeviceCgroup>, OciSpecError> {
+    if node.kind == NodeKind::Pipe {
+        return Ok(None);
+    }
+    LinuxDeviceCgroupBuilder::default()
+        .allow(true)
+        .typ(device_type(node.kind))
+        .major(node.major)
+        .minor(node.minor)
+        .access(&node.access)
+        .build()
+        .map(Some)
 }
 
 /// The same as the native executor's.

@@ -8,7 +8,8 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ExecError, MountKind, NetworkMode, ProcessSpec, Resources, SecurityMode, StubPolicy,
+    DeviceNode, ExecError, MountFlags, MountKind, NetworkMode, ProcessSpec, Resources, SecurityMode,
+    StubPolicy,
     caps::{self, CapSet},
     files,
 };
@@ -44,6 +45,10 @@ pub(crate) struct Plan {
     /// Generated files, bound read-only over the image's.
     pub(crate) files: Vec<GeneratedFile>,
     pub(crate) mounts: Vec<Mount>,
+    /// Device nodes besides Docker's.
+    pub(crate) nodes: Vec<DeviceNode>,
+    /// Supplementary groups besides those of the user.
+    pub(crate) groups: Vec<u32>,
     pub(crate) masked: Vec<String>,
     pub(crate) read_only: Vec<String>,
     pub(crate) resources: Resources,
@@ -108,7 +113,7 @@ pub(crate) struct Mount {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum MountSource {
     Tree { tree: Tree, selector: String, read_only: bool },
-    Host { source: PathBuf, read_only: bool },
+    Host { source: PathBuf, flags: MountFlags },
     Tmpfs { size: Option<u64> },
     File(GeneratedFile),
     Socket { source: PathBuf, uid: u32, gid: u32, mode: u32 },
@@ -163,12 +168,13 @@ const MASKED: [&str; 12] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 impl Mount {
-    /// Whether writing through it is refused, and whether it is good for nothing but its content.
-    pub(crate) fn restrictions(&self) -> (bool, bool) {
+    /// What it is not good for.
+    pub(crate) fn flags(&self) -> MountFlags {
         match &self.source {
-            MountSource::Tree { read_only, .. } | MountSource::Host { read_only, .. } => (*read_only, false),
-            MountSource::Tmpfs { .. } | MountSource::Socket { .. } => (false, true),
-            MountSource::File(_) => (true, true),
+            MountSource::Tree { read_only, .. } => MountFlags::default().or_read_only(*read_only),
+            MountSource::Host { flags, .. } => *flags,
+            MountSource::Tmpfs { .. } | MountSource::Socket { .. } => MountFlags::LOCKED,
+            MountSource::File(_) => MountFlags::LOCKED.or_read_only(true),
         }
     }
 }
@@ -204,7 +210,7 @@ impl Plan {
             root: tree("root", &spec.root)?,
             read_only_root: spec.read_only_root,
             args: spec.args.clone(),
-            env: environment(&spec.env)?,
+            env: environment(spec.env.iter().chain(&spec.devices.env))?,
             cwd: clean(&absolute("cwd", if spec.cwd.is_empty() { "/" } else { &spec.cwd })?),
             user: no_nul("user", &spec.user)?,
             hostname: hostname.to_owned(),
@@ -214,6 +220,8 @@ impl Plan {
             seccomp: Vec::new(),
             files,
             mounts: mounts(spec)?,
+            nodes: spec.devices.nodes.clone(),
+            groups: spec.devices.groups.clone(),
             masked: if insecure { Vec::new() } else { masked() },
             read_only: if insecure { Vec::new() } else { READ_ONLY.map(String::from).to_vec() },
             resources: resources(&spec.resources)?,
@@ -293,9 +301,9 @@ fn check_args(spec: &ProcessSpec) -> Result<(), ExecError> {
 }
 
 /// Checks each entry; of several with one key the last stays, in the first one's place (as runc has it).
-fn environment(entries: &[String]) -> Result<Vec<String>, ExecError> {
+fn environment<'a>(entries: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, ExecError> {
     let mut places = std::collections::HashMap::new();
-    let mut env: Vec<String> = Vec::with_capacity(entries.len());
+    let mut env: Vec<String> = Vec::new();
     for entry in entries {
         let entry = no_nul("env", entry)?;
         let Some((key, _)) = entry.split_once('=').filter(|(key, _)| !key.is_empty()) else {
@@ -347,21 +355,22 @@ fn tree(field: &'static str, mount: &SnapshotMount) -> Result<Tree, ExecError> {
 /// Of several mounts on one target the last stays, in the first one's place, as BuildKit has it.
 fn mounts(spec: &ProcessSpec) -> Result<Vec<Mount>, ExecError> {
     let mut mounts: Vec<Mount> = Vec::with_capacity(spec.mounts.len());
+    let mut add = |mount: Mount| match mounts.iter_mut().find(|earlier| earlier.target == mount.target) {
+        Some(earlier) => *earlier = mount,
+        None => mounts.push(mount),
+    };
     for mount in &spec.mounts {
-        let target = absolute("mount target", &mount.target)?;
-        let target = clean(&target);
-        if target == "/" {
-            return Err(invalid("mount target", &mount.target, "is the root directory"));
-        }
+        let target = mount_target(&mount.target)?;
         let source = match &mount.kind {
             MountKind::Snapshot { mount, selector, read_only } => MountSource::Tree {
                 tree: tree("mount source", mount)?,
                 selector: no_nul("mount selector", selector)?,
                 read_only: *read_only,
             },
-            MountKind::Bind { source, read_only } => {
-                MountSource::Host { source: host_path("mount source", source)?, read_only: *read_only }
-            }
+            MountKind::Bind { source, read_only } => MountSource::Host {
+                source: host_path("mount source", source)?,
+                flags: MountFlags::default().or_read_only(*read_only),
+            },
             MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size },
             MountKind::Secret { data, uid, gid, mode } => {
                 if data.len() > MAX_SECRET_BYTES {
@@ -382,13 +391,26 @@ fn mounts(spec: &ProcessSpec) -> Result<Vec<Mount>, ExecError> {
                 mode: mode & 0o7777,
             },
         };
-        let mount = Mount { target, source };
-        match mounts.iter_mut().find(|earlier| earlier.target == mount.target) {
-            Some(earlier) => *earlier = mount,
-            None => mounts.push(mount),
-        }
+        add(Mount { target, source });
+    }
+    for mount in &spec.devices.mounts {
+        let target = mount_target(&mount.target)?;
+        let source = host_path("mount source", &mount.source)?;
+        add(Mount { target, source: MountSource::Host { source, flags: mount.flags } });
     }
     Ok(mounts)
+}
+
+fn mount_target(text: &str) -> Result<String, ExecError> {
+    let target = clean(&absolute("mount target", text)?);
+    if target == "/" {
+        return Err(invalid("mount target", text, "is the root directory"));
+    }
+    // As runc: what programs find below /proc is the kernel's (CVE-2019-16884, CVE-2025-52881).
+    if target == "/proc" || target.starts_with("/proc/") {
+        return Err(invalid("mount target", text, "is inside /proc"));
+    }
+    Ok(target)
 }
 
 /// The path without `.`, `..`, doubled slashes and a slash at the end. Taken as text, as BuildKit (Go's `path.Join`) takes it.

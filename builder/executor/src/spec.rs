@@ -5,6 +5,8 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use lapstrake_layerstore_store::{SnapshotMount, random_id};
 use serde::{Deserialize, Serialize};
 
+use crate::ContainerEdits;
+
 /// Names one run. Becomes the container's id and the name of its cgroup.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RunId(String);
@@ -69,6 +71,8 @@ pub struct ProcessSpec {
     pub security: SecurityMode,
     /// Further mounts, made in this order.
     pub mounts: Vec<MountSpec>,
+    /// What its devices bring.
+    pub devices: ContainerEdits,
     /// Limits.
     pub resources: Resources,
     /// Cgroup under which the run's own is made, as a path from the hierarchy's root (`/a/b` or `a/b`); `None` means `/lapstrake`.
@@ -99,6 +103,7 @@ impl ProcessSpec {
             network: NetworkMode::Default,
             security: SecurityMode::Sandbox,
             mounts: Vec::new(),
+            devices: ContainerEdits::default(),
             resources: Resources::default(),
             cgroup_parent: None,
             shm_size: None,

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ExecError;
+use crate::{ExecError, user::Identity};
 
 /// An annotation: the name by which several devices may be asked for together.
 const CLASS: &str = "org.mobyproject.buildkit.device.class";
@@ -238,6 +238,23 @@ pub struct DeviceNode {
     pub access: String,
 }
 
+impl DeviceNode {
+    /// Its owner and group, for a process of this identity.
+    pub(crate) fn owner(&self, identity: &Identity) -> (u32, u32) {
+        (self.uid.unwrap_or(identity.uid), self.gid.unwrap_or(identity.gid))
+    }
+
+    /// The rule of a version 1 device cgroup that lets it be used; none is needed for a pipe.
+    pub(crate) fn cgroup_rule(&self) -> Option<String> {
+        let kind = match self.kind {
+            NodeKind::Character => 'c',
+            NodeKind::Block => 'b',
+            NodeKind::Pipe => return None,
+        };
+        Some(format!("{kind} {}:{} {}", self.major, self.minor, self.access))
+    }
+}
+
 /// What a [`DeviceNode`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind {
@@ -271,6 +288,16 @@ pub struct MountFlags {
     pub no_dev: bool,
     /// Programs.
     pub no_exec: bool,
+}
+
+impl MountFlags {
+    /// Good for its content alone.
+    pub(crate) const LOCKED: Self = Self { read_only: false, no_suid: true, no_dev: true, no_exec: true };
+
+    /// The same, and not for writing if `read_only`.
+    pub(crate) const fn or_read_only(self, read_only: bool) -> Self {
+        Self { read_only: self.read_only || read_only, ..self }
+    }
 }
 
 #[cfg(test)]

@@ -189,6 +189,11 @@ pub(super) fn sweep(hierarchies: &Hierarchies, owner: &Owner) {
     }
 }
 
+/// Whether a list of allowed devices is to be held for the run.
+fn restricts(plan: &Plan, gate: &DeviceGate) -> bool {
+    matches!((plan.security, gate), (SecurityMode::Sandbox, DeviceGate::Cgroup { .. }))
+}
+
 /// The cgroups of one run. Must be ended with [`RunCgroups::remove`].
 #[derive(Debug, Default)]
 pub(super) struct RunCgroups {
@@ -219,12 +224,12 @@ impl RunCgroups {
             match self.enter(v2, &plan.cgroup) {
                 Ok(dir) => {
                     // The run leaves the helper's cgroup for this one, and must not leave its device list behind.
-                    if let (SecurityMode::Sandbox, DeviceGate::Cgroup { .. }) = (plan.security, gate) {
-                        devices::restrict_v2(&dir).step(|| "restrict devices")?;
+                    if restricts(plan, gate) {
+                        devices::restrict_v2(&dir, &plan.nodes).step(|| "restrict devices")?;
                     }
                     return self.limit_v2(v2, &dir, &plan.cgroup, resources);
                 }
-                Err(_) if resources.is_empty() => return Ok(()),
+                Err(_) if resources.is_empty() && plan.nodes.is_empty() => return Ok(()),
                 Err(error) => {
                     return Err(Failure::Limit {
                         limit: "cgroup".to_owned(),
@@ -232,6 +237,9 @@ impl RunCgroups {
                     });
                 }
             }
+        }
+        if !plan.nodes.is_empty() && restricts(plan, gate) {
+            self.allow_devices(plan, hierarchies)?;
         }
         for limit in v1_limits(resources) {
             let fail = |reason: String| Failure::Limit { limit: limit.name.to_owned(), reason };
@@ -247,6 +255,19 @@ impl RunCgroups {
             }
         }
         Ok(())
+    }
+
+    /// A device cgroup of the run's own, as what it may use is more than what the helper may.
+    fn allow_devices(&mut self, plan: &Plan, hierarchies: &Hierarchies) -> Result<(), Failure> {
+        if let Some(v1) = hierarchies.v1("devices") {
+            let dir = self.enter(v1, &plan.cgroup).step(|| "make device cgroup")?;
+            devices::restrict_v1(&dir, &plan.nodes).step(|| "allow devices")
+        } else if let Some(v2) = hierarchies.v2() {
+            let dir = self.enter(v2, &plan.cgroup).step(|| "make device cgroup")?;
+            devices::restrict_v2(&dir, &plan.nodes).step(|| "allow devices")
+        } else {
+            Ok(())
+        }
     }
 
     /// The run's directory in a hierarchy, made when missing.

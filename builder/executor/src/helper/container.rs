@@ -61,7 +61,7 @@ fn set_up(
     let identity = identify(plan, &bare)?;
     let sources = rootfs::sources(plan, &mut scratch)?;
     bare.populate(plan, &sources, &identity, report)?;
-    rootfs::enter(plan, &scratch, &bare, sources, cgroups)?;
+    rootfs::enter(plan, &identity, &scratch, &bare, sources, cgroups)?;
     drop((scratch, bare));
     nix::unistd::sethostname(OsStr::new(&plan.hostname)).step(|| "set host name")?;
     if plan.network == Network::Empty {
@@ -135,10 +135,16 @@ pub(super) fn ordinary_oom_score() -> Result<(), Failure> {
 /// Looks the user up in the image.
 pub(super) fn identify(plan: &Plan, bare: &BareRoot) -> Result<Identity, Failure> {
     let (passwd, group) = (bare.read("/etc/passwd")?, bare.read("/etc/group")?);
-    user::resolve(&plan.user, &passwd, &group).map_err(|unknown| match unknown {
+    let mut identity = user::resolve(&plan.user, &passwd, &group).map_err(|unknown| match unknown {
         UnknownUser::User(name) => Failure::NoSuchUser { group: false, name },
         UnknownUser::Group(name) => Failure::NoSuchUser { group: true, name },
-    })
+    })?;
+    for gid in &plan.groups {
+        if !identity.groups.contains(gid) {
+            identity.groups.push(*gid);
+        }
+    }
+    Ok(identity)
 }
 
 fn limits(plan: &Plan) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::cgroup::{Hierarchies, Owner, PARENT};
 use crate::{
-    sys,
+    DeviceNode, NodeKind, sys,
     wire::{Failure, Step},
 };
 
@@ -63,12 +63,9 @@ impl DeviceGate {
         let close = || -> io::Result<()> {
             fs::create_dir_all(&dir)?;
             if v1 {
-                fs::write(dir.join("devices.deny"), "a")?;
-                for rule in RULES {
-                    fs::write(dir.join("devices.allow"), rule)?;
-                }
+                restrict_v1(&dir, &[])?;
             } else {
-                restrict_v2(&dir)?;
+                restrict_v2(&dir, &[])?;
             }
             fs::write(dir.join("cgroup.procs"), "0")
         };
@@ -101,15 +98,25 @@ impl DeviceGate {
     }
 }
 
-/// Puts the rule on a version 2 cgroup.
-pub(super) fn restrict_v2(dir: &Path) -> io::Result<()> {
+/// Puts the rule on a version 1 cgroup, with further devices that may be used.
+pub(super) fn restrict_v1(dir: &Path, further: &[DeviceNode]) -> io::Result<()> {
+    fs::write(dir.join("devices.deny"), "a")?;
+    let further: Vec<String> = further.iter().filter_map(DeviceNode::cgroup_rule).collect();
+    for rule in RULES.into_iter().chain(further.iter().map(String::as_str)) {
+        fs::write(dir.join("devices.allow"), rule)?;
+    }
+    Ok(())
+}
+
+/// Puts the rule on a version 2 cgroup, with further devices that may be used.
+pub(super) fn restrict_v2(dir: &Path, further: &[DeviceNode]) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
-    sys::attach_device_program(fd.as_fd(), &device_program())
+    sys::attach_device_program(fd.as_fd(), &device_program(further))
 }
 
 /// The same rules as an eBPF program for cgroup version 2 (`BPF_PROG_TYPE_CGROUP_DEVICE`), one instruction per number.
-fn device_program() -> Vec<u64> {
+fn device_program(further: &[DeviceNode]) -> Vec<u64> {
     const LOAD_32: u8 = 0x61;
     const MOVE: u8 = 0xb7;
     const MOVE_32_REG: u8 = 0xbc;
@@ -117,8 +124,10 @@ fn device_program() -> Vec<u64> {
     const SHIFT_RIGHT_32: u8 = 0x74;
     const JUMP_IF_EQUAL: u8 = 0x15;
     const JUMP_IF_NOT_EQUAL: u8 = 0x55;
+    const JUMP_IF_ANY_SET: u8 = 0x45;
     const EXIT: u8 = 0x95;
     const ACCESS_MKNOD: i32 = 1;
+    const BLOCK: i32 = 1;
     const CHARACTER: i32 = 2;
     let insn = |code: u8, dst: u8, src: u8, offset: i16, immediate: i32| {
         u64::from(code)
@@ -142,6 +151,23 @@ fn device_program() -> Vec<u64> {
     // Any node may be made.
     program.push(insn(JUMP_IF_NOT_EQUAL, 3, 0, 2, ACCESS_MKNOD));
     allow(&mut program);
+    // Each of these on its own: a mismatch jumps to the next.
+    for node in further {
+        const ACCESSES: [(char, i32); 3] = [('m', 1), ('r', 2), ('w', 4)];
+        let kind = match node.kind {
+            NodeKind::Block => BLOCK,
+            NodeKind::Character => CHARACTER,
+            NodeKind::Pipe => continue,
+        };
+        let refused: i32 =
+            ACCESSES.iter().filter(|(letter, _)| !node.access.contains(*letter)).map(|(_, bit)| bit).sum();
+        program.push(insn(JUMP_IF_NOT_EQUAL, 2, 0, 5, kind));
+        // Device numbers of Linux fit: 12 bits and 20.
+        program.push(insn(JUMP_IF_NOT_EQUAL, 4, 0, 4, node.major as i32));
+        program.push(insn(JUMP_IF_NOT_EQUAL, 5, 0, 3, node.minor as i32));
+        program.push(insn(JUMP_IF_ANY_SET, 3, 0, 2, refused));
+        allow(&mut program);
+    }
     // Block devices are refused.
     program.push(insn(JUMP_IF_EQUAL, 2, 0, 2, CHARACTER));
     program.extend([insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)]);
@@ -162,19 +188,62 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_version_2_program_lets_only_dockers_devices_through() {
+    /// What a shell in a version 2 cgroup with the rule can do with a few nodes.
+    fn tried(further: &[DeviceNode]) -> Option<String> {
         let hierarchies = Hierarchies::find().unwrap();
-        let Some(v2) = hierarchies.v2() else { return };
-        let dir = v2.mount.join(format!("lapstrake-test-{}", std::process::id()));
+        let v2 = hierarchies.v2()?;
+        let dir = v2.mount.join(format!("lapstrake-test-{}-{}", std::process::id(), further.len()));
         fs::create_dir(&dir).unwrap();
         let nodes = tempfile::tempdir().unwrap();
-        restrict_v2(&dir).unwrap();
+        restrict_v2(&dir, further).unwrap();
         let script = "echo $$ > \"$0/cgroup.procs\" || exit 9; cd \"$1\"; head -c1 /dev/zero > /dev/null && echo zero; \
             mknod mem c 1 1 && echo made; head -c1 mem > /dev/null && echo opened; \
-            mknod loop b 7 0 && echo made; head -c1 loop > /dev/null && echo opened";
+            mknod loop b 7 0 && echo made; head -c1 loop > /dev/null && echo opened; (: >> loop) && echo writable";
         let output = Command::new("sh").args(["-c", script]).arg(&dir).arg(nodes.path()).output().unwrap();
         fs::remove_dir(&dir).unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "zero\nmade\nmade\n", "{output:?}");
+        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    #[test]
+    fn the_version_2_program_lets_only_dockers_devices_through() {
+        let Some(tried) = tried(&[]) else { return };
+        assert_eq!(tried, "zero\nmade\nmade\n");
+    }
+
+    #[test]
+    fn the_version_2_program_lets_further_devices_through_as_far_as_they_may_be_used() {
+        let node = |kind, major, minor, access: &str| DeviceNode {
+            path: "/dev/x".to_owned(),
+            kind,
+            major,
+            minor,
+            mode: 0o600,
+            uid: None,
+            gid: None,
+            access: access.to_owned(),
+        };
+        // The second is the first's number with another type.
+        let further = [node(NodeKind::Block, 7, 0, "r"), node(NodeKind::Block, 1, 1, "rwm")];
+        let Some(tried) = tried(&further) else { return };
+        assert_eq!(tried, "zero\nmade\nmade\nopened\n");
+    }
+
+    #[test]
+    fn version_1_rules_are_dockers_and_those_of_further_devices() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = DeviceNode {
+            path: "/dev/x".to_owned(),
+            kind: NodeKind::Block,
+            major: 7,
+            minor: 2,
+            mode: 0o600,
+            uid: None,
+            gid: None,
+            access: "r".to_owned(),
+        };
+        restrict_v1(dir.path(), &[node]).unwrap();
+        // The last that was written.
+        assert_eq!(fs::read_to_string(dir.path().join("devices.allow")).unwrap(), "b 7:2 r");
+        assert_eq!(fs::read_to_string(dir.path().join("devices.deny")).unwrap(), "a");
     }
 }

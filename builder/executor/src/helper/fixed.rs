@@ -10,8 +10,9 @@ use rustix::{
 
 use super::{cgroup::CgroupView, mounts, rootfs::real_directory};
 use crate::{
-    SecurityMode,
+    DeviceNode, NodeKind, SecurityMode,
     plan::Plan,
+    user::Identity,
     wire::{Failure, Step},
 };
 
@@ -47,10 +48,15 @@ pub(super) struct Fixed {
 }
 
 /// Mounts them all below `root`.
-pub(super) fn mount(plan: &Plan, root: BorrowedFd<'_>, cgroups: &CgroupView) -> Result<Fixed, Failure> {
+pub(super) fn mount(
+    plan: &Plan,
+    identity: &Identity,
+    root: BorrowedFd<'_>,
+    cgroups: &CgroupView,
+) -> Result<Fixed, Failure> {
     let proc = mounts::new("proc", &[], mounts::LOCKED)?;
     mounts::attach(proc.as_fd(), real_directory(root, "proc")?.as_fd()).step(|| "mount on /proc")?;
-    let dev = devices(plan)?;
+    let dev = devices(plan, identity)?;
     mounts::attach(dev.as_fd(), real_directory(root, "dev")?.as_fd()).step(|| "mount on /dev")?;
     in_dev(plan, dev.as_fd())?;
     // The container's own, so that nothing of the host's /dev stays open in it.
@@ -67,7 +73,7 @@ pub(super) fn mount(plan: &Plan, root: BorrowedFd<'_>, cgroups: &CgroupView) -> 
 }
 
 /// `/dev` itself, with device nodes and links.
-fn devices(plan: &Plan) -> Result<OwnedFd, Failure> {
+fn devices(plan: &Plan, identity: &Identity) -> Result<OwnedFd, Failure> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let dev = mounts::new("tmpfs", &[("mode", "0755"), ("size", "65536k")], attributes)?;
     let fill = || -> rustix::io::Result<()> {
@@ -97,7 +103,42 @@ fn devices(plan: &Plan) -> Result<OwnedFd, Failure> {
         Ok(())
     };
     fill().step(|| "make device nodes")?;
+    for node in &plan.nodes {
+        add_node(dev.as_fd(), node, identity).step(|| format!("make device node {}", node.path))?;
+    }
     Ok(dev)
+}
+
+/// A node that a device brings, in the place of one of Docker's of that name.
+fn add_node(dev: BorrowedFd<'_>, node: &DeviceNode, identity: &Identity) -> rustix::io::Result<()> {
+    let path = node.path.strip_prefix("/dev/").ok_or(Errno::INVAL)?;
+    let (parents, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut directory = at(dev, ".")?;
+    for parent in parents.split('/').filter(|parent| !parent.is_empty()) {
+        match rustix::fs::mkdirat(&directory, parent, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        directory = at(directory.as_fd(), parent)?;
+    }
+    let (kind, number) = match node.kind {
+        NodeKind::Character => (FileType::CharacterDevice, makedev(node.major, node.minor)),
+        NodeKind::Block => (FileType::BlockDevice, makedev(node.major, node.minor)),
+        NodeKind::Pipe => (FileType::Fifo, 0),
+    };
+    match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    rustix::fs::mknodat(&directory, name, kind, Mode::from_raw_mode(node.mode), number)?;
+    let (uid, gid) = node.owner(identity);
+    rustix::fs::chownat(
+        &directory,
+        name,
+        Some(Uid::from_raw(uid)),
+        Some(Gid::from_raw(gid)),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
 }
 
 /// The file systems inside `/dev`.

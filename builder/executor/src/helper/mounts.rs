@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use crate::{
+    MountFlags,
     plan::Tree,
     sys,
     wire::{Failure, Step},
@@ -26,6 +27,16 @@ use crate::{
 pub(super) const LOCKED: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+/// The kernel's words for what a mount is not good for.
+pub(super) fn attributes(flags: MountFlags) -> MountAttrFlags {
+    let mut attributes = MountAttrFlags::empty();
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, flags.read_only);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, flags.no_suid);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, flags.no_dev);
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, flags.no_exec);
+    attributes
+}
 
 /// A new file system of `kind`, attached nowhere.
 pub(super) fn new(

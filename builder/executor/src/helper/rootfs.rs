@@ -27,7 +27,7 @@ use super::{
     mounts,
 };
 use crate::{
-    StubPolicy,
+    MountFlags, StubPolicy,
     plan::{GeneratedFile, Mount, MountSource, Plan},
     user::Identity,
     wire::{Failure, Report, Socket, Step},
@@ -107,9 +107,11 @@ impl Scratch {
                 let fd = if selector.trim_matches('/').is_empty() { fd } else { self.select(fd, selector)? };
                 if *ro { read_only(fd) } else { Ok(fd) }
             }
-            MountSource::Host { source, read_only: ro } => {
+            MountSource::Host { source, flags } => {
                 let fd = mounts::host(source)?;
-                if *ro { read_only(fd) } else { Ok(fd) }
+                mounts::restrict(fd.as_fd(), mounts::attributes(*flags), true)
+                    .step(|| format!("restrict {}", mount.target))?;
+                Ok(fd)
             }
             MountSource::Tmpfs { size } => {
                 let size = size.map(|size| size.to_string());
@@ -254,8 +256,8 @@ pub(super) struct Source {
     pub(super) mount: OwnedFd,
     /// What to make when the target is not there.
     pub(super) missing: Missing,
-    /// Whether it is read-only, and whether it is nosuid, nodev and noexec; it is so already, but runtimes undo what they are not told.
-    pub(super) restrictions: (bool, bool),
+    /// What it is not good for; it is so already, but runtimes undo what they are not told.
+    pub(super) flags: MountFlags,
 }
 
 /// All generated files and mounts of the plan, in order.
@@ -270,7 +272,7 @@ pub(super) fn sources(plan: &Plan, scratch: &mut Scratch) -> Result<Vec<Source>,
             target: file.target.clone(),
             mount: scratch.file_mount(file)?,
             missing: Missing::File,
-            restrictions: (true, true),
+            flags: MountFlags::LOCKED.or_read_only(true),
         });
     }
     for mount in &plan.mounts {
@@ -278,12 +280,7 @@ pub(super) fn sources(plan: &Plan, scratch: &mut Scratch) -> Result<Vec<Source>,
         no_devices(plan, fd.as_fd())?;
         let directory = mounts::is_directory(fd.as_fd()).step(|| &mount.target)?;
         let missing = if directory { Missing::Directory } else { Missing::File };
-        sources.push(Source {
-            target: mount.target.clone(),
-            mount: fd,
-            missing,
-            restrictions: mount.restrictions(),
-        });
+        sources.push(Source { target: mount.target.clone(), mount: fd, missing, flags: mount.flags() });
     }
     Ok(sources)
 }
@@ -302,6 +299,7 @@ fn is_below(path: &str, above: &str) -> bool {
 /// Mounts everything and makes the result this process's root directory.
 pub(super) fn enter(
     plan: &Plan,
+    identity: &Identity,
     scratch: &Scratch,
     bare: &BareRoot,
     sources: Vec<Source>,
@@ -315,7 +313,7 @@ pub(super) fn enter(
     } else {
         rustix::io::dup(&bare.mount).step(|| "mount root file system")?
     };
-    let fixed = super::fixed::mount(plan, root.as_fd(), cgroups)?;
+    let fixed = super::fixed::mount(plan, identity, root.as_fd(), cgroups)?;
     for source in &sources {
         let (target, _) = inroot::make(root.as_fd(), &source.target, source.missing, None)
             .step(|| format!("make mount target {}", source.target))?;

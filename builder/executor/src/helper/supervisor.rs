@@ -85,7 +85,7 @@ fn prepare(
         bundle_mounts.push(BundleMount {
             target: source.target.clone(),
             source: Path::new(AREA).join(name),
-            restrictions: source.restrictions,
+            flags: source.flags,
         });
     }
     for stream in [&streams.stdout, &streams.stderr] {

@@ -98,6 +98,7 @@ suite! {
         the_same_id_twice_is_refused,
         memory_limit_kills_and_says_so,
         pids_limit_holds,
+        processes_of_all_containers_are_bounded,
         limits_are_written;
     foreign:
         a_program_for_another_processor_is_an_error_that_says_so,
