@@ -111,9 +111,12 @@ impl Helper {
             })
             .map_err(|source| ExecError::Io { doing: "start thread", source })?;
         match became_ready.recv_timeout(READY_WITHIN) {
-            Ok(Reply::Ready { without_devices }) => {
+            Ok(Reply::Ready { without_devices, without_bounds }) => {
                 if let Some(reason) = without_devices {
                     tracing::warn!(reason, "no device list for containers: they run without CAP_MKNOD");
+                }
+                if let Some(reason) = without_bounds {
+                    tracing::warn!(reason, "no bound on what all containers together take of the machine");
                 }
             }
             Ok(Reply::Refused { failure }) => return Err(failure.into_error(&RunId::random())),

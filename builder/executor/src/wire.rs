@@ -39,8 +39,8 @@ pub(crate) enum Request {
 /// Helper to daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// The helper is ready. Says what is missing for a list of allowed devices, if it is.
-    Ready { without_devices: Option<String> },
+    /// The helper is ready. Says what is missing for a list of allowed devices, and for bounds on all containers, if it is.
+    Ready { without_devices: Option<String>, without_bounds: Option<String> },
     /// The helper cannot work here, and has ended.
     Refused { failure: Failure },
     /// Nothing of the run is left.

@@ -5,6 +5,7 @@
 //! and exits. When the helper itself is killed, the kernel kills the containers (`PR_SET_PDEATHSIG`), and their mounts go with
 //! their namespaces; nothing was ever mounted in the host's view.
 
+mod bounds;
 mod cgroup;
 mod container;
 mod devices;
@@ -27,6 +28,7 @@ use rustix::{
 };
 
 use self::{
+    bounds::Bounds,
     cgroup::{Hierarchies, Owner, RunCgroups},
     container::Streams,
     devices::DeviceGate,
@@ -61,6 +63,7 @@ struct Helper {
     socket: Socket,
     hierarchies: Hierarchies,
     gate: DeviceGate,
+    bounds: Bounds,
     owner: Owner,
     runs: HashMap<String, Run>,
     /// Cgroups that could not be removed yet.
@@ -90,12 +93,14 @@ impl Helper {
                     DeviceGate::NoDevices { reason } => Some(reason.clone()),
                     DeviceGate::Cgroup { .. } => None,
                 };
-                let ready = Reply::Ready { without_devices };
+                let (bounds, without_bounds) = Bounds::set(&hierarchies, &owner);
+                let ready = Reply::Ready { without_devices, without_bounds };
                 match socket.send(&ready, &[], true) {
                     Ok(()) => Ok(Self {
                         socket,
                         hierarchies,
                         gate,
+                        bounds,
                         owner,
                         runs: HashMap::new(),
                         remains: Vec::new(),
@@ -291,7 +296,8 @@ impl Helper {
                 drop(ours);
                 let prepared =
                     if plan.security == SecurityMode::Insecure { self.gate.leave() } else { Ok(()) };
-                match prepared.and_then(|()| if into.is_some() { Ok(()) } else { cgroups.join() }) {
+                let is_in = into.is_some() && self.hierarchies.is_pure_v2();
+                match prepared.and_then(|()| if is_in { Ok(()) } else { cgroups.join() }) {
                     Ok(()) => {
                         let view = cgroups.view(&self.hierarchies);
                         container::main(plan, streams, theirs, &view)
@@ -341,6 +347,7 @@ impl Helper {
             std::thread::sleep(Duration::from_millis(10));
         }
         // The parent of all stays, as Docker's does: another helper, or its runtime, may be about to make something in it.
+        self.bounds.lift();
         self.gate.open();
     }
 }

@@ -203,6 +203,24 @@ pub(crate) async fn pids_limit_holds(kind: Kind) {
     assert!(output.stderr.contains("fork"), "{output:?}");
 }
 
+pub(crate) async fn processes_of_all_containers_are_bounded(kind: Kind) {
+    // Without a limit of their own they have a share of the machine's, so that a fork bomb is theirs alone.
+    let sandbox = Sandbox::new(kind);
+    let output = sandbox
+        .script(
+            "own=$(awk -F: '$2 == \"pids\" || $1 == 0 {print $3}' /proc/self/cgroup | head -n 1); echo $own; sleep 1000 & sleep 1000 &",
+        )
+        .await;
+    assert!(output.stdout.starts_with("/lapstrake/"), "{output:?}");
+    let max = ["/sys/fs/cgroup/pids/lapstrake/pids.max", "/sys/fs/cgroup/lapstrake/pids.max"]
+        .iter()
+        .find_map(|file| std::fs::read_to_string(file).ok())
+        .expect("a bound on processes");
+    let max: u64 = max.trim().parse().expect("a number");
+    let ids = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap().trim().parse::<u64>().unwrap();
+    assert!((1000..=ids / 2).contains(&max), "{max} of {ids}");
+}
+
 pub(crate) async fn limits_are_written(kind: Kind) {
     let sandbox = Sandbox::new(kind);
     let mut spec = sandbox
