@@ -10,8 +10,8 @@ use std::{
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Frontends, Input, Output, Parts,
-    Resources,
+    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Frontends, Input, KeepFailed, Output,
+    Parts, Resources,
 };
 use lapstrake_builder_executor::{Helper, HelperOptions, NativeExecutor};
 use lapstrake_builder_exporter::Exporter;
@@ -189,6 +189,7 @@ impl Workbench {
             cache_from: Vec::new(),
             cache_to: Vec::new(),
             inline_cache: false,
+            keep_failed: KeepFailed::No,
             credentials: Arc::new(Anonymous),
             resources: Resources::default(),
         })

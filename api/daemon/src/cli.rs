@@ -114,6 +114,10 @@ pub(crate) struct DaemonArgs {
     #[arg(long, short = 'G', value_name = "GROUP")]
     pub(crate) group: Option<String>,
 
+    /// Keep what a failed RUN leaves as an image, lapstrake-failed:ID, of builds that do not say it themselves; the newest ten stay
+    #[arg(long)]
+    pub(crate) keep_failed: bool,
+
     /// Write the process id to this file
     #[arg(long, short = 'p', value_name = "FILE")]
     pub(crate) pidfile: Option<PathBuf>,

@@ -25,6 +25,9 @@ pub(crate) struct ConfigFile {
     pub(crate) trace: bool,
     /// The store's directory.
     pub(crate) root: Option<PathBuf>,
+    /// Our own key: whether failed steps are kept of builds that do not say it.
+    #[serde(rename = "keepFailed")]
+    pub(crate) keep_failed: bool,
     /// The daemon's log.
     pub(crate) log: Log,
     /// Where to listen.
@@ -296,6 +299,7 @@ const HONOURED: &[&str] = &[
     "debug",
     "trace",
     "root",
+    "keepFailed",
     "log.format",
     "frontend.dockerfile.v0.servesOfficialImages",
     "history.maxAge",

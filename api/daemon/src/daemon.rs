@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use lapstrake_api_server::{AppState, EngineBuilds, Parts, RequestLimits, SystemFacts};
+use lapstrake_builder_engine::KeepFailed;
 use lapstrake_layerstore_oci::Digest;
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +71,8 @@ fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep, stop: &C
     let store = &assembly.store;
     let builds = Arc::new(
         EngineBuilds::new(assembly.engine.clone(), Arc::clone(&store.collector))
-            .with_host_gateway(settings.store.host_gateway.clone()),
+            .with_host_gateway(settings.store.host_gateway.clone())
+            .with_keep_failed(if settings.keep_failed { KeepFailed::Yes } else { KeepFailed::No }),
     );
     Parts {
         stores: store.stores.clone(),

@@ -85,6 +85,8 @@ pub(crate) struct DaemonSettings {
     pub(crate) insecure_tcp: bool,
     /// The group of unix sockets: a name or a number.
     pub(crate) group: Option<String>,
+    /// Whether failed steps are kept of builds that do not say it.
+    pub(crate) keep_failed: bool,
     /// Where to write the process id.
     pub(crate) pid_file: Option<PathBuf>,
 }
@@ -175,7 +177,15 @@ impl DaemonSettings {
             ));
         }
         let group = args.group.clone().or_else(|| file.grpc.gid.map(|gid| gid.to_string()));
-        Ok(Self { store, hosts, tcp, insecure_tcp: args.insecure_tcp, group, pid_file: args.pidfile.clone() })
+        Ok(Self {
+            store,
+            hosts,
+            tcp,
+            insecure_tcp: args.insecure_tcp,
+            group,
+            keep_failed: args.keep_failed || file.keep_failed,
+            pid_file: args.pidfile.clone(),
+        })
     }
 }
 
@@ -244,6 +254,13 @@ mod tests {
         assert_eq!(default.hosts, [Host::default_socket()]);
         assert_eq!(default.store.driver, None);
         assert!(default.store.parallelism >= 1);
+    }
+
+    #[test]
+    fn failed_steps_are_kept_when_somebody_says_so() {
+        let keeps = |args: &[&str], config: &str| settings(args, config).unwrap().keep_failed;
+        assert!(!keeps(&[], "") && !keeps(&[], "keepFailed = false"));
+        assert!(keeps(&["--keep-failed"], "") && keeps(&[], "keepFailed = true"));
     }
 
     #[test]

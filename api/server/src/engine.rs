@@ -11,15 +11,15 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use lapstrake_api_types::{
     AuthConfig, BuildOutput, BuildQuery, BuilderVersion, CachePruneReport, CacheRecord, HostGateway,
-    ProgressForm, PruneQuery, Timestamp, bool_value,
+    KeepFailed as QueryKeepFailed, ProgressForm, PruneQuery, Timestamp, bool_value,
 };
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
 use lapstrake_builder_dockerfile::{
     Dialect, DockerfileOptions, Error as DockerfileError, LowerError, parse_bool,
 };
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind, Input,
-    Output, Resources, Script, Step, StepKind,
+    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind,
+    FailedImage, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
@@ -45,18 +45,25 @@ pub struct EngineBuilds {
     engine: Engine,
     collector: Arc<Collector>,
     gateway: HostGateway,
+    keep_failed: KeepFailed,
 }
 
 impl EngineBuilds {
     /// The engine, and what frees its leftovers.
     pub fn new(engine: Engine, collector: Arc<Collector>) -> Self {
-        Self { engine, collector, gateway: HostGateway::default() }
+        Self { engine, collector, gateway: HostGateway::default(), keep_failed: KeepFailed::No }
     }
 
     /// The same, with what `host-gateway` means in its builds.
     #[must_use]
     pub fn with_host_gateway(self, gateway: HostGateway) -> Self {
         Self { gateway, ..self }
+    }
+
+    /// The same, with whether failed steps are kept of builds that do not say it.
+    #[must_use]
+    pub fn with_keep_failed(self, keep_failed: KeepFailed) -> Self {
+        Self { keep_failed, ..self }
     }
 }
 
@@ -99,7 +106,7 @@ impl Builds for EngineBuilds {
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
         async move {
             let form = order.query.progress_form();
-            let (request, steps) = request(order, &self.gateway)?;
+            let (request, steps) = request(order, &self.gateway, &self.keep_failed)?;
             // The engine's steps, in the transcript's words, on their way.
             let planned = steps.map(|steps| {
                 let (sender, receiver) = oneshot::channel::<Script>();
@@ -136,7 +143,11 @@ where
 type Steps = Option<oneshot::Sender<ClassicScript>>;
 
 /// An order as the engine takes it.
-fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, Steps), ApiError> {
+fn request(
+    order: BuildOrder,
+    gateway: &HostGateway,
+    keep_failed: &KeepFailed,
+) -> Result<(BuildRequest, Steps), ApiError> {
     let BuildOrder { id, query, session, context, auth, steps } = order;
     let url = match &context {
         BuildContext::Url(url) => Some(url.as_str()),
@@ -169,6 +180,7 @@ fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, St
         // The API has no way to say it.
         cache_to: Vec::new(),
         inline_cache,
+        keep_failed: query.keep_failed.map_or_else(|| keep_failed.clone(), kept),
         credentials: Arc::new(credentials(auth)),
         resources: Resources {
             memory: query.memory,
@@ -182,6 +194,14 @@ fn request(order: BuildOrder, gateway: &HostGateway) -> Result<(BuildRequest, St
         },
     };
     Ok((request, steps))
+}
+
+fn kept(asked: QueryKeepFailed) -> KeepFailed {
+    match asked {
+        QueryKeepFailed::No => KeepFailed::No,
+        QueryKeepFailed::Yes => KeepFailed::Yes,
+        QueryKeepFailed::As(name) => KeepFailed::As(name),
+    }
 }
 
 /// What the build leaves behind; options that are not honoured are refused by name.
@@ -294,7 +314,19 @@ fn classic(step: Step, known: bool) -> ClassicStep {
 fn failed(error: &EngineError, form: ProgressForm) -> ApiError {
     let place =
         error.fault().map(|fault| Box::new(ErrorPlace { name: fault.place(), excerpt: fault.excerpt() }));
-    ApiError { place, ..in_words_of(form, error) }
+    let (cause, image) = error.keeping();
+    let mut told = ApiError { place, ..in_words_of(form, cause) };
+    if let Some(image) = image {
+        told.message = format!("{}\n{image}{}", told.message, advice(image));
+    }
+    told
+}
+
+/// How to look into a failed step: with an engine that runs containers.
+fn advice(image: &FailedImage) -> String {
+    let FailedImage::Kept(name) = image else { return String::new() };
+    let (name, docker) = (name.familiar(), "docker -H unix:///var/run/docker.sock");
+    format!("; to look into it: docker save {name} | {docker} load && {docker} run --rm -it {name} sh")
 }
 
 fn in_words_of(form: ProgressForm, error: &EngineError) -> ApiError {

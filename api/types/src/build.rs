@@ -26,6 +26,17 @@ pub enum ProgressForm {
     Trace,
 }
 
+/// Whether what a failed `RUN` leaves is kept as an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeepFailed {
+    /// It is not.
+    No,
+    /// It is, under a name that the daemon makes up.
+    Yes,
+    /// It is, under this name.
+    As(Reference),
+}
+
 /// A `/build` request's parameters, parsed and checked. Unsupported ones were refused by name, none is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildQuery {
@@ -90,6 +101,8 @@ pub struct BuildQuery {
     pub is_upload: bool,
     /// `outputs`; empty means an image in the store.
     pub outputs: Vec<BuildOutput>,
+    /// `keepfailed`, ours: `1`, `0`, or a name for the image; `None` leaves it to the daemon.
+    pub keep_failed: Option<KeepFailed>,
     /// `progress`, ours: `classic` or `trace`. See [`Self::progress_form`].
     pub progress: Option<ProgressForm>,
 }
@@ -153,6 +166,7 @@ impl BuildQuery {
             build_id,
             is_upload,
             outputs: if api.at_least(40) { outputs(form)? } else { Vec::new() },
+            keep_failed: keep_failed(form)?,
             progress: match form.get("progress") {
                 "" => None,
                 "classic" => Some(ProgressForm::Classic),
@@ -219,6 +233,23 @@ fn refuse_unsupported(form: &Form) -> Result<(), ApiTypeError> {
         }
     }
     Ok(())
+}
+
+/// A boolean as Moby reads them, or else a name.
+fn keep_failed(form: &Form) -> Result<Option<KeepFailed>, ApiTypeError> {
+    let text = form.get("keepfailed");
+    Ok(Some(match text.to_ascii_lowercase().as_str() {
+        "" => return Ok(None),
+        "1" | "true" | "yes" => KeepFailed::Yes,
+        "0" | "false" | "no" | "none" => KeepFailed::No,
+        _ => {
+            let name = Reference::parse(text)?;
+            if name.digest().is_some() {
+                return Err(ApiTypeError::Invalid("the name of a failed step cannot contain a digest"));
+            }
+            KeepFailed::As(name.with_default_tag())
+        }
+    }))
 }
 
 fn tags(form: &Form) -> Result<Vec<Reference>, ApiTypeError> {
@@ -319,6 +350,25 @@ mod tests {
 
     fn error(query: &str) -> String {
         parse(query).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn failed_steps_are_kept_when_asked_for() {
+        let keep = |query: &str| parse(query).unwrap().keep_failed;
+        assert_eq!(keep(""), None);
+        assert_eq!(
+            (keep("keepfailed=1"), keep("keepfailed=True")),
+            (Some(KeepFailed::Yes), Some(KeepFailed::Yes))
+        );
+        assert_eq!(
+            (keep("keepfailed=0"), keep("keepfailed=false")),
+            (Some(KeepFailed::No), Some(KeepFailed::No))
+        );
+        let name = Reference::parse("r:5000/broken:latest").unwrap();
+        assert_eq!(keep("keepfailed=r:5000/broken"), Some(KeepFailed::As(name)));
+        assert!(parse("keepfailed=A/B").is_err());
+        let digest = "0".repeat(64);
+        assert!(error(&format!("keepfailed=a@sha256:{digest}")).contains("digest"));
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod timestamp;
 mod version;
 
 pub use auth::{AuthConfig, AuthResponse, decode_auth_configs};
-pub use build::{BuildQuery, BuilderVersion, ProgressForm};
+pub use build::{BuildQuery, BuilderVersion, KeepFailed, ProgressForm};
 pub use build_values::{BuildOutput, ContextSource, HostEntry, HostGateway, NetworkMode, Ulimit};
 pub use cache::{CachePruneReport, CacheRecord, PruneQuery};
 pub use disk::{BuildCacheUsage, DiskUsage, DiskUsageObject, DiskUsageQuery, ImageUsage};

@@ -70,6 +70,7 @@ impl Engine {
             received: false,
             bare_modes: false,
             resources: Resources::default(),
+            failed: None,
             known: None,
         };
         place_context(&mut options, context, directories, &mut scope)?;

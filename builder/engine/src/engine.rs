@@ -30,6 +30,7 @@ use crate::{
     classic::ClassicBuild,
     fault::in_graph,
     history::{self, Knowledge},
+    kept::FailedSteps,
     ops::{self, Workshop},
     plan::place_context,
     scope::{BuildScope, EngineTypes},
@@ -120,8 +121,18 @@ impl Engine {
         let running = self.register(&request.id, &cancel)?;
         let recording = self.record(&request, &progress);
         let known = recording.as_ref().map(|recording| Arc::new(Knowledge::new(&request, recording)));
+        let failed = FailedSteps::of(&request.id, request.keep_failed.clone());
+        let work = async {
+            let result = self.run(request, &progress, steps, &running.cancel, known, failed.clone()).await;
+            match (result, &failed) {
+                (Err(error), Some(failed)) => {
+                    Err(failed.keep(error, &self.0.exporter, self.stores(), &progress).await)
+                }
+                (result, _) => result,
+            }
+        };
         let result = tokio::select! {
-            result = self.run(request, &progress, steps, &running.cancel, known) => result,
+            result = work => result,
             () = running.cancel.cancelled() => Err(EngineError::Canceled),
         };
         if let Some(recording) = recording {
@@ -181,6 +192,7 @@ impl Engine {
         steps: Option<oneshot::Sender<Script>>,
         cancel: &CancellationToken,
         known: Option<Arc<Knowledge>>,
+        failed: Option<Arc<FailedSteps>>,
     ) -> Result<Exported, EngineError> {
         let mut scope = BuildScope {
             mark: BuildMark::default(),
@@ -191,6 +203,7 @@ impl Engine {
             received: false,
             bare_modes: false,
             resources: request.resources.clone(),
+            failed,
             known,
         };
         let mut classic = None;

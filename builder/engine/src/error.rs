@@ -7,7 +7,7 @@ use lapstrake_builder_source::{ErrorKind, SourceError};
 use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::StoreError;
 
-use crate::Fault;
+use crate::{FailedImage, Fault};
 
 /// Why a build failed: what was being done, on what, and the cause.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,14 @@ pub enum EngineError {
         /// Why.
         #[source]
         error: Box<EngineError>,
+    },
+    /// A process failed, and what its step left was to be kept.
+    #[error("{error}\n{image}")]
+    Keeping {
+        /// The failure, as it is without that.
+        error: Box<EngineError>,
+        /// What became of it.
+        image: FailedImage,
     },
     /// There is no Dockerfile where it was looked for.
     #[error("failed to read dockerfile: open {name}: no such file or directory")]
@@ -137,10 +145,10 @@ fn step_message(error: &SolveError<StepError>) -> String {
 }
 
 impl EngineError {
-    /// The error without the place.
+    /// The error without the place, and without what became of the step.
     pub fn inner(&self) -> &EngineError {
         match self {
-            Self::At { error, .. } => error.inner(),
+            Self::At { error, .. } | Self::Keeping { error, .. } => error.inner(),
             other => other,
         }
     }
@@ -148,7 +156,7 @@ impl EngineError {
     /// The same, taken out.
     pub(crate) fn into_inner(self) -> EngineError {
         match self {
-            Self::At { error, .. } => error.into_inner(),
+            Self::At { error, .. } | Self::Keeping { error, .. } => error.into_inner(),
             other => other,
         }
     }
@@ -157,7 +165,16 @@ impl EngineError {
     pub fn fault(&self) -> Option<&Fault> {
         match self {
             Self::At { fault, .. } => Some(fault),
+            Self::Keeping { error, .. } => error.fault(),
             _ => None,
+        }
+    }
+
+    /// The failure by itself, and what became of what the failed step left, when that was to be kept.
+    pub fn keeping(&self) -> (&EngineError, Option<&FailedImage>) {
+        match self {
+            Self::Keeping { error, image } => (error, Some(image)),
+            other => (other, None),
         }
     }
 
@@ -189,7 +206,7 @@ impl EngineError {
     /// How a caller should treat this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::At { error, .. } => error.kind(),
+            Self::At { error, .. } | Self::Keeping { error, .. } => error.kind(),
             Self::NoImage { source, .. } => source.kind(),
             Self::Dockerfile(_) | Self::NoDockerfile { .. } | Self::Graph(_) => ErrorKind::Invalid,
             Self::Context(_) | Self::Duplicate { .. } | Self::CacheOption { .. } => ErrorKind::Invalid,

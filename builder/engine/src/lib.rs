@@ -21,6 +21,7 @@ mod error;
 mod fault;
 mod frontend;
 mod history;
+mod kept;
 mod ops;
 mod plan;
 mod platforms;
@@ -38,6 +39,10 @@ pub use engine::{Engine, Parts};
 pub use error::{EngineError, StepError};
 pub use fault::Fault;
 pub use frontend::Frontends;
+pub use kept::{
+    FAILED_BUILD_LABEL, FAILED_CODE_LABEL, FAILED_IMAGES, FAILED_OOM_LABEL, FAILED_REPOSITORY,
+    FAILED_STEP_LABEL, FailedImage, KeepFailed,
+};
 pub use platforms::platforms;
 pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
 

@@ -8,7 +8,7 @@ use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_session::SessionId;
 
-use crate::{CacheSource, CacheTarget, ReceivedContext};
+use crate::{CacheSource, CacheTarget, KeepFailed, ReceivedContext};
 
 /// One build. Parsed once, at the door; everything in it is typed.
 #[derive(Clone)]
@@ -29,6 +29,8 @@ pub struct BuildRequest {
     pub inline_cache: bool,
     /// Registry credentials that came with the request; a session's are asked first.
     pub credentials: Arc<dyn CredentialSource>,
+    /// Whether what a failed `RUN` leaves is kept as an image.
+    pub keep_failed: KeepFailed,
     /// Limits on the processes of the build.
     pub resources: Resources,
 }

@@ -8,7 +8,7 @@ use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::{SessionId, Sessions};
 
-use crate::{Resources, StepError, history::Knowledge};
+use crate::{Resources, StepError, history::Knowledge, kept::FailedSteps};
 
 /// One build, as its steps see it. A step that several builds share may ask any of them.
 pub(crate) struct BuildScope {
@@ -28,6 +28,8 @@ pub(crate) struct BuildScope {
     pub(crate) bare_modes: bool,
     /// Limits on processes.
     pub(crate) resources: Resources,
+    /// Where steps that fail leave what they wrote; `None` when nothing of it is kept.
+    pub(crate) failed: Option<Arc<FailedSteps>>,
     /// What steps need to say why they run; `None` where nothing is recorded.
     pub(crate) known: Option<Arc<Knowledge>>,
 }

@@ -146,8 +146,20 @@ impl Exporter {
         names: Vec<Reference>,
         vertex: &VertexHandle,
     ) -> Result<Exported, ExportError> {
+        self.store(result, |_| names, vertex).await
+    }
+
+    /// Stores a result as an image of this machine, with names that may depend on its id. Dropping the future leaves the image stored whole,
+    /// with its names, or not at all.
+    pub async fn store(
+        &self,
+        result: PlatformResult,
+        names: impl FnOnce(&ImageId) -> Vec<Reference>,
+        vertex: &VertexHandle,
+    ) -> Result<Exported, ExportError> {
         let finished = self.finish(result, vertex).await?;
         let id = finished.id.clone();
+        let names = names(&id);
         let writing = vertex.part(format!("writing image {id}"), "", 0);
         let stores = self.stores.clone();
         let image_names: Vec<ImageName> =

@@ -32,6 +32,11 @@ impl VertexHandle {
         self.state.lock().digest.clone()
     }
 
+    /// What it is called.
+    pub fn name(&self) -> String {
+        self.state.lock().name.clone()
+    }
+
     /// Work begins, or begins again after an end.
     pub fn start(&self) {
         let mut state = self.state.lock();

@@ -7,7 +7,9 @@ use std::{
 };
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
-use lapstrake_builder_engine::{BuildId, BuildRequest, ContextInput, EngineError, Input, Output, Resources};
+use lapstrake_builder_engine::{
+    BuildId, BuildRequest, ContextInput, EngineError, Input, KeepFailed, Output, Resources,
+};
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_layerstore_registry::Anonymous;
 use lapstrake_layerstore_store::SnapshotKey;
@@ -66,6 +68,7 @@ pub(crate) fn request(
         cache_from: Vec::new(),
         cache_to: Vec::new(),
         inline_cache: false,
+        keep_failed: KeepFailed::No,
         credentials: Arc::new(Anonymous),
         resources: Resources::default(),
     }

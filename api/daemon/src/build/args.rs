@@ -113,6 +113,10 @@ pub(crate) struct BuildArgs {
     #[arg(long, short = 'o', value_name = "OUTPUT")]
     pub(crate) output: Option<String>,
 
+    /// Keep what a failed RUN leaves as an image: NAME, or else lapstrake-failed:ID, of which the newest ten stay
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) keep_failed: Option<String>,
+
     /// Write the image's id to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) iidfile: Option<PathBuf>,

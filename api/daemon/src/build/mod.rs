@@ -24,8 +24,8 @@ use std::{
 };
 
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported, Input,
-    Question, Reply,
+    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported,
+    FailedImage, Input, Question, Reply,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
@@ -58,7 +58,7 @@ const HEAD: usize = 64 << 10;
 
 /// Builds, and says how it went.
 pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
-    let (mut settings, _) = StoreSettings::new(&args.store)?;
+    let (mut settings, file) = StoreSettings::new(&args.store)?;
     if settings.log_level == logging::LogLevel::Info {
         // The build's own words are enough.
         settings.log_level = logging::LogLevel::Error;
@@ -71,6 +71,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let output = request::output(args.output.as_deref(), names)?;
     let cache_from = request::caches("--cache-from", &args.cache_from, CacheSource::parse)?;
     let cache_to = request::caches("--cache-to", &args.cache_to, CacheTarget::parse)?;
+    let keep_failed = request::keep_failed(args, file.keep_failed)?;
     let offers = Offers::parse(&args.secret, &args.ssh, |name| std::env::var(name).ok())?;
     let credentials = DockerConfig::read()?;
     process::raise_open_files();
@@ -115,6 +116,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
             cache_from,
             cache_to,
             inline_cache,
+            keep_failed,
             credentials: Arc::new(credentials),
             resources: request::resources(args),
         };
@@ -310,6 +312,12 @@ fn tell_failure(error: &EngineError, tails: &show::Tails) {
         eprint!("{}", fault.excerpt());
     }
     eprintln!("ERROR: failed to solve: {error}");
+    if let (_, Some(FailedImage::Kept(name))) = error.keeping() {
+        let name = name.familiar();
+        eprintln!(
+            "to look into it: echo FROM {name} | lapstrake build -o type=docker,name={name} - | docker load && docker run --rm -it {name} sh"
+        );
+    }
 }
 
 /// Says what was made.

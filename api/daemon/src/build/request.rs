@@ -7,7 +7,7 @@ use std::{
 
 use lapstrake_api_types::{HostEntry, HostGateway};
 use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
-use lapstrake_builder_engine::{Destination, EngineError, Output, Resources};
+use lapstrake_builder_engine::{Destination, EngineError, KeepFailed, Output, Resources};
 use lapstrake_layerstore_oci::{Platform, Reference};
 
 use super::args::BuildArgs;
@@ -223,6 +223,23 @@ pub(super) fn caches<T>(
     parse: impl Fn(&str) -> Result<T, EngineError>,
 ) -> Result<Vec<T>, ProgramError> {
     texts.iter().map(|text| parse(text).map_err(|error| wrong(option, error))).collect()
+}
+
+/// Whether what a failed step leaves is kept.
+pub(super) fn keep_failed(args: &BuildArgs, by_default: bool) -> Result<KeepFailed, ProgramError> {
+    Ok(match args.keep_failed.as_deref() {
+        None if by_default => KeepFailed::Yes,
+        None => KeepFailed::No,
+        Some("") => KeepFailed::Yes,
+        Some(name) => {
+            let reference =
+                Reference::parse(name).map_err(|error| wrong(format!("--keep-failed {name}"), error))?;
+            if reference.digest().is_some() {
+                return Err(wrong(format!("--keep-failed {name}"), "a name to give has no digest"));
+            }
+            KeepFailed::As(reference.with_default_tag())
+        }
+    })
 }
 
 /// Names for the image.

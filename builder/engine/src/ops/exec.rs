@@ -18,7 +18,9 @@ use tokio::sync::mpsc;
 use super::{KeyedStep, Workshop, classic, mounts::MountPlan};
 use crate::{
     Resources, StepError,
+    classic::words,
     error::emulator_advice,
+    kept::{self, FailedStep},
     scope::{BuildScope, EngineTypes},
 };
 
@@ -91,15 +93,54 @@ impl ExecStep {
             Ok(()) => self.commit(plan).await,
             Err(error) => {
                 self.advise(&error, cx).await;
-                // What the process wrote may be much to delete.
-                StepError::blocking(move || -> Result<(), StepError> {
-                    drop(plan);
-                    Ok(())
-                })
-                .await?;
+                self.give_up(plan, &error, cx).await?;
                 Err(error)
             }
         }
+    }
+
+    /// Drops what a process wrote, but for the root of one that failed where a build wants that kept. What was mounted there is not in it, and
+    /// the executor has removed the mount points that it made.
+    async fn give_up(
+        &self,
+        plan: MountPlan,
+        error: &StepError,
+        cx: &OpContext<EngineTypes>,
+    ) -> Result<(), StepError> {
+        let asking: Vec<_> = cx.peek_scopes().iter().filter_map(|scope| scope.failed.clone()).collect();
+        let StepError::Exit { code, oom, .. } = *error else {
+            // What the process wrote may be much to delete.
+            return StepError::blocking(move || -> Result<(), StepError> {
+                drop(plan);
+                Ok(())
+            })
+            .await;
+        };
+        let (workshop, is_classic, wanted) =
+            (Arc::clone(&self.workshop), self.is_classic, !asking.is_empty());
+        let root = self.op.mounts.iter().position(|mount| mount.dest == "/");
+        let left = StepError::blocking(move || -> Result<Result<Tree, StepError>, StepError> {
+            let drafts = plan.finish();
+            let root = drafts.into_iter().find(|(mount, _)| wanted && Some(*mount) == root);
+            Ok(match root {
+                Some((_, draft)) if is_classic => classic::commit(&workshop.stores, draft),
+                Some((_, draft)) => draft.commit().map_err(StepError::from),
+                None => Err(StepError::Invalid { what: "its root is not to be written to".to_owned() }),
+            })
+        })
+        .await?;
+        let left = left.map_err(|error| words(&error));
+        for failed in asking {
+            failed.add(FailedStep {
+                vertex: cx.vertex.digest(),
+                name: cx.vertex.name(),
+                left: left.clone(),
+                config: kept::config(&self.meta, &self.platform),
+                code,
+                oom,
+            });
+        }
+        Ok(())
     }
 
     /// Says in the step's log that it may have failed because nothing here runs its platform's programs: an external runtime's words, and
