@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lapstrake_layerstore_store::{OpenSnapshot, OverlaySyntax, OverlayUpper, SnapshotMount, StoreError};
+use lapstrake_layerstore_store::{
+    OpenSnapshot, OverlaySyntax, OverlayUpper, SnapshotMount, StoreError, in_user_namespace,
+};
 
 use crate::files;
 
@@ -80,9 +82,10 @@ impl Probe {
             return Err("overlayfs leaves no whiteouts there");
         }
         let mut value = [0; 4];
-        match rustix::fs::lgetxattr(upper.join("directory"), "trusted.overlay.opaque", &mut value) {
+        let mark = if in_user_namespace() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
+        match rustix::fs::lgetxattr(upper.join("directory"), mark, &mut value) {
             Ok(1) if value[0] == b'y' => Ok(()),
-            _ => Err("overlayfs leaves no opaque marks there (trusted extended attributes)"),
+            _ => Err("overlayfs leaves no opaque marks there (extended attributes)"),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+use crate::rootless;
+
 /// One `--host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Host {
@@ -22,9 +24,7 @@ impl Host {
     pub(crate) fn default_socket() -> Self {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
         Self::Unix(match runtime {
-            Some(dir) if !rustix::process::geteuid().is_root() => {
-                PathBuf::from(dir).join("lapstrake/lapstrake.sock")
-            }
+            Some(dir) if rootless::is_ordinary_user() => PathBuf::from(dir).join("lapstrake/lapstrake.sock"),
             _ => PathBuf::from("/run/lapstrake/lapstrake.sock"),
         })
     }

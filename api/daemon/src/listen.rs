@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     error::ProgramError,
     host::Host,
+    rootless,
     settings::{DaemonSettings, TcpSecurity},
     tls::{self, TlsListener},
 };
@@ -141,7 +142,11 @@ fn group(wanted: Option<&str>) -> Result<Option<Gid>, ProgramError> {
             .map(|group| group.map(|group| group.gid))
     };
     match wanted {
-        None if !rustix::process::geteuid().is_root() => Ok(None),
+        None if rootless::is_ordinary_user() => Ok(None),
+        Some(text) if rootless::is_ordinary_user() => Err(ProgramError::setting(
+            format!("--group {text}"),
+            "an ordinary user's daemon cannot give its socket to a group",
+        )),
         None => find(DEFAULT_GROUP),
         Some(text) => match text.parse::<u32>() {
             Ok(number) => Ok(Some(Gid::from_raw(number))),

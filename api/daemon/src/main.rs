@@ -1,7 +1,7 @@
 //! The `lapstrake` program: configuration, sockets, signals. It constructs everything and decides nothing.
 //!
 //! ```text
-//!   main ─► executor's helper? (a re-exec of this program: never returns)
+//!   main ─► executor's helper, or what maps ids for ordinary users? (re-execs of this program: never return)
 //!        └► command line ─► daemon      settings ─► assembly ─► listeners ─► api/server, until a signal
 //!                          build       the same assembly, one build in this process, no sockets
 //!                          df, prune, history   a daemon's API, or the store itself when no daemon has it open
@@ -31,6 +31,7 @@ mod logging;
 mod notify;
 mod platforms;
 mod process;
+mod rootless;
 mod settings;
 mod sweeper;
 mod tls;
@@ -45,6 +46,7 @@ use crate::{cli::Command, error::ProgramError};
 fn main() -> ExitCode {
     // Before anything else: a helper has one thread and needs nothing of what follows.
     lapstrake_builder_executor::maybe_run_helper();
+    rootless::maybe_map_ids();
     let cli = cli::Cli::parse();
     match run(cli) {
         Ok(code) => code,

@@ -16,7 +16,7 @@ use crate::{
     client::DaemonClient,
     error::ProgramError,
     host::Host,
-    logging,
+    logging, rootless,
     settings::StoreSettings,
 };
 
@@ -107,6 +107,8 @@ pub(crate) fn open_store(settings: &StoreSettings) -> Result<Option<OpenStore>, 
         // Looking at a store does not make one.
         return Err(ProgramError::setting(settings.root.display().to_string(), "there is no store"));
     }
+    // Its files belong to an ordinary user's subordinate ids as well.
+    rootless::enter()?;
     match OpenStore::open(settings) {
         Ok(store) => Ok(Some(store)),
         Err(ProgramError::Store(StoreError::Locked { .. })) => Ok(None),

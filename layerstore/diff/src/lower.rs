@@ -11,6 +11,7 @@ use std::{
     rc::Rc,
 };
 
+use lapstrake_layerstore_store::in_user_namespace;
 use rustix::fs::{OFlags, Stat};
 
 use crate::{DiffError, fsat};
@@ -165,15 +166,6 @@ pub(crate) fn is_opaque(path: &[u8]) -> Result<bool, DiffError> {
 /// and a privileged overlay mount takes no notice of them.
 pub(crate) fn mark_prefix() -> &'static [u8] {
     if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." }
-}
-
-/// Whether this process is root of its own user namespace only, where overlays keep their marks in `user.overlay.*`.
-fn in_user_namespace() -> bool {
-    static IN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *IN.get_or_init(|| {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
-    })
 }
 
 fn stat(path: &Path) -> Result<Option<Stat>, DiffError> {

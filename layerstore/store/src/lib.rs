@@ -48,7 +48,7 @@ pub use layer::{Layer, LayerStore};
 pub use lease::{Collecting, Lease, Leases, Resource};
 pub use leftovers::Leftovers;
 pub use local::{LocalContent, LocalImages, LocalLayers, LocalRecords, LocalStore, Metadata};
-pub use mount::{OpenSnapshot, Overlay};
+pub use mount::{OpenSnapshot, Overlay, in_user_namespace};
 pub use records::{SnapshotRecord, SnapshotRecords};
 pub use snapshot::{
     DiffSource, OverlaySyntax, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind,

@@ -25,6 +25,19 @@ use crate::{OverlaySyntax, SnapshotMount, StoreError};
 /// that could be read by itself.
 const OFF: [&str; 3] = ["redirect_dir", "metacopy", "index"];
 
+/// With these the marks of overlays are attributes that root of a user namespace may set.
+const USER_MARKS: &str = "userxattr";
+
+/// Whether this process is root, if at all, of a user namespace other than the machine's. Overlays then keep their marks in `user.overlay.*`
+/// attributes, in place of `trusted.overlay.*`.
+pub fn in_user_namespace() -> bool {
+    static IN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *IN.get_or_init(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+    })
+}
+
 /// What mount(2) reads of its options, with the NUL; more is cut off without a word.
 const PAGE: usize = 4096;
 
@@ -87,6 +100,9 @@ impl Overlay<'_> {
         for option in OFF {
             rustix::mount::fsconfig_set_string(fs.as_fd(), option, "off")?;
         }
+        if in_user_namespace() {
+            rustix::mount::fsconfig_set_flag(fs.as_fd(), USER_MARKS)?;
+        }
         for directory in self.lower {
             rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", directory)?;
         }
@@ -117,6 +133,10 @@ impl Overlay<'_> {
             None => None,
         };
         let mut options: String = OFF.iter().map(|option| format!("{option}=off,")).collect();
+        if in_user_namespace() {
+            options.push_str(USER_MARKS);
+            options.push(',');
+        }
         options.push_str("lowerdir=");
         for (at, directory) in lower.iter().enumerate() {
             let colon = if at == 0 { "" } else { ":" };

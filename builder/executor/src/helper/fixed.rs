@@ -56,8 +56,11 @@ pub(super) fn mount(
 ) -> Result<Fixed, Failure> {
     let proc = mounts::new("proc", &[], mounts::LOCKED)?;
     mounts::attach(proc.as_fd(), real_directory(root, "proc")?.as_fd()).step(|| "mount on /proc")?;
-    let dev = devices(plan, identity)?;
+    let (dev, lacking) = devices(plan, identity)?;
     mounts::attach(dev.as_fd(), real_directory(root, "dev")?.as_fd()).step(|| "mount on /dev")?;
+    for name in lacking {
+        borrow_node(dev.as_fd(), &name).step(|| format!("mount the machine's /dev/{name}"))?;
+    }
     in_dev(plan, dev.as_fd())?;
     // The container's own, so that nothing of the host's /dev stays open in it.
     rustix::fs::openat(&dev, "null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -66,19 +69,41 @@ pub(super) fn mount(
         .step(|| "set standard input")?;
     let writable = plan.security == SecurityMode::Insecure;
     let read_only = if writable { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_RDONLY };
-    let sys = mounts::new("sysfs", &[], mounts::LOCKED | read_only)?;
+    let sys = sysfs(read_only)?;
     mounts::attach(sys.as_fd(), real_directory(root, "sys")?.as_fd()).step(|| "mount on /sys")?;
     cgroups.mount(sys.as_fd(), read_only)?;
     Ok(Fixed { proc, sys, dev })
 }
 
-/// `/dev` itself, with device nodes and links.
-fn devices(plan: &Plan, identity: &Identity) -> Result<OwnedFd, Failure> {
+/// The kernel's objects. Root of a user namespace mounts them only with a network namespace of its own; where there is none, they are the machine's as they
+/// are mounted there, with nothing of them writable.
+fn sysfs(read_only: MountAttrFlags) -> Result<OwnedFd, Failure> {
+    match mounts::new("sysfs", &[], mounts::LOCKED | read_only) {
+        Err(Failure::Setup { errno: libc::EPERM, .. }) => {
+            let sys = mounts::host(std::path::Path::new("/sys"))?;
+            mounts::restrict(sys.as_fd(), mounts::LOCKED | MountAttrFlags::MOUNT_ATTR_RDONLY, true)
+                .step(|| "mount /sys read-only")?;
+            Ok(sys)
+        }
+        made => made,
+    }
+}
+
+/// `/dev` itself, with device nodes and links; and names of nodes that root of a user namespace may not make.
+fn devices(plan: &Plan, identity: &Identity) -> Result<(OwnedFd, Vec<String>), Failure> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let dev = mounts::new("tmpfs", &[("mode", "0755"), ("size", "65536k")], attributes)?;
-    let fill = || -> rustix::io::Result<()> {
-        let node = |name: &str, kind, major, minor| -> rustix::io::Result<()> {
-            rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), makedev(major, minor))
+    let mut lacking = Vec::new();
+    let mut fill = || -> rustix::io::Result<()> {
+        let mut node = |name: &str, kind, major, minor| -> rustix::io::Result<()> {
+            let mode = Mode::from_raw_mode(0o666);
+            match rustix::fs::mknodat(&dev, name, kind, mode, makedev(major, minor)) {
+                Err(Errno::PERM) => {
+                    lacking.push(name.to_owned());
+                    Ok(())
+                }
+                made => made,
+            }
         };
         for (name, major, minor) in DEVICES {
             node(name, FileType::CharacterDevice, major, minor)?;
@@ -106,7 +131,18 @@ fn devices(plan: &Plan, identity: &Identity) -> Result<OwnedFd, Failure> {
     for node in &plan.nodes {
         add_node(dev.as_fd(), node, identity).step(|| format!("make device node {}", node.path))?;
     }
-    Ok(dev)
+    Ok((dev, lacking))
+}
+
+/// Mounts the machine's own node. What the machine does not have is left out.
+fn borrow_node(dev: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let own = match rustix::fs::openat(rustix::fs::CWD, format!("/dev/{name}"), flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        own => own?,
+    };
+    rustix::fs::mknodat(dev, name, FileType::RegularFile, Mode::from_raw_mode(0o666), 0)?;
+    mounts::attach(mounts::copy(own.as_fd(), false)?.as_fd(), at(dev, name)?.as_fd())
 }
 
 /// A node that a device brings, in the place of one of Docker's of that name.
