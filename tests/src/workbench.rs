@@ -10,8 +10,8 @@ use std::{
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, Engine, EngineError, Exported, Frontends, Input, KeepFailed, Output,
-    Parts, Resources,
+    BuildId, BuildRequest, CdiDevices, ContextInput, Engine, EngineError, Entitlement, Exported, Frontends,
+    Grants, Input, KeepFailed, Output, Parts, Resources,
 };
 use lapstrake_builder_executor::{Helper, HelperOptions, NativeExecutor};
 use lapstrake_builder_exporter::Exporter;
@@ -160,6 +160,8 @@ impl Workbench {
             runtime_dir: root.path().to_owned(),
             parallelism: 4,
             frontends,
+            entitlements: Entitlement::ALL.to_vec(),
+            devices: CdiDevices { directories: vec![root.path().join("cdi")], auto_allowed: Vec::new() },
         });
         let history = History::open(local.metadata.clone(), local.root().join("history"), Default::default());
         let history = history.expect("the history opens");
@@ -191,6 +193,7 @@ impl Workbench {
             inline_cache: false,
             keep_failed: KeepFailed::No,
             credentials: Arc::new(Anonymous),
+            grants: Grants::default(),
             resources: Resources::default(),
         })
     }

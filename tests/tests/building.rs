@@ -76,7 +76,7 @@ async fn a_failing_run_tells_its_command_and_exit_code() {
         error.to_string(),
         "process \"/bin/sh -c exit 42\" did not complete successfully: exit code: 42"
     );
-    assert_eq!(error.failed_process().map(|(_, code)| code), Some(42));
+    assert_eq!(error.failed_process().map(|(_, code, _)| code), Some(42));
     assert!(bench.stores.images.find("app").is_err());
 }
 

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc};
 
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
-use lapstrake_builder_engine::{Engine, Parts};
+use lapstrake_builder_engine::{Engine, Entitlement, Parts};
 use lapstrake_builder_executor::{Executor, Helper, HelperOptions, NativeExecutor, OciRuntime};
 use lapstrake_builder_exporter::Exporter;
 use lapstrake_builder_history::History;
@@ -13,7 +13,7 @@ use lapstrake_layerstore_registry::{ClientOptions, RegistryClient};
 use lapstrake_layerstore_store::{Collector, Holder, LocalStore, Metadata, Stores};
 use lapstrake_session::Sessions;
 
-use crate::{error::ProgramError, settings::StoreSettings, sweeper::Tidier};
+use crate::{error::ProgramError, rootless, settings::StoreSettings, sweeper::Tidier};
 
 /// The store, opened: what `df` and `prune` need.
 pub(crate) struct OpenStore {
@@ -79,14 +79,9 @@ fn detect(root: &std::path::Path) -> Result<DriverKind, ProgramError> {
     Ok(DriverKind::detect(root)?)
 }
 
-/// Starts the process that containers are made by. Before any thread, and before anything is opened that it should not inherit.
+/// Starts the process that containers are made by, as root of an ordinary user's own namespace. Before any thread, and before anything is opened that it should not inherit.
 pub(crate) fn start_helper(seccomp_profile: Option<PathBuf>) -> Result<Helper, ProgramError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(ProgramError::setting(
-            "user",
-            "building needs root: containers are made without a rootless mode",
-        ));
-    }
+    rootless::enter()?;
     Ok(Helper::start(HelperOptions { seccomp_profile, ..HelperOptions::default() })?)
 }
 
@@ -103,8 +98,12 @@ pub(crate) struct Assembly {
 }
 
 impl Assembly {
-    /// Opens the store and builds an engine on it. Called within a tokio runtime.
-    pub(crate) fn new(settings: &StoreSettings, helper: Helper) -> Result<Self, ProgramError> {
+    /// Opens the store and builds an engine on it, whose clients may grant these entitlements. Called within a tokio runtime.
+    pub(crate) fn new(
+        settings: &StoreSettings,
+        entitlements: Vec<Entitlement>,
+        helper: Helper,
+    ) -> Result<Self, ProgramError> {
         let store = OpenStore::open(settings)?;
         let executor: Arc<dyn Executor> = match &settings.oci_runtime {
             Some(path) => Arc::new(OciRuntime::new(path, helper)?),
@@ -130,6 +129,8 @@ impl Assembly {
             runtime_dir: runtime_directory(settings)?,
             parallelism: settings.parallelism,
             frontends: settings.frontends,
+            entitlements,
+            devices: settings.devices.clone(),
         });
         engine.record_in(store.history.clone());
         Ok(Self { store, engine, sessions, registry })

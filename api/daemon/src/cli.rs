@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use lapstrake_builder_cache::PruneBound;
+use lapstrake_builder_engine::{EngineError, Entitlement};
 use lapstrake_graphdriver_adapter::DriverKind;
 
 use crate::{
@@ -91,6 +92,10 @@ fn driver(text: &str) -> Result<DriverKind, String> {
     text.parse().map_err(|error: lapstrake_layerstore_store::StoreError| error.to_string())
 }
 
+fn entitlement(text: &str) -> Result<Entitlement, String> {
+    text.parse().map_err(|error: EngineError| error.to_string())
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lapstrake daemon
@@ -117,6 +122,19 @@ pub(crate) struct DaemonArgs {
     /// Keep what a failed RUN leaves as an image, lapstrake-failed:ID, of builds that do not say it themselves; the newest ten stay
     #[arg(long)]
     pub(crate) keep_failed: bool,
+
+    /// Let clients grant this to their builds: network.host, security.insecure or device; may be repeated, and goes before
+    /// insecure-entitlements of the configuration [default: network.host and device]
+    #[arg(long, value_name = "ENTITLEMENT", value_parser = entitlement)]
+    pub(crate) allow_insecure_entitlement: Vec<Entitlement>,
+
+    /// Offer no devices (CDI) to steps
+    #[arg(long)]
+    pub(crate) cdi_disabled: bool,
+
+    /// Read specifications of devices (CDI) here; may be repeated [default: /etc/cdi, /var/run/cdi, /etc/buildkit/cdi]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cdi_spec_dir: Vec<PathBuf>,
 
     /// Write the process id to this file
     #[arg(long, short = 'p', value_name = "FILE")]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lapstrake_builder_cache::{CacheError, DiskSpace, EntryFilter, GcCaps, GcRule, default_rules};
-use lapstrake_builder_engine::Frontends;
+use lapstrake_builder_engine::{CdiDevices, Entitlement, Frontends};
 use lapstrake_layerstore_registry::RegistryConfig;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -38,11 +38,47 @@ pub(crate) struct ConfigFile {
     pub(crate) frontend: FrontendFile,
     /// How much of the build history is kept.
     pub(crate) history: HistoryFile,
+    /// What clients may grant their builds.
+    #[serde(rename = "insecure-entitlements", deserialize_with = "entitlements")]
+    pub(crate) entitlements: Option<Vec<Entitlement>>,
+    /// Devices for steps.
+    pub(crate) cdi: Cdi,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
     /// What the file says that is not honoured; filled in by [`ConfigFile::parse`].
     #[serde(skip)]
     pub(crate) doubts: Vec<String>,
+}
+
+fn entitlements<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Entitlement>>, D::Error> {
+    let parse = |text: &String| text.parse().map_err(D::Error::custom);
+    Vec::<String>::deserialize(deserializer)?.iter().map(parse).collect::<Result<_, _>>().map(Some)
+}
+
+/// `[cdi]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Cdi {
+    /// Whether there are no devices.
+    pub(crate) disabled: bool,
+    /// Directories of specifications; the usual ones when not said.
+    pub(crate) spec_dirs: Vec<PathBuf>,
+    /// Devices and kinds of them that every build may use.
+    auto_allowed: Vec<String>,
+}
+
+impl Cdi {
+    /// Where devices are described.
+    pub(crate) fn devices(self) -> CdiDevices {
+        if self.disabled {
+            return CdiDevices::disabled();
+        }
+        let mut devices = CdiDevices { auto_allowed: self.auto_allowed, ..CdiDevices::default() };
+        if !self.spec_dirs.is_empty() {
+            devices.directories = self.spec_dirs;
+        }
+        devices
+    }
 }
 
 /// `[frontend]`
@@ -309,6 +345,10 @@ const HONOURED: &[&str] = &[
     "grpc.tls.cert",
     "grpc.tls.key",
     "grpc.tls.ca",
+    "insecure-entitlements",
+    "cdi.disabled",
+    "cdi.specDirs",
+    "cdi.autoAllowed",
     "worker.oci.binary",
     "worker.oci.snapshotter",
     "worker.oci.max-parallelism",
@@ -329,14 +369,12 @@ const HONOURED: &[&str] = &[
 
 /// Keys that BuildKit knows, and what this daemon does in their place.
 const NOT_HONOURED: &[(&str, &str)] = &[
-    ("insecure-entitlements", "no build gets an entitlement"),
     ("proxyNetwork", "steps have the network that they ask for"),
     ("log.level", "use debug = true or trace = true"),
     ("grpc.debugAddress", "there is no debug server"),
     ("grpc.uid", "the socket's owner is who runs the daemon"),
     ("grpc.securityDescriptor", "it is for Windows"),
     ("otel.*", "traces are not exported"),
-    ("cdi.*", "no devices are offered to steps"),
     ("worker.oci.enabled", "this daemon has one worker, which is always on"),
     ("worker.oci.labels.*", "workers are not chosen by label"),
     ("worker.oci.platforms", "the platform is that of this machine"),
@@ -447,6 +485,7 @@ mod tests {
         )
         .unwrap();
         assert!(file.debug && !file.trace);
+        assert_eq!(file.entitlements, Some(vec![Entitlement::NetworkHost]));
         assert_eq!(file.root.as_deref(), Some(Path::new("/data")));
         assert_eq!(file.log.format, Some(LogFormat::Json));
         assert_eq!(file.grpc.address, ["tcp://0.0.0.0:1234"]);
@@ -462,10 +501,19 @@ mod tests {
             doubts,
             [
                 "frontend.dockerfile.v0.enabled is not honoured: Dockerfiles are read by the built-in frontend",
-                "insecure-entitlements is not honoured: no build gets an entitlement",
                 "rooot is no key that BuildKit or Lapstrake knows",
             ]
         );
+    }
+
+    #[test]
+    fn devices_are_where_the_file_says() {
+        let devices = |text: &str| ConfigFile::parse(text).unwrap().cdi.devices();
+        assert_eq!(devices(""), CdiDevices::default());
+        assert_eq!(devices("[cdi]\ndisabled = true\nspecDirs = [\"/x\"]"), CdiDevices::disabled());
+        let own = devices("[cdi]\nspecDirs = [\"/x\", \"/y\"]\nautoAllowed = [\"v.com/a\"]");
+        assert_eq!(own.directories, [Path::new("/x"), Path::new("/y")]);
+        assert_eq!(own.auto_allowed, ["v.com/a"]);
     }
 
     #[test]
@@ -538,6 +586,9 @@ mod tests {
             ("[registry.\"x\"]\nmirors = []", "mirors"),
             ("[worker.oci]\nsnapshotter = \"btrfs\"", "btrfs"),
             ("root = ", "line 1"),
+            ("insecure-entitlements = [\"network.hots\"]", "unknown entitlement network.hots"),
+            ("insecure-entitlements = true", "sequence"),
+            ("[cdi]\nspecDirs = \"/etc/cdi\"", "sequence"),
         ] {
             let error = ConfigFile::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use lapstrake_api_server::{AppState, EngineBuilds, Parts, RequestLimits, SystemFacts};
-use lapstrake_builder_engine::KeepFailed;
+use lapstrake_builder_engine::{Entitlement, KeepFailed};
 use lapstrake_layerstore_oci::Digest;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +37,8 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
         let stop = CancellationToken::new();
         process::stop_on_signals(stop.clone())?;
         // The store's lock is what tells that no other daemon runs on it: nothing of it is touched before.
-        let assembly = Assembly::new(&settings.store, helper)?;
+        let entitlements = settings.store.allowed(&Entitlement::DEFAULT);
+        let assembly = Assembly::new(&settings.store, entitlements, helper)?;
         let pid_file = settings.pid_file.as_deref().map(process::PidFile::create).transpose()?;
         let listeners = listen::bind(&settings, sockets).await?;
         let sweep = Sweep::default();

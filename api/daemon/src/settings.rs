@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lapstrake_api_types::HostGateway;
-use lapstrake_builder_engine::Frontends;
+use lapstrake_builder_engine::{CdiDevices, Entitlement, Frontends};
 use lapstrake_graphdriver_adapter::DriverKind;
 use lapstrake_layerstore_registry::RegistryConfig;
 
@@ -13,6 +13,7 @@ use crate::{
     error::ProgramError,
     host::Host,
     logging::{LogFormat, LogLevel},
+    rootless,
 };
 
 /// Where BuildKit's and our configuration is looked for when none is named. It need not be there.
@@ -33,6 +34,10 @@ pub(crate) struct StoreSettings {
     pub(crate) parallelism: usize,
     /// Which frontends are served by the built-in one.
     pub(crate) frontends: Frontends,
+    /// What clients may grant their builds, if that is said.
+    pub(crate) entitlements: Option<Vec<Entitlement>>,
+    /// Where devices for steps are described.
+    pub(crate) devices: CdiDevices,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
     /// What `host-gateway` means in builds.
@@ -131,6 +136,8 @@ impl StoreSettings {
                 .filter(|most| *most > 0)
                 .unwrap_or_else(default_parallelism),
             frontends: file.frontend.dockerfile.frontends(),
+            entitlements: file.entitlements.take(),
+            devices: std::mem::take(&mut file.cdi).devices(),
             registry: std::mem::take(&mut file.registry),
             host_gateway: HostGateway::new(args.host_gateway_ip.clone())
                 .map_err(|why| ProgramError::setting("--host-gateway-ip", why))?,
@@ -144,6 +151,15 @@ impl StoreSettings {
     }
 }
 
+impl StoreSettings {
+    /// What clients may grant their builds: what is said, else `default`; as with BuildKit devices exactly if there may be some.
+    pub(crate) fn allowed(&self, default: &[Entitlement]) -> Vec<Entitlement> {
+        let said = self.entitlements.as_deref().unwrap_or(default).iter().copied();
+        let device = (!self.devices.directories.is_empty()).then_some(Entitlement::Device);
+        said.filter(|one| *one != Entitlement::Device).chain(device).collect()
+    }
+}
+
 impl DaemonSettings {
     /// Reads the configuration and puts the command line over it.
     pub(crate) fn new(args: &DaemonArgs) -> Result<Self, ProgramError> {
@@ -151,7 +167,15 @@ impl DaemonSettings {
         Self::merge(args, store, file)
     }
 
-    fn merge(args: &DaemonArgs, store: StoreSettings, file: ConfigFile) -> Result<Self, ProgramError> {
+    fn merge(args: &DaemonArgs, mut store: StoreSettings, file: ConfigFile) -> Result<Self, ProgramError> {
+        if !args.allow_insecure_entitlement.is_empty() {
+            store.entitlements = Some(args.allow_insecure_entitlement.clone());
+        }
+        if args.cdi_disabled {
+            store.devices = CdiDevices::disabled();
+        } else if !args.cdi_spec_dir.is_empty() {
+            store.devices.directories = args.cdi_spec_dir.clone();
+        }
         let mut hosts = args.host.clone();
         if hosts.is_empty() {
             for text in &file.grpc.address {
@@ -209,7 +233,7 @@ fn tcp_security(args: &DaemonArgs, file: crate::config::Tls) -> Result<TcpSecuri
 }
 
 fn default_root() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
+    if !rootless::is_ordinary_user() {
         return PathBuf::from("/var/lib/lapstrake");
     }
     let data = std::env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
@@ -281,6 +305,26 @@ mod tests {
         let mutual = settings(&args, "").unwrap();
         let (cert, key, ca) = ("c".into(), "k".into(), "a".into());
         assert_eq!(mutual.tcp, TcpSecurity::Mutual { cert, key, ca });
+    }
+
+    #[test]
+    fn what_may_be_granted_is_dockerds_unless_said() {
+        use Entitlement::{Device, NetworkHost, SecurityInsecure};
+        let allowed = |args: &[&str], config: &str| {
+            settings(args, config).map(|settings| settings.store.allowed(&Entitlement::DEFAULT))
+        };
+        let file = "insecure-entitlements = [\"security.insecure\"]";
+        assert_eq!(allowed(&[], ""), Ok(vec![NetworkHost, Device]));
+        assert_eq!(allowed(&[], file), Ok(vec![SecurityInsecure, Device]));
+        assert_eq!(allowed(&[], "insecure-entitlements = []"), Ok(vec![Device]));
+        let line = ["--allow-insecure-entitlement", "network.host"];
+        assert_eq!(allowed(&line, file), Ok(vec![NetworkHost, Device]));
+        assert_eq!(allowed(&["--cdi-disabled"], file), Ok(vec![SecurityInsecure]));
+        assert_eq!(allowed(&[], "[cdi]\ndisabled = true"), Ok(vec![NetworkHost]));
+        let dirs = settings(&["--cdi-spec-dir", "/x"], "[cdi]\nspecDirs = [\"/y\"]").unwrap();
+        assert_eq!(dirs.store.devices.directories, [Path::new("/x")]);
+        let error = allowed(&["--allow-insecure-entitlement", "everything"], "").unwrap_err();
+        assert!(error.contains("unknown entitlement everything"), "{error}");
     }
 
     #[test]

@@ -11,15 +11,15 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use lapstrake_api_types::{
     AuthConfig, BuildOutput, BuildQuery, BuilderVersion, CachePruneReport, CacheRecord, HostGateway,
-    KeepFailed as QueryKeepFailed, ProgressForm, PruneQuery, Timestamp, bool_value,
+    KeepFailed as QueryKeepFailed, NetworkMode, ProgressForm, PruneQuery, Timestamp, bool_value,
 };
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
 use lapstrake_builder_dockerfile::{
     Dialect, DockerfileOptions, Error as DockerfileError, LowerError, parse_bool,
 };
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, ErrorKind,
-    FailedImage, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
+    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, Entitlement,
+    ErrorKind, FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
@@ -171,6 +171,11 @@ fn request(
     };
     let inline_cache =
         query.build_args.get("BUILDKIT_INLINE_CACHE").and_then(Option::as_deref).is_some_and(bool_value);
+    let mut grants = Grants::default();
+    if query.network == NetworkMode::Host {
+        // As dockerd: who asks for it grants it, and the API has no other way to grant anything.
+        grants.add(Entitlement::NetworkHost);
+    }
     let request = BuildRequest {
         id: BuildId(id),
         input: Input::Dockerfile { options: Box::new(options), context, directories: BTreeMap::new() },
@@ -190,8 +195,10 @@ fn request(
             cpu_quota: query.cpu_quota,
             cpuset_cpus: query.cpuset_cpus,
             cpuset_mems: query.cpuset_mems,
+            pids: query.pids,
             shm_size: query.shm_size,
         },
+        grants,
     };
     Ok((request, steps))
 }
@@ -331,8 +338,9 @@ fn advice(image: &FailedImage) -> String {
 
 fn in_words_of(form: ProgressForm, error: &EngineError) -> ApiError {
     if form == ProgressForm::Classic {
-        if let Some((args, code)) = error.failed_process() {
-            let message = format!("The command '{}' returned a non-zero code: {code}", args.join(" "));
+        if let Some((args, code, oom)) = error.failed_process() {
+            let oom = oom.map(|oom| format!(" ({oom})")).unwrap_or_default();
+            let message = format!("The command '{}' returned a non-zero code: {code}{oom}", args.join(" "));
             return ApiError { exit_code: code.into(), ..ApiError::new(ApiErrorKind::Internal, message) };
         }
         if let Some(why) = error.not_run() {

@@ -119,6 +119,8 @@ impl Daemon {
             runtime_dir: run,
             parallelism: 2,
             frontends: lapstrake_builder_engine::Frontends::default(),
+            entitlements: Vec::new(),
+            devices: lapstrake_builder_engine::CdiDevices::disabled(),
         });
         let builds = Arc::new(EngineBuilds::new(engine, collector.clone()));
         let state = Arc::new(AppState::new(Parts {

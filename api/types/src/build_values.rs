@@ -121,7 +121,7 @@ impl HostGateway {
     }
 }
 
-/// A limit of `setrlimit`.
+/// A limit of `setrlimit`. Whether it means something is known to who sets it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Ulimit {
@@ -133,40 +133,6 @@ pub struct Ulimit {
     /// The soft limit; -1 is unlimited.
     #[serde(default)]
     pub soft: i64,
-}
-
-impl Ulimit {
-    pub(crate) fn check(&self) -> Result<(), ApiTypeError> {
-        const NAMES: [&str; 15] = [
-            "core",
-            "cpu",
-            "data",
-            "fsize",
-            "locks",
-            "memlock",
-            "msgqueue",
-            "nice",
-            "nofile",
-            "nproc",
-            "rss",
-            "rtprio",
-            "rttime",
-            "sigpending",
-            "stack",
-        ];
-        let refuse =
-            |why: String| Err(ApiTypeError::Json { what: "error reading ulimit settings", reason: why });
-        if !NAMES.contains(&self.name.as_str()) {
-            return refuse(format!("invalid ulimit type: {}", self.name));
-        }
-        if self.hard != -1 && (self.soft == -1 || self.soft > self.hard) {
-            return refuse(format!(
-                "ulimit soft limit must be less than or equal to hard limit: {} > {}",
-                self.soft, self.hard
-            ));
-        }
-        Ok(())
-    }
 }
 
 impl fmt::Display for Ulimit {

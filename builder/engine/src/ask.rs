@@ -69,6 +69,7 @@ impl Engine {
             locals: HashMap::new(),
             received: false,
             bare_modes: false,
+            grants: crate::Grants::default(),
             resources: Resources::default(),
             failed: None,
             known: None,

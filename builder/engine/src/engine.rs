@@ -9,11 +9,11 @@ use std::{
 use base64::Engine as _;
 use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
 use lapstrake_builder_dockerfile::Dialect;
-use lapstrake_builder_executor::{Architectures, Executor};
+use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor, Ulimit};
 use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
-use lapstrake_builder_llb::{Definition, Graph, Limits};
+use lapstrake_builder_llb::{Definition, Graph, Limits, Vertex, pb};
 use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
 use lapstrake_builder_solver::{Build, CacheStore, KeyId, Resolved, Solver};
 use lapstrake_builder_source::{BuildMark, Sources};
@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BuildId, BuildRequest, CacheTarget, EngineError, Frontends, Input, Script, StepError,
+    BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, Frontends, Input, Script, StepError,
     caches::{Solved, snapshots},
     classic::ClassicBuild,
     fault::in_graph,
@@ -56,6 +56,10 @@ pub struct Parts {
     pub parallelism: usize,
     /// Which frontends are served by the built-in one.
     pub frontends: Frontends,
+    /// What clients may grant their builds.
+    pub entitlements: Vec<Entitlement>,
+    /// Where devices for steps are described.
+    pub devices: CdiDevices,
 }
 
 /// Runs builds. Cheap to clone.
@@ -67,6 +71,7 @@ struct Inner {
     solver: Solver<EngineTypes>,
     exporter: Exporter,
     frontends: Frontends,
+    entitlements: Vec<Entitlement>,
     running: Mutex<HashMap<BuildId, CancellationToken>>,
     history: OnceLock<History>,
 }
@@ -86,12 +91,14 @@ impl Engine {
             content,
             slots: Arc::new(Semaphore::new(parts.parallelism.max(1))),
             runtime_dir: parts.runtime_dir,
+            devices: parts.devices,
         };
         Self(Arc::new(Inner {
             workshop: Arc::new(workshop),
             solver: Solver::new(cache),
             exporter: parts.exporter,
             frontends: parts.frontends,
+            entitlements: parts.entitlements,
             running: Mutex::default(),
             history: OnceLock::new(),
         }))
@@ -194,6 +201,8 @@ impl Engine {
         known: Option<Arc<Knowledge>>,
         failed: Option<Arc<FailedSteps>>,
     ) -> Result<Exported, EngineError> {
+        request.grants.check(&self.0.entitlements)?;
+        check_limits(&request)?;
         let mut scope = BuildScope {
             mark: BuildMark::default(),
             session: request.session.clone(),
@@ -202,6 +211,7 @@ impl Engine {
             locals: HashMap::new(),
             received: false,
             bare_modes: false,
+            grants: request.grants.clone(),
             resources: request.resources.clone(),
             failed,
             known,
@@ -250,6 +260,9 @@ impl Engine {
         let leaves_cache = inline || !request.cache_to.is_empty();
         // Before anything is built for nothing.
         request.output.admits(several)?;
+        for target in targets.iter().filter(|target| !target.definition.is_scratch()) {
+            self.admit(&target.definition, &scope).await?;
+        }
         let mut done = Vec::with_capacity(targets.len());
         match &mut classic {
             None => {
@@ -335,8 +348,10 @@ impl Engine {
         if definition.is_scratch() {
             return Ok((Tree::empty(), BuildKeys::default()));
         }
-        let graph = Arc::new(Graph::parse(definition, Limits::default())?);
-        let make = |vertex: &_| ops::op(&self.0.workshop, &graph, vertex);
+        let (graph, devices) = self.admit(definition, scope).await?;
+        let make = |vertex: &Vertex| {
+            ops::op(&self.0.workshop, &graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
+        };
         let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
         let resolved = build.resolve().await;
         let Resolved { value: tree, keys: target } =
@@ -347,6 +362,36 @@ impl Engine {
             build.other_keys().iter().for_each(|(key, other)| older.source(key, other));
         }
         Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(build) }))
+    }
+
+    /// Parses a graph and looks whether all its steps may do what they do. Answers also with the devices of those that get others than they ask
+    /// for.
+    async fn admit(
+        &self,
+        definition: &Definition,
+        scope: &BuildScope,
+    ) -> Result<(Arc<Graph>, HashMap<Digest, Vec<pb::CdiDevice>>), EngineError> {
+        let graph = Arc::new(Graph::parse(definition, Limits::default())?);
+        let mut devices = HashMap::new();
+        for (vertex, op) in graph.vertices().iter().filter_map(exec_of) {
+            let list = match op.cdi_devices.is_empty() {
+                true => DeviceList::default(),
+                false => self.0.workshop.device_list().await?,
+            };
+            for limit in op.meta.iter().flat_map(|meta| &meta.ulimit) {
+                check_ulimit(&limit.name, limit.soft, limit.hard)?;
+            }
+            match scope.grants.admit(op, || list) {
+                Ok(None) => {}
+                Ok(Some(others)) => _ = devices.insert(vertex.digest.clone(), others),
+                Err(refusal) => {
+                    let refused =
+                        EngineError::Refused { vertex: vertex.digest.clone(), refusal: Box::new(refusal) };
+                    return Err(in_graph(refused, definition));
+                }
+            }
+        }
+        Ok((graph, devices))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -375,6 +420,26 @@ impl Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("running", &self.0.running.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// Whether the limits that a request brings mean something; those within a graph are looked at with it.
+fn check_limits(request: &BuildRequest) -> Result<(), EngineError> {
+    request.resources.check().map_err(EngineError::Limits)?;
+    if let Input::Dockerfile { options, .. } = &request.input {
+        options.ulimits.iter().try_for_each(|limit| check_ulimit(&limit.name, limit.soft, limit.hard))?;
+    }
+    Ok(())
+}
+
+fn check_ulimit(name: &str, soft: i64, hard: i64) -> Result<(), EngineError> {
+    Ulimit { name: name.to_owned(), soft, hard }.check().map_err(EngineError::Limits)
+}
+
+fn exec_of(vertex: &Vertex) -> Option<(&Vertex, &pb::ExecOp)> {
+    match vertex.op.op.as_ref()? {
+        pb::op::Op::Exec(op) => Some((vertex, op)),
+        _ => None,
     }
 }
 

@@ -4,10 +4,10 @@ use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
-use lapstrake_layerstore_oci::Platform;
+use lapstrake_layerstore_oci::{Digest, Platform};
 use lapstrake_layerstore_store::StoreError;
 
-use crate::{FailedImage, Fault};
+use crate::{Entitlement, FailedImage, Fault, Refusal};
 
 /// Why a build failed: what was being done, on what, and the cause.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +113,38 @@ pub enum EngineError {
         /// Where it was asked for, if in the Dockerfile.
         lines: Option<LineRange>,
     },
+    /// A client grants what nobody knows.
+    #[error("unknown entitlement {text}")]
+    UnknownEntitlement {
+        /// As it says it.
+        text: String,
+    },
+    /// A client grants a device in a way that nobody knows.
+    #[error("device {text:?}: {why}")]
+    DeviceGrant {
+        /// As it says it.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A client grants what the daemon does not allow.
+    #[error("granting entitlement {entitlement} is not allowed by build daemon configuration")]
+    NotGrantable {
+        /// What it grants.
+        entitlement: Entitlement,
+    },
+    /// A step does what was not granted.
+    #[error("failed to load LLB: {refusal}")]
+    Refused {
+        /// The step.
+        vertex: Digest,
+        /// What was not granted.
+        #[source]
+        refusal: Box<Refusal>,
+    },
+    /// Limits on processes that mean nothing.
+    #[error(transparent)]
+    Limits(ExecError),
     /// Something was asked for that is not here.
     #[error("{what} is not supported")]
     Unsupported {
@@ -178,11 +210,11 @@ impl EngineError {
         }
     }
 
-    /// The process that failed, when that is what failed the build.
-    pub fn failed_process(&self) -> Option<(&[String], i32)> {
+    /// The process that failed, when that is what failed the build, with its exit code and whether it lacked memory.
+    pub fn failed_process(&self) -> Option<(&[String], i32, Option<OutOfMemory>)> {
         match self.inner() {
             Self::Step(SolveError::Op { source, .. }) => match &**source {
-                StepError::Exit { args, code, .. } => Some((args, *code)),
+                StepError::Exit { args, code, oom } => Some((args, *code, *oom)),
                 _ => None,
             },
             _ => None,
@@ -218,6 +250,10 @@ impl EngineError {
             Self::NoSuchBuild { .. } => ErrorKind::NotFound,
             Self::Unsupported { .. } | Self::Frontend { .. } => ErrorKind::Unsupported,
             Self::FrontendName { .. } => ErrorKind::Invalid,
+            Self::Limits(_) | Self::UnknownEntitlement { .. } | Self::DeviceGrant { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::NotGrantable { .. } | Self::Refused { .. } => ErrorKind::Denied,
             Self::CacheTarget { .. } => ErrorKind::Internal,
             Self::Session(_) | Self::Store(_) | Self::Cache(_) | Self::Export(_) => ErrorKind::Internal,
         }
@@ -235,7 +271,8 @@ impl EngineError {
     /// The vertex that failed, when one did.
     pub fn failed_vertex(&self) -> Option<&lapstrake_layerstore_oci::Digest> {
         match self.inner() {
-            Self::Step(SolveError::Op { vertex, .. } | SolveError::Lost { vertex, .. }) => Some(vertex),
+            Self::Step(SolveError::Op { vertex, .. } | SolveError::Lost { vertex, .. })
+            | Self::Refused { vertex, .. } => Some(vertex),
             _ => None,
         }
     }
@@ -254,14 +291,14 @@ impl EngineError {
 #[non_exhaustive]
 pub enum StepError {
     /// The process ended with a code that is not 0.
-    #[error("process {:?} did not complete successfully: {}", args.join(" "), exit_message(*code, *oom))]
+    #[error("process {:?} did not complete successfully: {}", args.join(" "), exit_message(*code, oom.as_ref()))]
     Exit {
         /// Its command line.
         args: Vec<String>,
         /// Its exit code; 128 and more for a signal.
         code: i32,
-        /// Whether the kernel killed it for want of memory.
-        oom: bool,
+        /// Whether the kernel killed a process for want of memory.
+        oom: Option<OutOfMemory>,
     },
     /// The process could not be run.
     #[error("failed to run {:?}: {source}", args.join(" "))]
@@ -337,8 +374,30 @@ pub(crate) fn emulator_advice(platform: &Platform) -> String {
     )
 }
 
-fn exit_message(code: i32, oom: bool) -> String {
-    if oom { format!("exit code: {code}: out of memory") } else { format!("exit code: {code}") }
+/// What a process was killed of that wanted more memory than there was for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Bytes that it might have; `None` when it was not limited by itself.
+    pub limit: Option<u64>,
+}
+
+impl std::fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("killed: out of memory")?;
+        match self.limit {
+            Some(bytes) if bytes % (1 << 20) == 0 => write!(f, ", limit {} MiB", bytes >> 20),
+            Some(bytes) => write!(f, ", limit {bytes} bytes"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As BuildKit, which has the kernel's word for a lack of memory (its clients print it).
+fn exit_message(code: i32, oom: Option<&OutOfMemory>) -> String {
+    match oom {
+        Some(oom) => format!("cannot allocate memory (exit code: {code}, {oom})"),
+        None => format!("exit code: {code}"),
+    }
 }
 
 impl StepError {

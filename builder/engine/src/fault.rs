@@ -87,7 +87,7 @@ mod tests {
     use crate::StepError;
 
     fn failed(vertex: &Digest) -> EngineError {
-        let source = StepError::Exit { args: vec!["false".to_owned()], code: 1, oom: false };
+        let source = StepError::Exit { args: vec!["false".to_owned()], code: 1, oom: None };
         EngineError::Step(SolveError::Op {
             vertex: vertex.clone(),
             name: "[1/1] RUN false".to_owned(),

@@ -16,6 +16,7 @@ mod caches;
 mod classic;
 mod context;
 mod engine;
+mod entitlements;
 mod epoch;
 mod error;
 mod fault;
@@ -36,7 +37,8 @@ pub use caches::{
 pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
-pub use error::{EngineError, StepError};
+pub use entitlements::{Entitlement, Grants, Refusal};
+pub use error::{EngineError, OutOfMemory, StepError};
 pub use fault::Fault;
 pub use frontend::Frontends;
 pub use kept::{
@@ -44,11 +46,12 @@ pub use kept::{
     FAILED_STEP_LABEL, FailedImage, KeepFailed,
 };
 pub use platforms::platforms;
-pub use request::{BuildId, BuildRequest, ContextInput, Input, Resources};
+pub use request::{BuildId, BuildRequest, ContextInput, Input};
 
 pub use lapstrake_builder_dockerfile::{
     Step, StepKind,
     subrequest::{Reply, Subrequest},
 };
+pub use lapstrake_builder_executor::{CdiDevices, Resources};
 pub use lapstrake_builder_exporter::{Destination, Exported, Output};
 pub use lapstrake_builder_source::ErrorKind;

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
+use lapstrake_builder_executor::Resources;
 use lapstrake_builder_exporter::Output;
 use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_session::SessionId;
 
-use crate::{CacheSource, CacheTarget, KeepFailed, ReceivedContext};
+use crate::{CacheSource, CacheTarget, Grants, KeepFailed, ReceivedContext};
 
 /// One build. Parsed once, at the door; everything in it is typed.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct BuildRequest {
     pub credentials: Arc<dyn CredentialSource>,
     /// Whether what a failed `RUN` leaves is kept as an image.
     pub keep_failed: KeepFailed,
+    /// What its steps may do beyond a sandbox, as far as the client has a say.
+    pub grants: Grants,
     /// Limits on the processes of the build.
     pub resources: Resources,
 }
@@ -72,25 +75,4 @@ pub enum ContextInput {
     },
     /// Where the options say: a git repository, or an URL of a tar archive or a Dockerfile alone.
     Remote,
-}
-
-/// Limits on processes. `None` leaves the kernel's default.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Resources {
-    /// Bytes of memory.
-    pub memory: Option<i64>,
-    /// Bytes of memory and swap; -1 is unlimited.
-    pub memory_swap: Option<i64>,
-    /// Relative weight.
-    pub cpu_shares: Option<u64>,
-    /// Microseconds.
-    pub cpu_period: Option<u64>,
-    /// Microseconds per period.
-    pub cpu_quota: Option<i64>,
-    /// Such as `0-3`.
-    pub cpuset_cpus: Option<String>,
-    /// Such as `0,1`.
-    pub cpuset_mems: Option<String>,
-    /// Bytes of `/dev/shm`.
-    pub shm_size: Option<u64>,
 }

@@ -8,7 +8,7 @@ use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::{SessionId, Sessions};
 
-use crate::{Resources, StepError, history::Knowledge, kept::FailedSteps};
+use crate::{Grants, Resources, StepError, history::Knowledge, kept::FailedSteps};
 
 /// One build, as its steps see it. A step that several builds share may ask any of them.
 pub(crate) struct BuildScope {
@@ -26,6 +26,8 @@ pub(crate) struct BuildScope {
     pub(crate) received: bool,
     /// Whether the modes in the archive that the context came as were permissions alone.
     pub(crate) bare_modes: bool,
+    /// What its steps may do beyond a sandbox.
+    pub(crate) grants: Grants,
     /// Limits on processes.
     pub(crate) resources: Resources,
     /// Where steps that fail leave what they wrote; `None` when nothing of it is kept.

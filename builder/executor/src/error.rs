@@ -62,6 +62,9 @@ pub enum ExecError {
         /// What stands against it.
         why: String,
     },
+    /// A limit was asked for that means nothing, here or anywhere; in dockerd's words.
+    #[error("{0}")]
+    BadLimit(String),
     /// A limit was asked for that this machine cannot set.
     #[error("limit {limit}: {reason}")]
     Limit {

@@ -24,6 +24,7 @@ mod elf;
 mod error;
 mod files;
 mod helper;
+mod limits;
 mod native;
 mod plan;
 mod run;
@@ -40,10 +41,11 @@ pub use cdi::{
 };
 pub use client::{Helper, HelperOptions, maybe_run_helper};
 pub use error::ExecError;
+pub use limits::{Resources, Ulimit};
 pub use native::NativeExecutor;
 pub use run::{BoxFuture, Executor, ExitStatus, OutputSink, ProcessIo};
 pub use runtime::OciRuntime;
 pub use spec::{
-    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, Resources, RunId, SecurityMode,
-    StubPolicy, Ulimit,
+    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, RunId, SecurityMode,
+    StubPolicy,
 };

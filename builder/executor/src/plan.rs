@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DeviceNode, ExecError, MountFlags, MountKind, NetworkMode, ProcessSpec, Resources, SecurityMode,
-    StubPolicy,
+    StubPolicy, Ulimit,
     caps::{self, CapSet},
     files,
+    limits::Rlimit,
 };
 
 /// BuildKit's name for a container that nobody has named.
@@ -119,35 +120,6 @@ pub(crate) enum MountSource {
     Socket { source: PathBuf, uid: u32, gid: u32, mode: u32 },
 }
 
-/// One resource limit, by its kernel number and its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Rlimit {
-    pub(crate) name: String,
-    pub(crate) resource: u32,
-    pub(crate) soft: u64,
-    pub(crate) hard: u64,
-}
-
-/// Linux's resource limits by the names of `docker build --ulimit`, with their numbers (asm-generic/resource.h).
-const RLIMITS: [(&str, u32); 16] = [
-    ("cpu", 0),
-    ("fsize", 1),
-    ("data", 2),
-    ("stack", 3),
-    ("core", 4),
-    ("rss", 5),
-    ("nproc", 6),
-    ("nofile", 7),
-    ("memlock", 8),
-    ("as", 9),
-    ("locks", 10),
-    ("sigpending", 11),
-    ("msgqueue", 12),
-    ("nice", 13),
-    ("rtprio", 14),
-    ("rttime", 15),
-];
-
 /// Docker's and containerd's masked paths together.
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -183,6 +155,7 @@ impl Plan {
     /// Checks `spec` and decides what to do. Reads the host's `resolv.conf`; seccomp is filled in by the caller.
     pub(crate) fn new(spec: &ProcessSpec) -> Result<Self, ExecError> {
         check_args(spec)?;
+        spec.resources.check()?;
         let network = match spec.network {
             NetworkMode::None => Network::Empty,
             NetworkMode::Host => Network::Host,
@@ -224,10 +197,10 @@ impl Plan {
             groups: spec.devices.groups.clone(),
             masked: if insecure { Vec::new() } else { masked() },
             read_only: if insecure { Vec::new() } else { READ_ONLY.map(String::from).to_vec() },
-            resources: resources(&spec.resources)?,
+            resources: spec.resources.clone(),
             cgroup: cgroup(spec)?,
-            shm_size: spec.shm_size.filter(|&size| size != 0).unwrap_or(DEFAULT_SHM_SIZE),
-            rlimits: spec.ulimits.iter().map(rlimit).collect::<Result<_, _>>()?,
+            shm_size: spec.resources.shm_size.filter(|&size| size != 0).unwrap_or(DEFAULT_SHM_SIZE),
+            rlimits: spec.ulimits.iter().map(Ulimit::rlimit).collect::<Result<_, _>>()?,
             stubs: spec.stubs,
             no_devices: false,
             runtime: None,
@@ -426,36 +399,6 @@ fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-fn resources(resources: &Resources) -> Result<Resources, ExecError> {
-    let list = |field, value: &Option<String>| match value {
-        Some(text)
-            if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-')) =>
-        {
-            Err(invalid(field, text, "is not a list like 0-2,7"))
-        }
-        _ => Ok(()),
-    };
-    list("cpuset-cpus", &resources.cpuset_cpus)?;
-    list("cpuset-mems", &resources.cpuset_mems)?;
-    if let Some(swap) = resources.memory_swap {
-        match resources.memory {
-            None => return Err(invalid("memory-swap", swap.to_string(), "needs a memory limit")),
-            Some(memory) if swap >= 0 && (swap as u64) < memory => {
-                return Err(invalid("memory-swap", swap.to_string(), "is less than the memory limit"));
-            }
-            Some(_) if swap < -1 => return Err(invalid("memory-swap", swap.to_string(), "is negative")),
-            Some(_) => {}
-        }
-    }
-    if let Some(period) = resources.cpu_period.filter(|period| !(1000..=1_000_000).contains(period)) {
-        return Err(invalid("cpu-period", period.to_string(), "is not between 1000 and 1000000"));
-    }
-    if let Some(shares) = resources.cpu_shares.filter(|shares| !(2..=262_144).contains(shares)) {
-        return Err(invalid("cpu-shares", shares.to_string(), "is not between 2 and 262144"));
-    }
-    Ok(resources.clone())
-}
-
 fn cgroup(spec: &ProcessSpec) -> Result<PathBuf, ExecError> {
     let parent =
         spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()).unwrap_or(DEFAULT_CGROUP_PARENT);
@@ -471,33 +414,12 @@ fn cgroup(spec: &ProcessSpec) -> Result<PathBuf, ExecError> {
     Ok(path)
 }
 
-fn rlimit(limit: &crate::Ulimit) -> Result<Rlimit, ExecError> {
-    let name = limit.name.to_ascii_lowercase();
-    let Some(&(_, resource)) = RLIMITS.iter().find(|(known, _)| *known == name) else {
-        return Err(invalid("ulimit", &limit.name, "is not a known limit"));
-    };
-    let value = |value: i64| match value {
-        -1 => Ok(u64::MAX),
-        0.. => Ok(value as u64),
-        _ => Err(invalid("ulimit", format!("{name}={value}"), "is negative")),
-    };
-    let (soft, hard) = (value(limit.soft)?, value(limit.hard)?);
-    if soft > hard {
-        return Err(invalid(
-            "ulimit",
-            format!("{name}={}:{}", limit.soft, limit.hard),
-            "has a soft limit above the hard one",
-        ));
-    }
-    Ok(Rlimit { name, resource, soft, hard })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{MountSpec, Ulimit};
+    use crate::MountSpec;
 
     fn spec() -> ProcessSpec {
         let root = SnapshotMount::Bind { source: "/image".into(), read_only: false };
@@ -539,25 +461,6 @@ mod tests {
             let mount = MountSpec { target: target.into(), kind: MountKind::Tmpfs { size: None } };
             assert_eq!(refused(|spec| spec.mounts = vec![mount]), "mount target", "{target}");
         }
-        for (soft, hard) in [(2, 1), (-2, 1), (-1, 5)] {
-            let limit = Ulimit { name: "nofile".into(), soft, hard };
-            assert_eq!(refused(|spec| spec.ulimits = vec![limit]), "ulimit");
-        }
-    }
-
-    #[test]
-    fn bad_limits_are_refused_by_name() {
-        assert_eq!(refused(|spec| spec.resources.memory_swap = Some(5)), "memory-swap");
-        assert_eq!(
-            refused(|spec| {
-                spec.resources.memory = Some(10);
-                spec.resources.memory_swap = Some(5);
-            }),
-            "memory-swap"
-        );
-        assert_eq!(refused(|spec| spec.resources.cpu_shares = Some(1)), "cpu-shares");
-        assert_eq!(refused(|spec| spec.resources.cpu_period = Some(1)), "cpu-period");
-        assert_eq!(refused(|spec| spec.resources.cpuset_cpus = Some("0; rm".into())), "cpuset-cpus");
     }
 
     #[test]

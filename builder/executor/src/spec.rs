@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use lapstrake_layerstore_store::{SnapshotMount, random_id};
 use serde::{Deserialize, Serialize};
 
-use crate::ContainerEdits;
+use crate::{ContainerEdits, Resources, Ulimit};
 
 /// Names one run. Becomes the container's id and the name of its cgroup.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -77,8 +77,6 @@ pub struct ProcessSpec {
     pub resources: Resources,
     /// Cgroup under which the run's own is made, as a path from the hierarchy's root (`/a/b` or `a/b`); `None` means `/lapstrake`.
     pub cgroup_parent: Option<String>,
-    /// Size of `/dev/shm` in bytes; `None` means 64 MiB.
-    pub shm_size: Option<u64>,
     /// Resource limits of the process.
     pub ulimits: Vec<Ulimit>,
     /// Which of the empty files and directories that were made only to mount on (`/etc/hosts`, mount targets) are
@@ -106,7 +104,6 @@ impl ProcessSpec {
             devices: ContainerEdits::default(),
             resources: Resources::default(),
             cgroup_parent: None,
-            shm_size: None,
             ulimits: Vec::new(),
             stubs: StubPolicy::RemoveTargets,
         }
@@ -255,43 +252,4 @@ impl fmt::Debug for MountKind {
                 .finish(),
         }
     }
-}
-
-/// Limits on all processes of a run together. `None` means no limit. A limit that cannot be set fails the run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resources {
-    /// Bytes of memory.
-    pub memory: Option<u64>,
-    /// Bytes of memory and swap together; `-1` means unlimited swap. Needs `memory`.
-    pub memory_swap: Option<i64>,
-    /// Relative weight, 2 to 262144; 1024 is everyone's default.
-    pub cpu_shares: Option<u64>,
-    /// Length of a scheduling period in microseconds, 1000 to 1000000.
-    pub cpu_period: Option<u64>,
-    /// Microseconds of CPU time per period.
-    pub cpu_quota: Option<i64>,
-    /// CPUs to run on, as `0-2,7`.
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes to use, as `0-1`.
-    pub cpuset_mems: Option<String>,
-    /// Number of processes and threads.
-    pub pids: Option<u64>,
-}
-
-impl Resources {
-    /// Whether nothing is limited.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// One resource limit of a process, by its name as `docker build --ulimit` has it (`nofile`, `nproc`, `core` …).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ulimit {
-    /// The name, in lower case and without `RLIMIT_`.
-    pub name: String,
-    /// Soft limit; `-1` means none.
-    pub soft: i64,
-    /// Hard limit; `-1` means none.
-    pub hard: i64,
 }

@@ -8,7 +8,7 @@ use std::{
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, EngineError, Input, KeepFailed, Output, Resources,
+    BuildId, BuildRequest, ContextInput, EngineError, Grants, Input, KeepFailed, Output, Resources,
 };
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_layerstore_registry::Anonymous;
@@ -70,6 +70,7 @@ pub(crate) fn request(
         inline_cache: false,
         keep_failed: KeepFailed::No,
         credentials: Arc::new(Anonymous),
+        grants: Grants::default(),
         resources: Resources::default(),
     }
 }

@@ -150,6 +150,11 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_enum, default_value = "auto", env = "BUILDKIT_PROGRESS")]
     pub(crate) progress: ProgressMode,
 
+    /// Let steps do what they ask for: network.host (RUN --network=host), security.insecure (RUN --security=insecure), device for all
+    /// devices (RUN --device), or device=NAME for one, with ,alias=OTHER behind it if the Dockerfile calls it so; may be repeated
+    #[arg(long, value_name = "ENTITLEMENT")]
+    pub(crate) allow: Vec<String>,
+
     /// Control group above those of RUN
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup_parent: Option<String>,
@@ -185,6 +190,10 @@ pub(crate) struct BuildArgs {
     /// Processors that RUN may use, such as 0-3,5
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_cpus: Option<String>,
+
+    /// Processes and threads that a RUN may have; 0 and -1 are unlimited
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
 
     /// Memory nodes that RUN may use
     #[arg(long, value_name = "LIST")]

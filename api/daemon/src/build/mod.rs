@@ -24,8 +24,8 @@ use std::{
 };
 
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Exported,
-    FailedImage, Input, Question, Reply,
+    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Entitlement,
+    Exported, FailedImage, Input, Question, Reply,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
@@ -72,6 +72,8 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let cache_from = request::caches("--cache-from", &args.cache_from, CacheSource::parse)?;
     let cache_to = request::caches("--cache-to", &args.cache_to, CacheTarget::parse)?;
     let keep_failed = request::keep_failed(args, file.keep_failed)?;
+    let grants = request::grants(args)?;
+    let resources = request::resources(args)?;
     let offers = Offers::parse(&args.secret, &args.ssh, |name| std::env::var(name).ok())?;
     let credentials = DockerConfig::read()?;
     process::raise_open_files();
@@ -118,7 +120,8 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
             inline_cache,
             keep_failed,
             credentials: Arc::new(credentials),
-            resources: request::resources(args),
+            grants,
+            resources,
         };
         let code = match build(&assembly.engine, request, mode, args.store.debug, stop).await? {
             Some(exported) => {
@@ -138,7 +141,9 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
 }
 
 fn open(settings: &StoreSettings, helper: Helper) -> Result<Assembly, ProgramError> {
-    Assembly::new(settings, helper).map_err(|error| match error {
+    // Who runs this is who may configure it: what the configuration does not say is up to the command line.
+    let entitlements = settings.allowed(&Entitlement::ALL);
+    Assembly::new(settings, entitlements, helper).map_err(|error| match error {
         ProgramError::Store(StoreError::Locked { root }) => ProgramError::setting(
             format!("store {}", root.display()),
             "a daemon has it open: build through the daemon (DOCKER_HOST=unix:///run/lapstrake/lapstrake.sock docker build …), \

@@ -7,7 +7,9 @@ use std::{
 
 use lapstrake_api_types::{HostEntry, HostGateway};
 use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
-use lapstrake_builder_engine::{Destination, EngineError, KeepFailed, Output, Resources};
+use lapstrake_builder_engine::{
+    Destination, EngineError, Entitlement, Grants, KeepFailed, Output, Resources,
+};
 use lapstrake_layerstore_oci::{Platform, Reference};
 
 use super::args::BuildArgs;
@@ -202,18 +204,33 @@ pub(super) fn options(
     Ok(options)
 }
 
-/// Limits on processes.
-pub(super) fn resources(args: &BuildArgs) -> Resources {
-    Resources {
-        memory: args.memory.filter(|bytes| *bytes != 0),
+/// Limits on processes; whether they mean something is known to who sets them.
+pub(super) fn resources(args: &BuildArgs) -> Result<Resources, ProgramError> {
+    let bytes = |option: &str, given: Option<i64>| match given {
+        None | Some(0) => Ok(None),
+        Some(bytes) => u64::try_from(bytes).map(Some).map_err(|_| wrong(option, "is not negative")),
+    };
+    Ok(Resources {
+        memory: bytes("--memory", args.memory)?,
         memory_swap: args.memory_swap.filter(|bytes| *bytes != 0),
         cpu_shares: args.cpu_shares.filter(|shares| *shares != 0),
         cpu_period: args.cpu_period.filter(|period| *period != 0),
         cpu_quota: args.cpu_quota.filter(|quota| *quota != 0),
         cpuset_cpus: args.cpuset_cpus.clone(),
         cpuset_mems: args.cpuset_mems.clone(),
-        shm_size: args.shm_size.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes != 0),
+        pids: args.pids_limit.and_then(|most| u64::try_from(most).ok()).filter(|most| *most != 0),
+        shm_size: bytes("--shm-size", args.shm_size)?,
+    })
+}
+
+/// What steps may do beyond a sandbox. As with buildx, who asks for the machine's network for all steps has granted it.
+pub(super) fn grants(args: &BuildArgs) -> Result<Grants, ProgramError> {
+    let mut grants =
+        Grants::parse(args.allow.iter().map(String::as_str)).map_err(|error| wrong("--allow", error))?;
+    if args.network == "host" {
+        grants.add(Entitlement::NetworkHost);
     }
+    Ok(grants)
 }
 
 /// Caches to use, or to leave behind.
@@ -397,7 +414,7 @@ mod tests {
         assert_eq!(options.no_cache, NoCache::Stages(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!((options.extra_hosts.len(), options.ulimits.len(), options.shm_size), (2, 1, 1024));
         assert_eq!(options.named_contexts["base"].specifier, "docker-image://alpine");
-        let resources = resources(&args);
+        let resources = resources(&args).unwrap();
         assert_eq!((resources.memory, resources.memory_swap), (Some(2 << 20), Some(-1)));
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_executor::{
-    DnsConfig, ExecError, ExitStatus, ExtraHost, NetworkMode, OutputSink, ProcessIo, ProcessSpec,
-    SecurityMode, StubPolicy, Ulimit,
+    ContainerEdits, DnsConfig, ExecError, ExitStatus, ExtraHost, NetworkMode, OutputSink, ProcessIo,
+    ProcessSpec, SecurityMode, StubPolicy, Ulimit,
 };
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_progress::{Stream, VertexHandle};
@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 
 use super::{KeyedStep, Workshop, classic, mounts::MountPlan};
 use crate::{
-    Resources, StepError,
+    OutOfMemory, Resources, StepError,
     classic::words,
+    entitlements::requests,
     error::emulator_advice,
     kept::{self, FailedStep},
     scope::{BuildScope, EngineTypes},
@@ -83,13 +84,15 @@ impl ExecStep {
     async fn process(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
         let _slot = self.workshop.slot(cx).await?;
         let mut plan = MountPlan::prepare(&self.workshop, &self.op, inputs, cx).await?;
-        let spec = self.spec(&mut plan, cx)?;
+        let mut spec = self.spec(&mut plan, cx)?;
+        spec.devices = self.devices().await?;
         let (stdout, stderr, pump) = output(cx.vertex.clone());
         let io = ProcessIo { stdout, stderr };
+        let memory = spec.resources.memory;
         let result = self.workshop.executor.run(spec, io, cx.cancel.clone()).await;
         // The sinks are gone with `run`, so what is still under way arrives now.
         pump.await.expect("the pump does not panic");
-        match self.judge(result) {
+        match self.judge(result, memory) {
             Ok(()) => self.commit(plan).await,
             Err(error) => {
                 self.advise(&error, cx).await;
@@ -137,7 +140,7 @@ impl ExecStep {
                 left: left.clone(),
                 config: kept::config(&self.meta, &self.platform),
                 code,
-                oom,
+                oom: oom.is_some(),
             });
         }
         Ok(())
@@ -154,7 +157,7 @@ impl ExecStep {
     }
 
     /// Whether the process did what it should.
-    fn judge(&self, result: Result<ExitStatus, ExecError>) -> Result<(), StepError> {
+    fn judge(&self, result: Result<ExitStatus, ExecError>, memory: Option<u64>) -> Result<(), StepError> {
         let args = || self.meta.args.clone();
         let status = result.map_err(|error| match error {
             ExecError::Cancelled(_) => StepError::Canceled,
@@ -173,7 +176,22 @@ impl ExecStep {
         if valid.contains(&status.code) {
             return Ok(());
         }
-        Err(StepError::Exit { args: args(), code: status.code, oom: status.oom_killed })
+        let oom = status.oom_killed.then_some(OutOfMemory { limit: memory });
+        Err(StepError::Exit { args: args(), code: status.code, oom })
+    }
+
+    /// What the process's devices bring.
+    async fn devices(&self) -> Result<ContainerEdits, StepError> {
+        if self.op.cdi_devices.is_empty() {
+            return Ok(ContainerEdits::default());
+        }
+        let list = self.workshop.device_list().await?;
+        let wanted = self.op.cdi_devices.clone();
+        let edits = StepError::blocking(move || -> Result<_, StepError> {
+            Ok(list.find(requests(&wanted)).and_then(|names| list.edits(&names)))
+        })
+        .await?;
+        edits.map_err(|source| StepError::Run { args: self.meta.args.clone(), source })
     }
 
     fn spec(&self, plan: &mut MountPlan, cx: &OpContext<EngineTypes>) -> Result<ProcessSpec, StepError> {
@@ -192,7 +210,11 @@ impl ExecStep {
             pb::NetMode::Host => NetworkMode::Host,
             pb::NetMode::None => NetworkMode::None,
         };
-        spec.security = SecurityMode::Sandbox;
+        // That it may was found out when the graph was loaded.
+        spec.security = match self.op.security() {
+            pb::SecurityMode::Sandbox => SecurityMode::Sandbox,
+            pb::SecurityMode::Insecure => SecurityMode::Insecure,
+        };
         for host in &self.meta.extra_hosts {
             let ip = host.ip.parse().map_err(|_| StepError::Invalid {
                 what: format!("extra host {}: {:?} is not an IP address", host.host, host.ip),
@@ -214,8 +236,7 @@ impl ExecStep {
         if cx.peek_scopes().first().is_some_and(is_limited)
             && let Some(scope) = cx.scopes().first()
         {
-            spec.resources = executor_resources(&scope.resources)?;
-            spec.shm_size = scope.resources.shm_size;
+            spec.resources = scope.resources.clone();
         }
         if self.is_classic {
             spec.stubs = StubPolicy::RemoveAll;
@@ -285,25 +306,6 @@ fn proxy_env(proxy: Option<&pb::ProxyEnv>) -> Vec<String> {
     .filter(|(_, value)| !value.is_empty())
     .flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_lowercase())])
     .collect()
-}
-
-fn executor_resources(resources: &Resources) -> Result<lapstrake_builder_executor::Resources, StepError> {
-    let memory = resources
-        .memory
-        .map(|bytes| {
-            u64::try_from(bytes).map_err(|_| StepError::Invalid { what: format!("memory limit {bytes}") })
-        })
-        .transpose()?;
-    Ok(lapstrake_builder_executor::Resources {
-        memory,
-        memory_swap: resources.memory_swap,
-        cpu_shares: resources.cpu_shares,
-        cpu_period: resources.cpu_period,
-        cpu_quota: resources.cpu_quota,
-        cpuset_cpus: resources.cpuset_cpus.clone(),
-        cpuset_mems: resources.cpuset_mems.clone(),
-        pids: None,
-    })
 }
 
 /// Sinks whose output goes to the vertex's log, in the order it was read, and the task that carries it there.

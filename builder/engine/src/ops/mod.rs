@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::BuildCache;
-use lapstrake_builder_executor::{Architectures, Executor};
+use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::{Graph, Vertex, VertexId, cache_key, pb};
 use lapstrake_builder_solver::{Alias, CacheMap, Dep, Miss, Op, OpContext};
@@ -46,9 +46,22 @@ pub(crate) struct Workshop {
     pub(crate) slots: Arc<Semaphore>,
     /// Where sockets of ssh agents are made; private to the daemon.
     pub(crate) runtime_dir: std::path::PathBuf,
+    /// Where devices are described.
+    pub(crate) devices: CdiDevices,
 }
 
 impl Workshop {
+    /// The devices of this machine, as of now.
+    pub(crate) async fn device_list(&self) -> Result<DeviceList, StepError> {
+        let devices = self.devices.clone();
+        let list =
+            StepError::blocking(move || -> Result<DeviceList, StepError> { Ok(devices.scan()) }).await?;
+        for problem in list.problems() {
+            tracing::warn!("{problem}");
+        }
+        Ok(list)
+    }
+
     /// A permit to use the machine. A step that has to wait for one shows that it does.
     async fn slot(&self, cx: &OpContext<EngineTypes>) -> Result<OwnedSemaphorePermit, StepError> {
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
@@ -62,11 +75,12 @@ impl Workshop {
     }
 }
 
-/// Makes the op of a vertex of `graph`.
+/// Makes the op of a vertex of `graph`; of a process that gets other devices than it asks for, with those.
 pub(crate) fn op(
     workshop: &Arc<Workshop>,
     graph: &Arc<Graph>,
     vertex: &Vertex,
+    devices: Option<&[pb::CdiDevice]>,
 ) -> Result<Arc<dyn Op<EngineTypes>>, StepError> {
     let workshop = Arc::clone(workshop);
     let place = (graph, vertex);
@@ -74,7 +88,11 @@ pub(crate) fn op(
     Ok(match vertex.op.op.as_ref().expect("a parsed vertex has an op") {
         pb::op::Op::Source(op) => Arc::new(source::SourceStep::new(workshop, op, platform)?),
         pb::op::Op::Exec(op) => {
-            Keyed::new(place, exec::ExecStep::new(workshop, op.clone(), platform, vertex)?)
+            let mut op = op.clone();
+            if let Some(devices) = devices {
+                op.cdi_devices = devices.to_vec();
+            }
+            Keyed::new(place, exec::ExecStep::new(workshop, op, platform, vertex)?)
         }
         pb::op::Op::File(op) => Keyed::new(place, file::FileStep::new(workshop, op.clone(), vertex)),
         pb::op::Op::Merge(op) => Keyed::new(place, merge::merge(workshop, op, vertex)),

@@ -113,6 +113,14 @@ impl Hierarchies {
         self.0.iter().find(|hierarchy| hierarchy.has(controller))
     }
 
+    /// Whether memory and swap together can be limited (`swapaccount`).
+    pub(super) fn limit_swap(&self) -> bool {
+        match self.v1("memory") {
+            Some(memory) => memory.mount.join("memory.memsw.limit_in_bytes").exists(),
+            None => self.v2().is_some(),
+        }
+    }
+
     /// Whether version 2 is all there is.
     pub(super) fn is_pure_v2(&self) -> bool {
         !self.0.is_empty() && self.0.iter().all(|hierarchy| hierarchy.controllers.is_none())
@@ -229,7 +237,7 @@ impl RunCgroups {
                     }
                     return self.limit_v2(v2, &dir, &plan.cgroup, resources);
                 }
-                Err(_) if resources.is_empty() && plan.nodes.is_empty() => return Ok(()),
+                Err(_) if resources.need_no_cgroup() && plan.nodes.is_empty() => return Ok(()),
                 Err(error) => {
                     return Err(Failure::Limit {
                         limit: "cgroup".to_owned(),
@@ -468,7 +476,7 @@ fn v2_limits(resources: &Resources) -> Vec<Limit> {
     }));
     // The conversion that systemd, runc and crun have agreed on: 2…262144 to 1…10000.
     add(resources.cpu_shares.map(|shares| {
-        limit("cpu-shares", "cpu", "cpu.weight", 1 + (shares.saturating_sub(2) * 9999) / 262_142)
+        limit("cpu-shares", "cpu", "cpu.weight", 1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142)
     }));
     if resources.cpu_quota.is_some() || resources.cpu_period.is_some() {
         let quota = match resources.cpu_quota {

@@ -231,6 +231,12 @@ impl Helper {
         };
         let mut plan = read_plan(plan)?;
         plan.cgroup = self.owner.run_cgroup(&plan.cgroup);
+        if let (Some(memory), None) = (plan.resources.memory, plan.resources.memory_swap)
+            && self.hierarchies.limit_swap()
+        {
+            // As dockerd.
+            plan.resources.memory_swap = Some(i64::try_from(memory).unwrap_or(i64::MAX).saturating_mul(2));
+        }
         if let DeviceGate::NoDevices { .. } = self.gate
             && plan.security == SecurityMode::Sandbox
         {

@@ -223,14 +223,17 @@ pub(crate) async fn processes_of_all_containers_are_bounded(kind: Kind) {
 
 pub(crate) async fn limits_are_written(kind: Kind) {
     let sandbox = Sandbox::new(kind);
-    let mut spec = sandbox
-        .sh("cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.shares cpu/cpu.cfs_period_us \
-         cpu/cpu.cfs_quota_us cpuset/cpuset.cpus pids/pids.max");
+    let mut spec = sandbox.sh(
+        "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.shares cpu/cpu.cfs_period_us \
+         cpu/cpu.cfs_quota_us cpuset/cpuset.cpus cpuset/cpuset.mems pids/pids.max \
+         memory/memory.memsw.limit_in_bytes",
+    );
     spec.resources.memory = Some(64 << 20);
     spec.resources.cpu_shares = Some(512);
     spec.resources.cpu_period = Some(50_000);
     spec.resources.cpu_quota = Some(25_000);
     spec.resources.cpuset_cpus = Some("0".into());
+    spec.resources.cpuset_mems = Some("0".into());
     spec.resources.pids = Some(77);
     spec.cgroup_parent = Some("/lapstrake/limits-test".into());
     if !std::path::Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() {
@@ -239,13 +242,13 @@ pub(crate) async fn limits_are_written(kind: Kind) {
         assert_eq!(sandbox.run(spec).await.status.code, 0);
         return;
     }
-    assert_eq!(sandbox.run(spec).await.ok(), "67108864\n512\n50000\n25000\n0\n77\n");
+    assert_eq!(sandbox.run(spec).await.ok(), "67108864\n512\n50000\n25000\n0\n0\n77\n134217728\n");
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         // The parent that was asked for by name belongs to who asked.
         let _ = std::fs::remove_dir(hierarchy.path().join("lapstrake/limits-test"));
     }
     let mut spec = sandbox.sh("true");
     spec.resources.cpuset_cpus = Some("4000".into());
-    let error = sandbox.try_run(spec).await.unwrap_err();
-    assert!(error.to_string().contains("cpuset"), "{error}");
+    let error = sandbox.try_run(spec).await.unwrap_err().to_string();
+    assert!(error.starts_with("Requested CPUs are not available - requested 4000"), "{error}");
 }

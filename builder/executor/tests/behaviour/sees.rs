@@ -218,7 +218,7 @@ pub(crate) async fn ulimits_are_set(kind: Kind) {
     assert_eq!(sandbox.run(spec).await.ok(), "123\n456\n0\n");
     let mut spec = sandbox.sh("true");
     spec.ulimits = vec![Ulimit { name: "fingers".into(), soft: 1, hard: 1 }];
-    assert!(matches!(sandbox.try_run(spec).await, Err(ExecError::Invalid { field: "ulimit", .. })));
+    assert!(matches!(sandbox.try_run(spec).await, Err(ExecError::BadLimit(_))));
 }
 
 pub(crate) async fn devices_are_dockers(kind: Kind) {
@@ -288,7 +288,7 @@ pub(crate) async fn shm_has_the_size_asked_for(kind: Kind) {
     let script = "df -k /dev/shm | awk 'END {print $2}'";
     assert_eq!(sandbox.script(script).await.ok(), "65536\n");
     let mut spec = sandbox.sh(script);
-    spec.shm_size = Some(1 << 20);
+    spec.resources.shm_size = Some(1 << 20);
     assert_eq!(sandbox.run(spec).await.ok(), "1024\n");
 }
 
