@@ -17,6 +17,8 @@ class Daemon:
     """A daemon that this program starts. `launch` says how; everything else is the same for all."""
 
     starts = True
+    # Whether RUN can have another network than the host's.
+    has_networks = True
 
     def __init__(self, name, program, directory, docker, timeout):
         self.name, self.program = name, program
@@ -121,6 +123,8 @@ class Lapstrake(Daemon):
 class Dockerd(Daemon):
     """Debian's `dockerd`, without networks."""
 
+    has_networks = False
+
     def launch(self):
         # The configuration of this machine's own dockerd is none of ours.
         config = self.directory / "daemon.json"
@@ -146,6 +150,7 @@ class Remote:
     """A daemon that somebody else started: `--host`. Its memory is known when its process id is given."""
 
     starts = False
+    has_networks = True
 
     def __init__(self, host, pid, directory, docker, timeout):
         self.name, self.pid = host, pid

@@ -36,6 +36,10 @@ def _file_system(directory):
 def _number(value, unit):
     if unit == "MiB":
         return f"{value:.0f} MiB"
+    if unit == "×":
+        return f"{value:.2f}"
+    if value < 0.02:
+        return f"{value * 1000:.1f} ms"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 

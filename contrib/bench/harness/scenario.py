@@ -208,6 +208,66 @@ class RunChain(Scenario):
         return {"build": daemon.client.build(directory, self.tag())}
 
 
+class RunTrue(Scenario):
+    """What a RUN costs beyond its program: chains of 50 of a static `true`, less the chain of none."""
+
+    name = "run-true"
+    rows = {
+        "each": Row("RUN of a static `true`, each of a chain of 50, host's network", goal="≤ 8 ms; ≤ 0.2×"),
+        "sandbox": Row("the same in the default network (dockerd has none here)", goal="≤ 2 ms more"),
+    }
+
+    def fresh(self, directory, scale):
+        self.count = int(50 * scale) or 1
+        self.nonce = uuid.uuid4().hex
+
+    def measure(self, daemon, directory):
+        numbers = {"each": self.each(daemon, directory, "host")}
+        if daemon.has_networks:
+            numbers["sandbox"] = self.each(daemon, directory, "default")
+        return numbers
+
+    def each(self, daemon, directory, network):
+        """Seconds for each RUN."""
+        base = f"{BASE}ENV NONCE={self.nonce}{network}\n"
+        options = (f"--network={network}",)
+        _write(directory, base)
+        daemon.client.build(directory, self.tag(), options=options)
+        _settle()
+        none = daemon.client.build(directory, self.tag(), options=options)
+        _write(directory, base + "".join(f'RUN ["/bin/true", "{number}"]\n' for number in range(self.count)))
+        _settle()
+        return (daemon.client.build(directory, self.tag(), options=options) - none) / self.count
+
+
+class RunSixteen(Scenario):
+    """Sixteen stages at once, each a RUN that computes: whether they use all processors, and nothing but them."""
+
+    name = "run-16"
+    rows = {
+        "wall": Row("16 stages at once, each a RUN that computes"),
+        "share": Row("the share of all processors that they had (one alone, 16 times, over all cores, over the row above)", "×", goal="≥ 0.8"),
+    }
+
+    def fresh(self, directory, scale):
+        self.rounds = int(300_000 * scale)
+        self.nonce = uuid.uuid4().hex
+
+    def stages(self, daemon, directory, count):
+        """Seconds of a build of so many."""
+        loop = f"i=0; while [ $i -lt {self.rounds} ]; do i=$((i+1)); done"
+        stages = "".join(f"FROM {content.BASE_IMAGE} AS s{n}\nRUN {loop}; echo {self.nonce}-{count}-{n} > /out\n" for n in range(count))
+        copies = "".join(f"COPY --from=s{n} /out /{n}\n" for n in range(count))
+        _write(directory, stages + BASE + copies)
+        _settle()
+        return daemon.client.build(directory, self.tag())
+
+    def measure(self, daemon, directory):
+        one = self.stages(daemon, directory, 1)
+        wall = self.stages(daemon, directory, 16)
+        return {"wall": wall, "share": 16 * one / len(os.sched_getaffinity(0)) / wall}
+
+
 def _runs(count):
     nonce = uuid.uuid4().hex
     return "".join(f"RUN echo {nonce} > /file-{number}\n" for number in range(count))
@@ -495,6 +555,8 @@ def all_scenarios(images, lapstrake):
         CacheFrom(lapstrake),
         DiskUsage(),
         RunChain(),
+        RunTrue(),
+        RunSixteen(),
         FanIn(),
         AtOnce(),
         SmallFiles(),
