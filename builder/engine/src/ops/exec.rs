@@ -49,15 +49,6 @@ impl ExecStep {
     ) -> Result<Self, StepError> {
         let meta =
             op.meta.clone().ok_or_else(|| StepError::Invalid { what: "exec without meta".to_owned() })?;
-        if !op.cdi_devices.is_empty() {
-            return Err(StepError::Unsupported { what: format!("device {}", op.cdi_devices[0].name) });
-        }
-        if op.security == pb::SecurityMode::Insecure as i32 {
-            return Err(StepError::Unsupported {
-                what: "security.insecure: the entitlement is not granted by this daemon; RUN --security=insecure"
-                    .to_owned(),
-            });
-        }
         if let Some(wanted) = platform.as_ref()
             && wanted.os != "linux"
         {
