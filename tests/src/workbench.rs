@@ -13,7 +13,7 @@ use lapstrake_builder_engine::{
     BuildId, BuildRequest, CdiDevices, ContextInput, Engine, EngineError, Entitlement, Exported, Frontends,
     Grants, Input, KeepFailed, Output, Parts, Resources,
 };
-use lapstrake_builder_executor::{Helper, HelperOptions, NativeExecutor};
+use lapstrake_builder_executor::{DefaultNetwork, Helper, HelperOptions, NativeExecutor, NetworkOptions};
 use lapstrake_builder_exporter::Exporter;
 use lapstrake_builder_history::History;
 use lapstrake_builder_progress::{Event, Progress, from_response};
@@ -148,7 +148,9 @@ impl Workbench {
             root: root.path().join("sources"),
             limits: SourceLimits::default(),
         });
-        let options = HelperOptions { program: Some(helper()), ..HelperOptions::default() };
+        // What a network is, the executor's own tests show.
+        let network = NetworkOptions { default: DefaultNetwork::Host, ..NetworkOptions::default() };
+        let options = HelperOptions { program: Some(helper()), network, ..HelperOptions::default() };
         let helper = Helper::start(options).expect("the helper starts");
         let engine = Engine::new(Parts {
             stores: stores.clone(),

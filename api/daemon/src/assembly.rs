@@ -4,7 +4,9 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_engine::{Engine, Entitlement, Parts};
-use lapstrake_builder_executor::{Executor, Helper, HelperOptions, NativeExecutor, OciRuntime};
+use lapstrake_builder_executor::{
+    Executor, Helper, HelperOptions, NativeExecutor, NetworkOptions, OciRuntime,
+};
 use lapstrake_builder_exporter::Exporter;
 use lapstrake_builder_history::History;
 use lapstrake_builder_source::{SourceLimits, Sources, SourcesOptions};
@@ -80,9 +82,12 @@ fn detect(root: &std::path::Path) -> Result<DriverKind, ProgramError> {
 }
 
 /// Starts the process that containers are made by, as root of an ordinary user's own namespace. Before any thread, and before anything is opened that it should not inherit.
-pub(crate) fn start_helper(seccomp_profile: Option<PathBuf>) -> Result<Helper, ProgramError> {
+pub(crate) fn start_helper(
+    seccomp_profile: Option<PathBuf>,
+    network: NetworkOptions,
+) -> Result<Helper, ProgramError> {
     rootless::enter()?;
-    Ok(Helper::start(HelperOptions { seccomp_profile, ..HelperOptions::default() })?)
+    Ok(Helper::start(HelperOptions { seccomp_profile, network, ..HelperOptions::default() })?)
 }
 
 /// An engine and all that it stands on.

@@ -74,10 +74,22 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) seccomp_profile: Option<PathBuf>,
 
-    /// What host-gateway means in --add-host; one IPv4 and one IPv6 address [default: 127.0.0.1, as RUN has the machine's
-    /// own network]
+    /// What host-gateway means in --add-host; one IPv4 and one IPv6 address [default: the address at which RUN reaches this
+    /// machine]
     #[arg(long, value_name = "IP")]
     pub(crate) host_gateway_ip: Vec<IpAddr>,
+
+    /// Name server for RUN; may be repeated [default: this machine's]
+    #[arg(long, value_name = "IP")]
+    pub(crate) dns: Vec<IpAddr>,
+
+    /// Resolver option for RUN, such as ndots:2; may be repeated [default: this machine's]
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) dns_opt: Vec<String>,
+
+    /// Domain that RUN searches for names without dots; may be repeated [default: this machine's]
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search: Vec<String>,
 
     /// Log what helps to find out why something failed
     #[arg(long, short = 'D')]

@@ -4,12 +4,14 @@
 //! warning; and those that nobody knows, which are most likely misspelt and named too. A value of the wrong type is an error.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use lapstrake_builder_cache::{CacheError, DiskSpace, EntryFilter, GcCaps, GcRule, default_rules};
 use lapstrake_builder_engine::{CdiDevices, Entitlement, Frontends};
+use lapstrake_builder_executor::{DefaultNetwork, Subnet};
 use lapstrake_layerstore_registry::RegistryConfig;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -43,6 +45,8 @@ pub(crate) struct ConfigFile {
     pub(crate) entitlements: Option<Vec<Entitlement>>,
     /// Devices for steps.
     pub(crate) cdi: Cdi,
+    /// Name servers of steps.
+    pub(crate) dns: Dns,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
     /// What the file says that is not honoured; filled in by [`ConfigFile::parse`].
@@ -199,9 +203,71 @@ pub(crate) struct Worker {
     /// Steps that may use the machine at once.
     #[serde(rename = "max-parallelism")]
     pub(crate) max_parallelism: Option<usize>,
+    /// What network steps have that ask for none.
+    #[serde(rename = "networkMode")]
+    pub(crate) network_mode: Option<NetworkMode>,
+    /// Addresses of sandboxes.
+    #[serde(rename = "bridgeSubnet")]
+    pub(crate) bridge_subnet: Option<BridgeSubnet>,
+    /// Sandboxes' networks kept ready.
+    #[serde(rename = "cniPoolSize")]
+    pub(crate) pool_size: Option<usize>,
     /// How the cache is pruned.
     #[serde(flatten)]
     pub(crate) gc: Gc,
+}
+
+/// `[dns]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Dns {
+    nameservers: Vec<IpAddr>,
+    /// Resolver options.
+    pub(crate) options: Vec<String>,
+    /// Domains to search.
+    pub(crate) search_domains: Vec<String>,
+}
+
+impl Dns {
+    /// Name servers as `resolv.conf` has them.
+    pub(crate) fn servers(&self) -> Vec<String> {
+        self.nameservers.iter().map(ToString::to_string).collect()
+    }
+}
+
+/// `worker.oci.networkMode`: BuildKit's names, without `cni`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkMode {
+    /// A sandbox where the machine can, else the machine's own network.
+    Auto,
+    /// A sandbox, or an error.
+    Bridge,
+    /// The machine's own network.
+    Host,
+    /// None.
+    None,
+}
+
+impl From<NetworkMode> for DefaultNetwork {
+    fn from(mode: NetworkMode) -> Self {
+        match mode {
+            NetworkMode::Auto => Self::Auto,
+            NetworkMode::Bridge => Self::Sandbox,
+            NetworkMode::Host => Self::Host,
+            NetworkMode::None => Self::None,
+        }
+    }
+}
+
+/// `worker.oci.bridgeSubnet`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BridgeSubnet(pub(crate) Subnet);
+
+impl<'de> Deserialize<'de> for BridgeSubnet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map(Self).map_err(D::Error::custom)
+    }
 }
 
 /// What of `[worker.oci]` is about pruning the cache.
@@ -352,6 +418,12 @@ const HONOURED: &[&str] = &[
     "worker.oci.binary",
     "worker.oci.snapshotter",
     "worker.oci.max-parallelism",
+    "worker.oci.networkMode",
+    "worker.oci.bridgeSubnet",
+    "worker.oci.cniPoolSize",
+    "dns.nameservers",
+    "dns.options",
+    "dns.searchDomains",
     "worker.oci.gc",
     "worker.oci.gckeepstorage",
     "worker.oci.reservedSpace",
@@ -386,14 +458,10 @@ const NOT_HONOURED: &[(&str, &str)] = &[
     ("worker.oci.stargzSnapshotter.*", "layers are unpacked as they are pulled"),
     ("worker.oci.apparmor-profile", "no AppArmor profile is applied"),
     ("worker.oci.selinux", "no SELinux label is applied"),
-    ("worker.oci.networkMode", "steps have the network that they ask for"),
     ("worker.oci.cniConfigPath", "there is no CNI"),
     ("worker.oci.cniBinaryPath", "there is no CNI"),
-    ("worker.oci.cniPoolSize", "there is no CNI"),
-    ("worker.oci.bridgeName", "there is no bridge"),
-    ("worker.oci.bridgeSubnet", "there is no bridge"),
+    ("worker.oci.bridgeName", "the bridge is in a namespace of its own"),
     ("worker.containerd.*", "containerd is not used"),
-    ("dns.*", "steps have the machine's name servers"),
     ("frontend.dockerfile.v0.enabled", "Dockerfiles are read by the built-in frontend"),
     ("frontend.gateway.v0.*", "frontends that are images are not run"),
     ("frontend.*", "there is the built-in frontend alone"),
@@ -507,6 +575,37 @@ mod tests {
     }
 
     #[test]
+    fn networks_are_as_the_file_says() {
+        let file = ConfigFile::parse(
+            r#"
+            [dns]
+              nameservers = ["1.1.1.1", "fd00::53"]
+              options = ["edns0"]
+              searchDomains = ["example.com"]
+            [worker.oci]
+              networkMode = "bridge"
+              bridgeSubnet = "10.10.0.0/16"
+              cniPoolSize = 16
+              bridgeName = "br7"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(file.dns.servers(), ["1.1.1.1", "fd00::53"]);
+        assert_eq!(
+            (file.dns.options, file.dns.search_domains),
+            (vec!["edns0".to_owned()], vec!["example.com".to_owned()])
+        );
+        let worker = file.worker.oci;
+        assert_eq!(worker.network_mode.map(DefaultNetwork::from), Some(DefaultNetwork::Sandbox));
+        assert_eq!(worker.bridge_subnet.unwrap().0.to_string(), "10.10.0.0/16");
+        assert_eq!(worker.pool_size, Some(16));
+        assert_eq!(
+            file.doubts,
+            ["worker.oci.bridgeName is not honoured: the bridge is in a namespace of its own"]
+        );
+    }
+
+    #[test]
     fn devices_are_where_the_file_says() {
         let devices = |text: &str| ConfigFile::parse(text).unwrap().cdi.devices();
         assert_eq!(devices(""), CdiDevices::default());
@@ -585,6 +684,9 @@ mod tests {
             ("debug = 1", "expected a boolean"),
             ("[registry.\"x\"]\nmirors = []", "mirors"),
             ("[worker.oci]\nsnapshotter = \"btrfs\"", "btrfs"),
+            ("[worker.oci]\nnetworkMode = \"cni\"", "cni"),
+            ("[worker.oci]\nbridgeSubnet = \"10.0.0.0/30\"", "10.0.0.0/30"),
+            ("[dns]\nnameservers = [\"dns.example\"]", "dns.example"),
             ("root = ", "line 1"),
             ("insecure-entitlements = [\"network.hots\"]", "unknown entitlement network.hots"),
             ("insecure-entitlements = true", "sequence"),

@@ -31,7 +31,8 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
     }
     process::raise_open_files();
     // Before the runtime's threads.
-    let helper = assembly::start_helper(settings.store.seccomp_profile.clone())?;
+    let helper =
+        assembly::start_helper(settings.store.seccomp_profile.clone(), settings.store.network.clone())?;
     let runtime = process::start_threads()?;
     let served = runtime.block_on(async {
         let stop = CancellationToken::new();

@@ -2,13 +2,13 @@
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use lapstrake_builder_executor::{Architectures, NativeExecutor};
+use lapstrake_builder_executor::{Architectures, NativeExecutor, NetworkOptions};
 
 use crate::{assembly, error::ProgramError, process};
 
 /// Lists the platforms whose processes run here, this machine's own first.
 pub(crate) fn run() -> Result<(), ProgramError> {
-    let helper = assembly::start_helper(None)?;
+    let helper = assembly::start_helper(None, NetworkOptions::default())?;
     let directory = tempfile::tempdir().map_err(ProgramError::system("make a temporary directory"))?;
     let runtime = process::start_threads()?;
     let platforms = runtime.block_on(async {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lapstrake_api_types::HostGateway;
 use lapstrake_builder_engine::{CdiDevices, Entitlement, Frontends};
+use lapstrake_builder_executor::{DnsConfig, NetworkOptions};
 use lapstrake_graphdriver_adapter::DriverKind;
 use lapstrake_layerstore_registry::RegistryConfig;
 
@@ -38,10 +39,12 @@ pub(crate) struct StoreSettings {
     pub(crate) entitlements: Option<Vec<Entitlement>>,
     /// Where devices for steps are described.
     pub(crate) devices: CdiDevices,
+    /// What steps get for a network.
+    pub(crate) network: NetworkOptions,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
-    /// What `host-gateway` means in builds.
-    pub(crate) host_gateway: HostGateway,
+    /// What `host-gateway` means in builds, if that is said.
+    pub(crate) host_gateway: Option<HostGateway>,
     /// How the cache is pruned without being asked.
     pub(crate) gc: Gc,
     /// How lines of the log are written.
@@ -124,6 +127,7 @@ impl StoreSettings {
         // Whatever the disk's size: a rule that means nothing is told before anything is opened.
         gc.rules(0)?;
         let root = std::path::absolute(&root).map_err(ProgramError::file("find", root))?;
+        let network = network(args, &mut file, &root)?;
         let settings = Self {
             root,
             driver,
@@ -138,6 +142,7 @@ impl StoreSettings {
             frontends: file.frontend.dockerfile.frontends(),
             entitlements: file.entitlements.take(),
             devices: std::mem::take(&mut file.cdi).devices(),
+            network,
             registry: std::mem::take(&mut file.registry),
             host_gateway: HostGateway::new(args.host_gateway_ip.clone())
                 .map_err(|why| ProgramError::setting("--host-gateway-ip", why))?,
@@ -232,6 +237,27 @@ fn tcp_security(args: &DaemonArgs, file: crate::config::Tls) -> Result<TcpSecuri
     }
 }
 
+/// What steps get for a network: command line over file over defaults, field by field.
+fn network(args: &StoreArgs, file: &mut ConfigFile, root: &Path) -> Result<NetworkOptions, ProgramError> {
+    let default = NetworkOptions::default();
+    let worker = &file.worker.oci;
+    let dns = std::mem::take(&mut file.dns);
+    let first = |line: Vec<String>, file: Vec<String>| if line.is_empty() { file } else { line };
+    let dns = DnsConfig {
+        nameservers: first(args.dns.iter().map(ToString::to_string).collect(), dns.servers()),
+        search: first(args.dns_search.clone(), dns.search_domains),
+        options: first(args.dns_opt.clone(), dns.options),
+    };
+    dns.check()?;
+    Ok(NetworkOptions {
+        default: worker.network_mode.map_or(default.default, Into::into),
+        owner: root.to_string_lossy().into_owned(),
+        subnet: worker.bridge_subnet.map(|subnet| subnet.0),
+        pool: worker.pool_size.filter(|size| *size > 0).unwrap_or(default.pool),
+        dns,
+    })
+}
+
 fn default_root() -> PathBuf {
     if !rootless::is_ordinary_user() {
         return PathBuf::from("/var/lib/lapstrake");
@@ -285,6 +311,28 @@ mod tests {
         let keeps = |args: &[&str], config: &str| settings(args, config).unwrap().keep_failed;
         assert!(!keeps(&[], "") && !keeps(&[], "keepFailed = false"));
         assert!(keeps(&["--keep-failed"], "") && keeps(&[], "keepFailed = true"));
+    }
+
+    #[test]
+    fn name_servers_of_the_command_line_go_before_the_files() {
+        let config = "root = \"/r\"\n[dns]\nnameservers = [\"10.0.0.1\"]\noptions = [\"ndots:1\"]\nsearchDomains = [\"a.example\"]";
+        let network =
+            settings(&["--dns", "10.0.0.2", "--dns", "fd00::1", "--dns-search", "b.example"], config);
+        let network = network.unwrap().store.network;
+        assert_eq!(network.owner, "/r");
+        assert_eq!(network.dns.nameservers, ["10.0.0.2", "fd00::1"]);
+        assert_eq!(network.dns.search, ["b.example"]);
+        assert_eq!(network.dns.options, ["ndots:1"]);
+        assert!(settings(&["--dns", "dns.example"], "").unwrap_err().contains("dns.example"));
+        assert_eq!(settings(&[], "").unwrap().store.network.dns, DnsConfig::default());
+    }
+
+    #[test]
+    fn a_resolver_option_of_two_words_is_refused() {
+        let cli = Cli::try_parse_from(["lapstrake", "daemon", "--dns-opt", "a b"]).unwrap();
+        let Command::Daemon(args) = cli.command else { panic!("daemon was asked for") };
+        let error = StoreSettings::merge(&args.store, ConfigFile::default()).unwrap_err();
+        assert!(error.to_string().contains("\"a b\""), "{error}");
     }
 
     #[test]

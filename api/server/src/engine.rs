@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use lapstrake_api_types::{
-    AuthConfig, BuildOutput, BuildQuery, BuilderVersion, CachePruneReport, CacheRecord, HostGateway,
-    KeepFailed as QueryKeepFailed, NetworkMode, ProgressForm, PruneQuery, Timestamp, bool_value,
+    AuthConfig, BuildOutput, BuildQuery, BuilderVersion, CachePruneReport, CacheRecord, HostEntry,
+    HostGateway, KeepFailed as QueryKeepFailed, NetworkMode, ProgressForm, PruneQuery, Timestamp, bool_value,
 };
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
 use lapstrake_builder_dockerfile::{
@@ -44,19 +44,19 @@ use crate::{
 pub struct EngineBuilds {
     engine: Engine,
     collector: Arc<Collector>,
-    gateway: HostGateway,
+    gateway: Option<HostGateway>,
     keep_failed: KeepFailed,
 }
 
 impl EngineBuilds {
     /// The engine, and what frees its leftovers.
     pub fn new(engine: Engine, collector: Arc<Collector>) -> Self {
-        Self { engine, collector, gateway: HostGateway::default(), keep_failed: KeepFailed::No }
+        Self { engine, collector, gateway: None, keep_failed: KeepFailed::No }
     }
 
-    /// The same, with what `host-gateway` means in its builds.
+    /// The same, with what `host-gateway` means in its builds, if it is not the address at which steps reach the machine.
     #[must_use]
-    pub fn with_host_gateway(self, gateway: HostGateway) -> Self {
+    pub fn with_host_gateway(self, gateway: Option<HostGateway>) -> Self {
         Self { gateway, ..self }
     }
 
@@ -64,6 +64,17 @@ impl EngineBuilds {
     #[must_use]
     pub fn with_keep_failed(self, keep_failed: KeepFailed) -> Self {
         Self { keep_failed, ..self }
+    }
+
+    /// What `host-gateway` means. Nothing is found out, or made, for builds that do not say it.
+    async fn gateway(&self, query: &BuildQuery) -> HostGateway {
+        match &self.gateway {
+            Some(gateway) => gateway.clone(),
+            None if query.extra_hosts.iter().any(HostEntry::is_host_gateway) => {
+                self.engine.host_address().await.into()
+            }
+            None => std::net::IpAddr::from(std::net::Ipv4Addr::LOCALHOST).into(),
+        }
     }
 }
 
@@ -106,7 +117,8 @@ impl Builds for EngineBuilds {
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
         async move {
             let form = order.query.progress_form();
-            let (request, steps) = request(order, &self.gateway, &self.keep_failed)?;
+            let gateway = self.gateway(&order.query).await;
+            let (request, steps) = request(order, &gateway, &self.keep_failed)?;
             // The engine's steps, in the transcript's words, on their way.
             let planned = steps.map(|steps| {
                 let (sender, receiver) = oneshot::channel::<Script>();

@@ -1,10 +1,6 @@
 //! Values of single `/build` parameters.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use serde::Deserialize;
 
@@ -87,6 +83,11 @@ impl HostEntry {
         Ok(HostEntry { host: host.to_owned(), ip: ip.to_owned() })
     }
 
+    /// Whether it is the machine that the name stands for.
+    pub fn is_host_gateway(&self) -> bool {
+        self.ip == "host-gateway"
+    }
+
     /// The entry as the Dockerfile frontend's `add-hosts` has it, `name=ip`; for `host-gateway` one with each of the
     /// gateway's addresses, as in Moby.
     pub fn frontend_hosts(&self, gateway: &HostGateway) -> Vec<String> {
@@ -101,23 +102,22 @@ impl HostEntry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostGateway(Vec<IpAddr>);
 
-impl Default for HostGateway {
-    /// Loopback: steps have the machine's own network.
-    fn default() -> Self {
-        Self(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)])
+impl From<IpAddr> for HostGateway {
+    fn from(address: IpAddr) -> Self {
+        Self(vec![address])
     }
 }
 
 impl HostGateway {
-    /// Addresses of `--host-gateway-ip`; none means the default.
+    /// Addresses of `--host-gateway-ip`; `None` when there are none.
     ///
     /// Errors: a sentence, when there are two of IPv4 or of IPv6, as in Moby.
-    pub fn new(addresses: Vec<IpAddr>) -> Result<Self, &'static str> {
+    pub fn new(addresses: Vec<IpAddr>) -> Result<Option<Self>, &'static str> {
         let of_v4 = addresses.iter().filter(|ip| ip.is_ipv4()).count();
         if of_v4 > 1 || addresses.len() - of_v4 > 1 {
             return Err("at most one IPv4 and one IPv6 address");
         }
-        Ok(if addresses.is_empty() { Self::default() } else { Self(addresses) })
+        Ok((!addresses.is_empty()).then_some(Self(addresses)))
     }
 }
 

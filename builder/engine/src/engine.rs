@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -176,6 +177,11 @@ impl Engine {
     /// The platforms whose processes run here ([`platforms`](crate::platforms())).
     pub async fn platforms(&self) -> Vec<Platform> {
         crate::platforms(&self.0.workshop.architectures).await
+    }
+
+    /// The address at which processes reach the machine (`host-gateway`).
+    pub async fn host_address(&self) -> IpAddr {
+        self.0.workshop.executor.host_address().await
     }
 
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {

@@ -20,9 +20,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ExecError, ExitStatus, OutputSink, ProcessIo, RunId,
+    ExecError, ExitStatus, Network, NetworkOptions, OutputSink, ProcessIo, ProcessSpec, RunId,
     helper::{self, HELPER_NAME},
-    plan::Plan,
+    network::Attachment,
+    plan::{self, Plan},
     wire::{Outcome, Reply, Request, Socket},
 };
 
@@ -40,11 +41,18 @@ pub struct HelperOptions {
     pub grace: Duration,
     /// OCI seccomp profile (Docker's JSON format) to use in place of Docker's default.
     pub seccomp_profile: Option<PathBuf>,
+    /// What containers get for a network.
+    pub network: NetworkOptions,
 }
 
 impl Default for HelperOptions {
     fn default() -> Self {
-        Self { program: None, grace: Duration::from_secs(10), seccomp_profile: None }
+        Self {
+            program: None,
+            grace: Duration::from_secs(10),
+            seccomp_profile: None,
+            network: NetworkOptions::default(),
+        }
     }
 }
 
@@ -69,6 +77,7 @@ pub struct Helper {
 struct Inner {
     socket: Arc<Socket>,
     options: HelperOptions,
+    network: Network,
     runs: Arc<Mutex<Runs>>,
 }
 
@@ -128,7 +137,8 @@ impl Helper {
                 return Err(start_error(std::io::ErrorKind::TimedOut.into()));
             }
         }
-        Ok(Self { inner: Arc::new(Inner { socket, options, runs }) })
+        let network = Network::new(options.network.clone());
+        Ok(Self { inner: Arc::new(Inner { socket, options, network, runs }) })
     }
 
     /// The options it was started with.
@@ -136,11 +146,34 @@ impl Helper {
         &self.inner.options
     }
 
-    /// Runs a plan to its end.
+    /// The networks of its containers.
+    pub fn network(&self) -> &Network {
+        &self.inner.network
+    }
+
+    /// Decides what to do, and gets the network that it takes.
+    pub(crate) async fn plan(
+        &self,
+        spec: &ProcessSpec,
+        cancel: &CancellationToken,
+    ) -> Result<(Attachment, Plan), ExecError> {
+        let attachment = cancel.run_until_cancelled(self.inner.network.attach(spec.network)).await;
+        let attachment = attachment.ok_or_else(|| ExecError::Cancelled(spec.id.clone()))??;
+        let network = match &attachment {
+            Attachment::Host => plan::Network::Host,
+            Attachment::Empty => plan::Network::Empty,
+            Attachment::Sandbox(sandbox) => plan::Network::Sandbox { resolver: sandbox.resolver() },
+        };
+        let plan = Plan::new(spec, network, self.inner.network.dns())?;
+        Ok((attachment, plan))
+    }
+
+    /// Runs a plan to its end, in the network that is for it.
     pub(crate) async fn run(
         &self,
         id: RunId,
         plan: Plan,
+        network: Attachment,
         io: ProcessIo,
         cancel: CancellationToken,
     ) -> Result<ExitStatus, ExecError> {
@@ -151,11 +184,16 @@ impl Helper {
         let (stdout, to_stdout) = pipe().map_err(io_error("make pipe"))?;
         let (stderr, to_stderr) = pipe().map_err(io_error("make pipe"))?;
         let plan = memory_file(&plan).map_err(io_error("pass plan to the helper"))?;
+        let mut fds = vec![plan, to_stdout, to_stderr];
+        if let Attachment::Sandbox(sandbox) = &network {
+            let namespace = sandbox.namespace().try_clone_to_owned();
+            fds.push(namespace.map_err(io_error("pass network namespace to the helper"))?);
+        }
         let (ended, mut outcome) = oneshot::channel();
         self.inner.expect(&id, ended)?;
         // From here on, dropping this future kills the run.
         let guard = RunGuard { inner: &self.inner, id: &id };
-        self.inner.request(Request::Run { id: id.to_string() }, vec![plan, to_stdout, to_stderr]).await?;
+        self.inner.request(Request::Run { id: id.to_string() }, fds).await?;
         let quit = CancellationToken::new();
         let pumps = async {
             tokio::join!(pump(stdout, io.stdout, &quit), pump(stderr, io.stderr, &quit));
@@ -182,6 +220,8 @@ impl Helper {
             }
         };
         drop(guard);
+        // Nobody is in it any more.
+        drop(network);
         let outcome = outcome.map_err(|_| ExecError::HelperGone)?;
         // Every process that could write is gone. What is in the pipes is delivered; a descriptor smuggled out of the
         // container does not hold us up.

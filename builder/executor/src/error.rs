@@ -73,6 +73,12 @@ pub enum ExecError {
         /// What stands against it.
         reason: String,
     },
+    /// A network of its own was asked for, and cannot be had here.
+    #[error("no network for a sandbox: {reason}")]
+    NoSandboxNetwork {
+        /// What stands against it.
+        reason: String,
+    },
     /// A step of setting up the container failed.
     #[error("{step}: {source}")]
     Setup {

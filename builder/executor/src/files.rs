@@ -1,6 +1,10 @@
 //! The content of `/etc/hosts` and `/etc/resolv.conf` in a container, as BuildKit makes it.
 
-use std::{fmt::Write, io::Read, net::IpAddr};
+use std::{
+    fmt::Write,
+    io::Read,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use crate::{DnsConfig, ExecError, ExtraHost, plan::Network};
 
@@ -36,6 +40,18 @@ pub(crate) fn resolv_conf(dns: &DnsConfig, network: Network) -> Result<String, E
         host
     };
     render(&host, dns, network)
+}
+
+/// The name servers that the host's own programs ask.
+pub(crate) fn host_nameservers() -> Vec<IpAddr> {
+    let text = read_host("/etc/resolv.conf").unwrap_or_default();
+    let mut servers: Vec<_> =
+        Resolver::parse(&text).nameservers.iter().filter_map(|server| server.parse().ok()).collect();
+    if servers.is_empty() {
+        // As resolv.conf(5) has it.
+        servers.push(Ipv4Addr::LOCALHOST.into());
+    }
+    servers
 }
 
 fn read_host(path: &str) -> Result<String, ExecError> {
@@ -79,33 +95,23 @@ impl Resolver {
 }
 
 fn render(host: &str, dns: &DnsConfig, network: Network) -> Result<String, ExecError> {
+    dns.check()?;
     let mut resolver = Resolver::parse(host);
-    let word = |field, words: &[String]| match words
-        .iter()
-        .find(|word| word.is_empty() || word.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control()))
-    {
-        Some(bad) => Err(ExecError::Invalid { field, value: bad.clone(), reason: "is not one word" }),
-        None => Ok(words.to_vec()),
-    };
-    if !dns.nameservers.is_empty() {
-        if let Some(bad) = dns.nameservers.iter().find(|server| !is_address(server)) {
-            return Err(ExecError::Invalid {
-                field: "dns nameserver",
-                value: bad.clone(),
-                reason: "is not an IP address",
-            });
+    for (said, own) in [
+        (&dns.nameservers, &mut resolver.nameservers),
+        (&dns.search, &mut resolver.search),
+        (&dns.options, &mut resolver.options),
+    ] {
+        if !said.is_empty() {
+            own.clone_from(said);
         }
-        resolver.nameservers = dns.nameservers.clone();
-    }
-    if !dns.search.is_empty() {
-        resolver.search = word("dns search", &dns.search)?;
-    }
-    if !dns.options.is_empty() {
-        resolver.options = word("dns option", &dns.options)?;
     }
     // The host's loopback is out of reach from another network namespace.
     if network != Network::Host {
         resolver.nameservers.retain(|server| !is_loopback(server));
+    }
+    if let (Network::Sandbox { resolver: own }, true) = (network, resolver.nameservers.is_empty()) {
+        resolver.nameservers.push(own.to_string());
     }
     if resolver.nameservers.is_empty() {
         resolver.nameservers = FALLBACK_NAMESERVERS.map(String::from).to_vec();
@@ -124,6 +130,25 @@ fn render(host: &str, dns: &DnsConfig, network: Network) -> Result<String, ExecE
         text.push('\n');
     }
     Ok(text)
+}
+
+impl DnsConfig {
+    /// Errors: [`ExecError::Invalid`] names what `resolv.conf` cannot hold.
+    pub fn check(&self) -> Result<(), ExecError> {
+        if let Some(bad) = self.nameservers.iter().find(|server| !is_address(server)) {
+            let (field, reason) = ("dns nameserver", "is not an IP address");
+            return Err(ExecError::Invalid { field, value: bad.clone(), reason });
+        }
+        let is_bad = |word: &&String| {
+            word.is_empty() || word.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control())
+        };
+        for (field, words) in [("dns search", &self.search), ("dns option", &self.options)] {
+            if let Some(bad) = words.iter().find(is_bad) {
+                return Err(ExecError::Invalid { field, value: bad.clone(), reason: "is not one word" });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The address before the zone, if it is one.
@@ -180,6 +205,15 @@ mod tests {
             render("nameserver 10.0.0.2\nsearch a\noptions ndots:2\n", &dns, Network::Host).unwrap(),
             "nameserver 1.1.1.1\nsearch a\noptions rotate\n"
         );
+        let network = Network::Sandbox { resolver: "10.9.0.2".parse().unwrap() };
+        let of = |host, servers: &[&str]| {
+            let nameservers = servers.iter().map(ToString::to_string).collect();
+            render(host, &DnsConfig { nameservers, ..DnsConfig::default() }, network).unwrap()
+        };
+        assert_eq!(of("nameserver 127.0.0.1\nsearch a\n", &[]), "nameserver 10.9.0.2\nsearch a\n");
+        assert_eq!(of("", &[]), "nameserver 10.9.0.2\n");
+        assert_eq!(of("nameserver 10.0.0.2\n", &["127.0.0.1"]), "nameserver 10.9.0.2\n");
+        assert_eq!(of("nameserver 127.0.0.1\nnameserver 10.0.0.2\n", &[]), "nameserver 10.0.0.2\n");
         let dns = DnsConfig { nameservers: vec!["one.one".into()], ..DnsConfig::default() };
         assert!(matches!(render("", &dns, Network::Host), Err(ExecError::Invalid { .. })));
     }

@@ -26,6 +26,7 @@ mod files;
 mod helper;
 mod limits;
 mod native;
+mod network;
 mod plan;
 mod run;
 mod runtime;
@@ -43,9 +44,9 @@ pub use client::{Helper, HelperOptions, maybe_run_helper};
 pub use error::ExecError;
 pub use limits::{Resources, Ulimit};
 pub use native::NativeExecutor;
+pub use network::{DefaultNetwork, Network, NetworkOptions, Subnet};
 pub use run::{BoxFuture, Executor, ExitStatus, OutputSink, ProcessIo};
 pub use runtime::OciRuntime;
 pub use spec::{
-    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, RunId, SecurityMode,
-    StubPolicy,
+    DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, RunId, SecurityMode, StubPolicy,
 };

@@ -1,12 +1,10 @@
 //! The native executor: the plan, and nothing between it and the kernel but the helper.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, plan::Plan, seccomp::Profile,
-};
+use crate::{BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, seccomp::Profile};
 
 /// Runs containers with system calls of its own: no runtime to install.
 #[derive(Debug, Clone)]
@@ -31,11 +29,15 @@ impl Executor for NativeExecutor {
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
         Box::pin(async move {
-            let mut plan = Plan::new(&spec)?;
+            let (network, mut plan) = self.helper.plan(&spec, &cancel).await?;
             if spec.security == crate::SecurityMode::Sandbox {
                 plan.seccomp = self.profile.compile(plan.caps)?;
             }
-            self.helper.run(spec.id, plan, io, cancel).await
+            self.helper.run(spec.id, plan, network, io, cancel).await
         })
+    }
+
+    fn host_address(&self) -> BoxFuture<'_, IpAddr> {
+        Box::pin(async move { self.helper.network().host_address().await.into() })
     }
 }

@@ -1,14 +1,17 @@
 //! From what the user wrote to what is done: everything is checked and decided here, in the daemon, before the first
 //! system call. The result is plain data that crosses to the helper.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Component, Path, PathBuf},
+};
 
 use lapstrake_layerstore_store::{OverlaySyntax, SnapshotMount};
 use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DeviceNode, ExecError, MountFlags, MountKind, NetworkMode, ProcessSpec, Resources, SecurityMode,
+    DeviceNode, DnsConfig, ExecError, MountFlags, MountKind, ProcessSpec, Resources, SecurityMode,
     StubPolicy, Ulimit,
     caps::{self, CapSet},
     files,
@@ -77,6 +80,11 @@ pub(crate) struct Runtime {
 pub(crate) enum Network {
     Host,
     Empty,
+    /// A namespace that is ready, and comes beside the plan.
+    Sandbox {
+        /// A name server that the container can reach, if the host's cannot be.
+        resolver: Ipv4Addr,
+    },
 }
 
 /// [`SnapshotMount`] as it crosses to the helper.
@@ -152,18 +160,11 @@ impl Mount {
 }
 
 impl Plan {
-    /// Checks `spec` and decides what to do. Reads the host's `resolv.conf`; seccomp is filled in by the caller.
-    pub(crate) fn new(spec: &ProcessSpec) -> Result<Self, ExecError> {
+    /// Checks `spec` and decides what to do; `network` is what it gets, `dns` what goes before the host's `resolv.conf`, which is
+    /// read. Seccomp is filled in by the caller.
+    pub(crate) fn new(spec: &ProcessSpec, network: Network, dns: &DnsConfig) -> Result<Self, ExecError> {
         check_args(spec)?;
         spec.resources.check()?;
-        let network = match spec.network {
-            NetworkMode::None => Network::Empty,
-            NetworkMode::Host => Network::Host,
-            NetworkMode::Default => {
-                warn_no_sandbox_network();
-                Network::Host
-            }
-        };
         let hostname = if spec.hostname.is_empty() { DEFAULT_HOSTNAME } else { &spec.hostname };
         check_hostname(hostname)?;
         let insecure = spec.security == SecurityMode::Insecure;
@@ -175,7 +176,7 @@ impl Plan {
             mode: 0o644,
         };
         let files = vec![
-            etc("resolv.conf", files::resolv_conf(&spec.dns, network)?),
+            etc("resolv.conf", files::resolv_conf(&spec.dns.over(dns), network)?),
             etc("hosts", files::hosts(hostname, &spec.extra_hosts)?),
         ];
         Ok(Self {
@@ -220,13 +221,6 @@ fn masked() -> Vec<String> {
         MASKED.map(String::from).into_iter().chain(thermal).collect()
     };
     PATHS.get_or_init(find).clone()
-}
-
-fn warn_no_sandbox_network() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        tracing::warn!("no sandbox network on this machine: RUN steps use the host's network namespace");
-    });
 }
 
 fn invalid(field: &'static str, value: impl Into<String>, reason: &'static str) -> ExecError {
@@ -426,11 +420,15 @@ mod tests {
         ProcessSpec::new(root, ["/bin/true"])
     }
 
+    fn planned(spec: &ProcessSpec) -> Result<Plan, ExecError> {
+        Plan::new(spec, Network::Host, &DnsConfig::default())
+    }
+
     /// The field that a changed specification is refused for.
     fn refused(change: impl FnOnce(&mut ProcessSpec)) -> &'static str {
         let mut spec = spec();
         change(&mut spec);
-        match Plan::new(&spec) {
+        match planned(&spec) {
             Err(ExecError::Invalid { field, .. }) => field,
             other => panic!("{other:?}"),
         }
@@ -473,9 +471,9 @@ mod tests {
     fn cgroups_are_below_their_parent() {
         let mut spec = spec();
         let id = spec.id.to_string();
-        assert_eq!(Plan::new(&spec).unwrap().cgroup, Path::new("lapstrake").join(&id));
+        assert_eq!(planned(&spec).unwrap().cgroup, Path::new("lapstrake").join(&id));
         spec.cgroup_parent = Some("/a//./b/".into());
-        assert_eq!(Plan::new(&spec).unwrap().cgroup, Path::new("a/b").join(&id));
+        assert_eq!(planned(&spec).unwrap().cgroup, Path::new("a/b").join(&id));
     }
 
     #[test]
@@ -485,7 +483,7 @@ mod tests {
             target: "/s".into(),
             kind: MountKind::Secret { data: vec![0, 255, 10], uid: 1, gid: 2, mode: 0o400 },
         }];
-        let plan = Plan::new(&spec).unwrap();
+        let plan = planned(&spec).unwrap();
         let text = serde_json::to_string(&plan).unwrap();
         let back: Plan = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&back).unwrap(), text);

@@ -1,6 +1,11 @@
 //! The contract: run one process, say how it ended.
 
-use std::{fmt, future::Future, pin::Pin};
+use std::{
+    fmt,
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+    pin::Pin,
+};
 
 use bytes::Bytes;
 use tokio::{io::AsyncWrite, sync::mpsc};
@@ -27,6 +32,12 @@ pub trait Executor: Send + Sync {
         io: ProcessIo,
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<ExitStatus, ExecError>>;
+
+    /// The address at which processes of [`crate::NetworkMode::Default`] reach the machine (`host-gateway`). Their network may have
+    /// to be made first; where it is the machine's own, it is loopback.
+    fn host_address(&self) -> BoxFuture<'_, IpAddr> {
+        Box::pin(std::future::ready(Ipv4Addr::LOCALHOST.into()))
+    }
 }
 
 /// How a process ended.

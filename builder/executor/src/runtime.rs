@@ -1,6 +1,7 @@
 //! An external OCI runtime (runc, crun) in place of the native executor.
 
 use std::{
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -8,8 +9,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, SecurityMode,
-    plan::{Plan, Runtime},
+    BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, SecurityMode, plan::Runtime,
     seccomp::Profile,
 };
 
@@ -63,13 +63,17 @@ impl Executor for OciRuntime {
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
         Box::pin(async move {
-            let mut plan = Plan::new(&spec)?;
+            let (network, mut plan) = self.helper.plan(&spec, &cancel).await?;
             let seccomp = match spec.security {
                 SecurityMode::Sandbox => Some(self.profile.oci(plan.caps)?),
                 SecurityMode::Insecure => None,
             };
             plan.runtime = Some(Runtime { path: self.path.clone(), seccomp });
-            self.helper.run(spec.id, plan, io, cancel).await
+            self.helper.run(spec.id, plan, network, io, cancel).await
         })
+    }
+
+    fn host_address(&self) -> BoxFuture<'_, IpAddr> {
+        Box::pin(async move { self.helper.network().host_address().await.into() })
     }
 }

@@ -63,7 +63,7 @@ pub struct ProcessSpec {
     pub hostname: String,
     /// Lines added to `/etc/hosts`.
     pub extra_hosts: Vec<ExtraHost>,
-    /// Replaces the host's name servers and options in `/etc/resolv.conf`, field by field.
+    /// Replaces name servers and options in `/etc/resolv.conf`, field by field: the executor's ([`crate::NetworkOptions`]) and the host's.
     pub dns: DnsConfig,
     /// What network the process sees.
     pub network: NetworkMode,
@@ -143,6 +143,19 @@ pub struct DnsConfig {
     pub options: Vec<String>,
 }
 
+impl DnsConfig {
+    /// These fields where they say something, else the other's.
+    pub(crate) fn over(&self, other: &Self) -> Self {
+        let first =
+            |own: &Vec<String>, other: &Vec<String>| if own.is_empty() { other.clone() } else { own.clone() };
+        Self {
+            nameservers: first(&self.nameservers, &other.nameservers),
+            search: first(&self.search, &other.search),
+            options: first(&self.options, &other.options),
+        }
+    }
+}
+
 /// What network a process sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NetworkMode {
@@ -150,9 +163,8 @@ pub enum NetworkMode {
     None,
     /// The daemon's own network.
     Host,
-    /// A sandbox with its own bridge and NAT where the machine can; else the host's, with one warning in the log.
-    ///
-    /// This version always takes the host's network, as BuildKit does without CNI.
+    /// What the executor is set up with ([`crate::DefaultNetwork`]): unless said otherwise a namespace of its own behind NAT where
+    /// the machine can, else the host's, with one warning in the log.
     Default,
 }
 

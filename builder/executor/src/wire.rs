@@ -28,7 +28,8 @@ const MAX_TEXT: usize = 8 << 10;
 /// Daemon to helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Run a plan; descriptors: memfd with the plan, standard output, standard error.
+    /// Run a plan; descriptors: memfd with the plan, standard output, standard error; and, when the plan has a sandbox's
+    /// network, its namespace.
     Run { id: String },
     /// Ask the process to end.
     Terminate { id: String },

@@ -17,12 +17,14 @@ mod show;
 use std::{
     collections::BTreeMap,
     io::{self, Read},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
+use lapstrake_api_types::{HostEntry, HostGateway};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Entitlement,
     Exported, FailedImage, Input, Question, Reply,
@@ -76,8 +78,9 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let resources = request::resources(args)?;
     let offers = Offers::parse(&args.secret, &args.ssh, |name| std::env::var(name).ok())?;
     let credentials = DockerConfig::read()?;
+    let hosts = request::extra_hosts(args)?;
     process::raise_open_files();
-    let helper = assembly::start_helper(settings.seccomp_profile.clone())?;
+    let helper = assembly::start_helper(settings.seccomp_profile.clone(), settings.network.clone())?;
     let runtime = process::start_threads()?;
     let code = runtime.block_on(async {
         let stop = CancellationToken::new();
@@ -86,7 +89,9 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
         let collecting = collect(&assembly);
         let session = offers.open(Layouts::new(named.layouts), &assembly.sessions)?;
         let session_id = Some(session.to_string());
-        let options = request::options(args, &context, dockerfile.as_deref(), named.attrs, session_id)?;
+        let gateway = gateway(&settings, &hosts, &assembly.engine).await;
+        let options =
+            request::options(args, &context, dockerfile.as_deref(), named.attrs, session_id, &gateway)?;
         let mut placed = place(&assembly.engine, context, &options.dockerfile_name).await?;
         placed.directories.extend(named.directories);
         let inline_cache =
@@ -138,6 +143,15 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     code
+}
+
+/// What `host-gateway` means. Nothing is found out, or made, for builds that do not say it.
+async fn gateway(settings: &StoreSettings, hosts: &[HostEntry], engine: &Engine) -> HostGateway {
+    match &settings.host_gateway {
+        Some(gateway) => gateway.clone(),
+        None if hosts.iter().any(HostEntry::is_host_gateway) => engine.host_address().await.into(),
+        None => IpAddr::from(Ipv4Addr::LOCALHOST).into(),
+    }
 }
 
 fn open(settings: &StoreSettings, helper: Helper) -> Result<Assembly, ProgramError> {

@@ -116,13 +116,21 @@ fn split_file(given: &str, path: &Path) -> Result<(PathBuf, String), ProgramErro
     Ok((parent.to_owned(), name.to_owned()))
 }
 
-/// The frontend's options; `named` are those of further contexts.
+/// The names that `--add-host` gives.
+pub(super) fn extra_hosts(args: &BuildArgs) -> Result<Vec<HostEntry>, ProgramError> {
+    let parse =
+        |text: &String| HostEntry::parse(text).map_err(|error| wrong(format!("--add-host {text}"), error));
+    args.add_host.iter().map(parse).collect()
+}
+
+/// The frontend's options; `named` are those of further contexts, `gateway` is what `host-gateway` means.
 pub(super) fn options(
     args: &BuildArgs,
     context: &Context,
     dockerfile: Option<&str>,
     named: BTreeMap<String, String>,
     session: Option<String>,
+    gateway: &HostGateway,
 ) -> Result<DockerfileOptions, ProgramError> {
     let mut attrs = named;
     let mut put = |key: &str, value: String| _ = attrs.insert(key.to_owned(), value);
@@ -175,13 +183,8 @@ pub(super) fn options(
         put("force-network-mode", args.network.clone());
     }
     if !args.add_host.is_empty() {
-        let gateway = HostGateway::new(args.store.host_gateway_ip.clone())
-            .map_err(|why| wrong("--host-gateway-ip", why))?;
-        let mut hosts = Vec::new();
-        for text in &args.add_host {
-            let entry = HostEntry::parse(text).map_err(|error| wrong(format!("--add-host {text}"), error))?;
-            hosts.extend(entry.frontend_hosts(&gateway));
-        }
+        let hosts = extra_hosts(args)?;
+        let hosts: Vec<_> = hosts.iter().flat_map(|entry| entry.frontend_hosts(gateway)).collect();
         put("add-hosts", hosts.join(","));
     }
     if let Some(bytes) = args.shm_size {
@@ -332,6 +335,8 @@ mod tests {
     use clap::Parser as _;
     use lapstrake_builder_dockerfile::options::NoCache;
 
+    use std::net::IpAddr;
+
     use super::*;
     use crate::cli::{Cli, Command};
 
@@ -408,7 +413,15 @@ mod tests {
             ".",
         ]);
         let named = BTreeMap::from([("context:base".to_owned(), "docker-image://alpine".to_owned())]);
-        let options = options(&args, &Context::Input { named: true }, Some("D"), named, None).unwrap();
+        let options = options(
+            &args,
+            &Context::Input { named: true },
+            Some("D"),
+            named,
+            None,
+            &IpAddr::from([10, 9, 0, 1]).into(),
+        );
+        let options = options.unwrap();
         assert_eq!(options.build_args, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert_eq!((options.labels["l"].as_str(), options.target.as_deref()), ("v", Some("t")));
         assert_eq!(options.no_cache, NoCache::Stages(vec!["a".to_owned(), "b".to_owned()]));

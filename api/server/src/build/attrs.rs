@@ -70,7 +70,7 @@ mod tests {
 
     fn attrs(query: &str) -> BTreeMap<String, String> {
         let query = BuildQuery::parse(&Form::parse(query).unwrap(), ApiVersion::MAX).unwrap();
-        frontend_attrs(&query, None, &HostGateway::default())
+        frontend_attrs(&query, None, &HostGateway::from(std::net::IpAddr::from([10, 9, 0, 1])))
     }
 
     #[test]
@@ -113,8 +113,10 @@ mod tests {
             let query = BuildQuery::parse(&form, ApiVersion::MAX).unwrap();
             frontend_attrs(&query, None, gateway)["add-hosts"].clone()
         };
-        assert_eq!(hosts(&HostGateway::default()), "a=127.0.0.1,b=1.2.3.4");
-        let both = HostGateway::new(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]).unwrap();
+        let one = HostGateway::from(std::net::IpAddr::from([10, 9, 0, 1]));
+        assert_eq!(hosts(&one), "a=10.9.0.1,b=1.2.3.4");
+        let both = HostGateway::new(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        let both = both.unwrap().unwrap();
         assert_eq!(hosts(&both), "a=10.0.0.1,a=fd00::1,b=1.2.3.4");
         HostGateway::new(vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]).unwrap_err();
     }

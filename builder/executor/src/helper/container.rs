@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Streams {
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
+    /// Of a sandbox's network.
+    pub(super) network: Option<OwnedFd>,
 }
 
 /// Becomes the program of `plan`, or reports why not and exits.
@@ -54,6 +56,7 @@ fn set_up(
     cgroups: &CgroupView,
 ) -> Result<std::convert::Infallible, Failure> {
     die_with_helper(report)?;
+    enter_network(streams)?;
     isolate(streams)?;
     ordinary_oom_score()?;
     let mut scratch = Scratch::new()?;
@@ -100,6 +103,16 @@ fn set_up(
     // The helper has all others at their defaults, and none blocked.
     sys::reset_signal(libc::SIGPIPE);
     Err(exec(plan, &args, &env))
+}
+
+/// Enters the sandbox's network, before anything is mounted: a sysfs shows the network of who mounts it.
+pub(super) fn enter_network(streams: &Streams) -> Result<(), Failure> {
+    let Some(namespace) = &streams.network else { return Ok(()) };
+    rustix::thread::move_into_link_name_space(
+        namespace.as_fd(),
+        Some(rustix::thread::LinkNameSpaceType::Network),
+    )
+    .step(|| "enter the sandbox's network")
 }
 
 /// The kernel forgets the death signal when credentials change, so this is called again then.

@@ -226,10 +226,16 @@ impl Helper {
         if self.runs.contains_key(id) {
             return Err(Failure::Exists);
         }
-        let Ok([plan, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
-            return Err(Failure::Setup { step: "receive plan".to_owned(), errno: libc::EBADMSG });
+        let bad = || Failure::Setup { step: "receive plan".to_owned(), errno: libc::EBADMSG };
+        let mut fds = fds.into_iter();
+        let (Some(plan), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
+            return Err(bad());
         };
+        let network = fds.next();
         let mut plan = read_plan(plan)?;
+        if network.is_some() != matches!(plan.network, Network::Sandbox { .. }) {
+            return Err(bad());
+        }
         plan.cgroup = self.owner.run_cgroup(&plan.cgroup);
         if let (Some(memory), None) = (plan.resources.memory, plan.resources.memory_swap)
             && self.hierarchies.limit_swap()
@@ -243,7 +249,7 @@ impl Helper {
             plan.caps = plan.caps.and(!caps::MKNOD.bits());
             plan.no_devices = true;
         }
-        let streams = Streams { stdout, stderr };
+        let streams = Streams { stdout, stderr, network };
         let cgroups = if plan.runtime.is_some() {
             // The runtime makes them.
             RunCgroups::adopt(&plan, &self.hierarchies)

@@ -67,6 +67,8 @@ fn prepare(
     hierarchies: &Hierarchies,
 ) -> Result<(), Failure> {
     container::die_with_helper(report)?;
+    // The container has the runtime's: no name leads to this one.
+    container::enter_network(streams)?;
     container::ordinary_oom_score()?;
     sys::reset_signals();
     // Kept until asked for, and never acted on by default.

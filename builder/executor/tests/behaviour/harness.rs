@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use lapstrake_builder_executor::{
-    ExecError, Executor, ExitStatus, Helper, HelperOptions, NativeExecutor, OciRuntime, OutputSink,
-    ProcessIo, ProcessSpec,
+    DefaultNetwork, ExecError, Executor, ExitStatus, Helper, HelperOptions, NativeExecutor, NetworkOptions,
+    OciRuntime, OutputSink, ProcessIo, ProcessSpec,
 };
 use lapstrake_layerstore_store::{OverlaySyntax, OverlayUpper, SnapshotMount};
 use tokio::sync::mpsc;
@@ -60,7 +60,10 @@ impl Output {
 }
 
 pub(crate) fn executor(kind: Kind, options: HelperOptions) -> Box<dyn Executor> {
-    let helper = Helper::start(options).unwrap();
+    executor_of(kind, Helper::start(options).unwrap())
+}
+
+pub(crate) fn executor_of(kind: Kind, helper: Helper) -> Box<dyn Executor> {
     match kind {
         Kind::Native => Box::new(NativeExecutor::new(helper).unwrap()),
         Kind::Runc => Box::new(OciRuntime::new("runc", helper).unwrap()),
@@ -69,7 +72,8 @@ pub(crate) fn executor(kind: Kind, options: HelperOptions) -> Box<dyn Executor> 
 }
 
 pub(crate) fn options() -> HelperOptions {
-    HelperOptions { program: Some(HELPER.into()), grace: GRACE, seccomp_profile: None }
+    let network = NetworkOptions { default: DefaultNetwork::Host, ..NetworkOptions::default() };
+    HelperOptions { program: Some(HELPER.into()), grace: GRACE, network, ..HelperOptions::default() }
 }
 
 impl Sandbox {
@@ -122,11 +126,12 @@ impl Sandbox {
         let (to, mut lines) = mpsc::channel(16);
         let io = ProcessIo { stdout: OutputSink::Channel(to), stderr: OutputSink::Discard };
         let mut run = self.executor.run(spec, io, cancel.clone());
-        tokio::select! {
-            first = lines.recv() => assert!(first.is_some(), "no output"),
+        let first = tokio::select! {
+            first = lines.recv() => first.expect("it writes a line"),
             end = &mut run => panic!("ended early: {end:?}"),
-        }
-        Started { run, cancel, lines }
+        };
+        let first = String::from_utf8_lossy(&first).into_owned();
+        Started { run, cancel, lines, first }
     }
 }
 
@@ -134,6 +139,8 @@ pub(crate) struct Started<'a> {
     pub(crate) run: lapstrake_builder_executor::BoxFuture<'a, Result<ExitStatus, ExecError>>,
     pub(crate) cancel: CancellationToken,
     pub(crate) lines: mpsc::Receiver<Bytes>,
+    /// What it has written by then.
+    pub(crate) first: String,
 }
 
 pub(crate) async fn run(

@@ -12,6 +12,7 @@ mod escapes;
 mod foreign;
 mod harness;
 mod mounts;
+mod network;
 mod overhead;
 mod remains;
 mod sees;
@@ -35,6 +36,45 @@ macro_rules! suite {
             )+)+
         }
     };
+}
+
+/// Cases that have a machine's network to themselves.
+macro_rules! on_machines {
+    ($($case:ident),+ ; native only: $($only:ident),+ $(,)?) => {
+        on_machines!(@kind native Native $($case,)+ $($only,)+);
+        on_machines!(@kind runc Runc $($case,)+);
+        on_machines!(@kind crun Crun $($case,)+);
+    };
+    (@kind $name:ident $kind:ident $($case:ident,)+) => {
+        mod $name {
+            use super::super::{Kind, network};
+            $(
+                #[test]
+                fn $case() {
+                    network::on_machine(Kind::$kind, network::$case);
+                }
+            )+
+        }
+    };
+}
+
+mod networks {
+    on_machines! {
+        a_sandbox_reaches_the_outside_by_the_machines_address,
+        a_sandbox_is_kept_from_the_machines_loopback,
+        sandboxes_are_kept_from_each_other,
+        a_sandbox_has_no_ipv6_but_loopback,
+        names_are_asked_of_the_machines_own_resolver,
+        host_gateway_is_where_the_machine_is_reached,
+        many_at_once_have_addresses_of_their_own,
+        nothing_of_the_network_stays,
+        nothing_of_the_network_stays_after_kill;
+        native only:
+        a_firewall_in_the_way_means_the_machines_network,
+        a_subnet_in_use_is_not_taken,
+        two_daemons_have_networks_of_their_own,
+        forwarding_is_turned_on,
+    }
 }
 
 suite! {
