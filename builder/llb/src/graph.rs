@@ -68,54 +68,45 @@ impl Graph {
     ///
     /// An empty definition ([`Definition::is_scratch`]) has no result and is refused: the caller must know what nothing means there.
     pub fn parse(definition: &Definition, limits: Limits) -> Result<Graph, Error> {
-        let ops = decode_all(definition, limits)?;
-        let last = ops.last.expect("decode_all refuses an empty definition");
-        let terminal = &ops.all[last];
-        let target = terminal.op.inputs.first().ok_or(Error::NoTarget)?;
-        let target_digest = ops.find(&target.digest)?;
-        let output = u32::try_from(target.index).expect("decode_all refuses negative indexes");
-
-        let order = ops.topological_order(target_digest)?;
+        let (mut ops, terminal) = decode_all(definition, limits)?;
+        let target = *ops[terminal].inputs.first().ok_or(Error::NoTarget)?;
+        let order = topological_order(&ops, target.op)?;
         let mut graph = Graph {
             vertices: Vec::with_capacity(order.len()),
-            target: Edge { vertex: VertexId(0), output },
+            target: Edge { vertex: VertexId(0), output: target.output },
             source: definition.source.clone(),
             by_digest: HashMap::with_capacity(order.len()),
         };
         for index in order {
-            graph.push(&ops, index, definition)?;
+            graph.push(&mut ops, index, definition)?;
         }
-        graph.target.vertex = graph.by_digest[&ops.all[target_digest].digest];
+        graph.target.vertex = ops[target.op].place.expect("the order ends with the target");
         if let Some(source) = &graph.source {
             validate::source(source)?;
         }
         Ok(graph)
     }
 
-    fn push(&mut self, ops: &Ops, index: usize, definition: &Definition) -> Result<(), Error> {
-        let Decoded { digest, op, raw } = &ops.all[index];
-        validate::op(op).map_err(|problem| Error::Vertex { vertex: digest.clone(), problem })?;
-        let mut inputs = Vec::with_capacity(op.inputs.len());
-        for input in &op.inputs {
-            let vertex = self.by_digest[&ops.all[ops.find(&input.digest)?].digest];
-            let output = u32::try_from(input.index).expect("decode_all refuses negative indexes");
-            inputs.push(Edge { vertex, output });
-        }
-        let metadata = definition.metadata.get(digest).cloned().unwrap_or_default();
+    /// Moves an op, whose inputs are there, into the graph.
+    fn push(&mut self, ops: &mut [Decoded], index: usize, definition: &Definition) -> Result<(), Error> {
+        let digest = ops[index].digest.clone();
+        let op = std::mem::take(&mut ops[index].op);
+        validate::op(&op).map_err(|problem| Error::Vertex { vertex: digest.clone(), problem })?;
+        let edge = |input: &Input| Edge {
+            vertex: ops[input.op].place.expect("inputs come first"),
+            output: input.output,
+        };
+        let inputs: Vec<Edge> = ops[index].inputs.iter().map(edge).collect();
+        let metadata = definition.metadata.get(&digest).cloned().unwrap_or_default();
         let name = match metadata.custom_name() {
             Some(name) => name.to_owned(),
-            None => names::default_name(op, &inputs, &self.vertices),
+            None => names::default_name(&op, &inputs, &self.vertices),
         };
         let id = VertexId(u32::try_from(self.vertices.len()).expect("the limit on ops is far below 2^32"));
-        self.vertices.push(Vertex {
-            digest: digest.clone(),
-            op: op.clone(),
-            raw: raw.clone(),
-            inputs,
-            metadata,
-            name,
-        });
+        ops[index].place = Some(id);
+        let raw = std::mem::take(&mut ops[index].raw);
         self.by_digest.insert(digest.clone(), id);
+        self.vertices.push(Vertex { digest, op, raw, inputs, metadata, name });
         Ok(())
     }
 
@@ -148,19 +139,25 @@ impl Graph {
     }
 }
 
+/// An op on its way into a graph.
 struct Decoded {
     digest: Digest,
     op: pb::Op,
     raw: Bytes,
+    inputs: Vec<Input>,
+    /// Where it is in the graph, once it is.
+    place: Option<VertexId>,
 }
 
-struct Ops {
-    all: Vec<Decoded>,
-    by_digest: HashMap<String, usize>,
-    last: Option<usize>,
+/// What an op needs: an output of another op of the definition.
+#[derive(Clone, Copy)]
+struct Input {
+    op: usize,
+    output: u32,
 }
 
-fn decode_all(definition: &Definition, limits: Limits) -> Result<Ops, Error> {
+/// The ops of a definition, each once, and which of them is the terminal one.
+fn decode_all(definition: &Definition, limits: Limits) -> Result<(Vec<Decoded>, usize), Error> {
     if definition.ops.is_empty() {
         return Err(Error::Empty);
     }
@@ -168,7 +165,9 @@ fn decode_all(definition: &Definition, limits: Limits) -> Result<Ops, Error> {
         return Err(Error::TooManyOps { count: definition.ops.len(), limit: limits.ops });
     }
     let mut bytes = 0usize;
-    let mut ops = Ops { all: Vec::new(), by_digest: HashMap::new(), last: None };
+    let mut ops: Vec<Decoded> = Vec::with_capacity(definition.ops.len());
+    let mut by_digest: HashMap<Digest, usize> = HashMap::with_capacity(definition.ops.len());
+    let mut last = 0;
     for raw in &definition.ops {
         bytes = bytes.saturating_add(raw.len());
         if bytes > limits.bytes {
@@ -176,8 +175,8 @@ fn decode_all(definition: &Definition, limits: Limits) -> Result<Ops, Error> {
         }
         let digest = Digest::sha256_of(raw);
         // The same op twice is one vertex.
-        if let Some(&index) = ops.by_digest.get(digest.as_str()) {
-            ops.last = Some(index);
+        if let Some(&index) = by_digest.get(&digest) {
+            last = index;
             continue;
         }
         let op = decode_op(raw)?;
@@ -186,57 +185,53 @@ fn decode_all(definition: &Definition, limits: Limits) -> Result<Ops, Error> {
                 return Err(Error::OutputIndex { input, index: i.index });
             }
         }
-        ops.last = Some(ops.all.len());
-        ops.by_digest.insert(digest.to_string(), ops.all.len());
-        ops.all.push(Decoded { digest, op, raw: raw.clone() });
+        last = ops.len();
+        by_digest.insert(digest.clone(), last);
+        ops.push(Decoded { digest, op, raw: raw.clone(), inputs: Vec::new(), place: None });
     }
-    for op in &ops.all {
-        for input in &op.op.inputs {
-            ops.find(&input.digest)?;
-        }
+    for decoded in &mut ops {
+        let find = |input: &pb::Input| {
+            let op = by_digest.get(input.digest.as_str()).copied();
+            let op = op.ok_or_else(|| Error::MissingInput(input.digest.clone()))?;
+            Ok(Input { op, output: u32::try_from(input.index).expect("it was checked above") })
+        };
+        decoded.inputs = decoded.op.inputs.iter().map(find).collect::<Result<_, Error>>()?;
     }
-    if ops.all.len() < 2 {
-        return Err(Error::TooFewOps(ops.all.len()));
+    if ops.len() < 2 {
+        return Err(Error::TooFewOps(ops.len()));
     }
-    Ok(ops)
+    Ok((ops, last))
 }
 
-impl Ops {
-    fn find(&self, digest: &str) -> Result<usize, Error> {
-        self.by_digest.get(digest).copied().ok_or_else(|| Error::MissingInput(digest.to_owned()))
+/// Everything that `target` needs, inputs first. A definition may list its ops in any order, and its depth is the author's choice,
+/// so the walk keeps its own stack.
+fn topological_order(ops: &[Decoded], target: usize) -> Result<Vec<usize>, Error> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Open,
+        Done,
     }
-
-    /// Everything that `target` needs, inputs first. A definition may list its ops in any order, and its depth is the author's choice,
-    /// so the walk keeps its own stack.
-    fn topological_order(&self, target: usize) -> Result<Vec<usize>, Error> {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Mark {
-            New,
-            Open,
-            Done,
-        }
-        let mut marks = vec![Mark::New; self.all.len()];
-        let mut order = Vec::new();
-        let mut stack = vec![(target, 0usize)];
-        marks[target] = Mark::Open;
-        while let Some((index, next_input)) = stack.pop() {
-            let Some(input) = self.all[index].op.inputs.get(next_input) else {
-                marks[index] = Mark::Done;
-                order.push(index);
-                continue;
-            };
-            stack.push((index, next_input + 1));
-            let input = self.find(&input.digest)?;
-            match marks[input] {
-                Mark::Done => {}
-                // Needs a SHA-256 collision; without the check such a graph would never end.
-                Mark::Open => return Err(Error::Cycle(self.all[input].digest.clone())),
-                Mark::New => {
-                    marks[input] = Mark::Open;
-                    stack.push((input, 0));
-                }
+    let mut marks = vec![Mark::New; ops.len()];
+    let mut order = Vec::with_capacity(ops.len());
+    let mut stack = vec![(target, 0usize)];
+    marks[target] = Mark::Open;
+    while let Some((index, next_input)) = stack.pop() {
+        let Some(input) = ops[index].inputs.get(next_input) else {
+            marks[index] = Mark::Done;
+            order.push(index);
+            continue;
+        };
+        stack.push((index, next_input + 1));
+        match marks[input.op] {
+            Mark::Done => {}
+            // Needs a SHA-256 collision; without the check such a graph would never end.
+            Mark::Open => return Err(Error::Cycle(ops[input.op].digest.clone())),
+            Mark::New => {
+                marks[input.op] = Mark::Open;
+                stack.push((input.op, 0));
             }
         }
-        Ok(order)
     }
+    Ok(order)
 }
