@@ -277,6 +277,7 @@ impl KeyedStep for ExecStep {
 
     fn run<'a>(
         &'a self,
+        _: &'a Vertex,
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {

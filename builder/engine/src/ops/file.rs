@@ -14,27 +14,33 @@ use crate::{StepError, scope::EngineTypes};
 
 pub(crate) struct FileStep {
     workshop: Arc<Workshop>,
-    op: pb::FileOp,
     key: cache_key::OpKey,
-    name: String,
     /// Whether the result is to be what the classic builder makes of it.
     is_classic: bool,
 }
 
 impl FileStep {
-    pub(crate) fn new(workshop: Arc<Workshop>, op: pb::FileOp, vertex: &Vertex) -> Self {
-        let mut key = cache_key::file(&op, vertex.inputs.len());
+    pub(crate) fn new(workshop: Arc<Workshop>, op: &pb::FileOp, vertex: &Vertex) -> Self {
+        let mut key = cache_key::file(op, vertex.inputs.len());
         let is_classic = cache_key::is_classic(&vertex.op);
         if is_classic {
             key = key.in_classic();
         }
-        Self { workshop, op, key, name: vertex.name.clone(), is_classic }
+        Self { workshop, key, is_classic }
     }
 
-    async fn act(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+    async fn act(
+        &self,
+        vertex: &Vertex,
+        cx: &OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> Result<Vec<Tree>, StepError> {
+        let Some(pb::op::Op::File(op)) = &vertex.op.op else {
+            return Err(StepError::Invalid { what: format!("{} is no file op", vertex.name) });
+        };
         let _slot = self.workshop.slot(cx).await?;
         let workshop = Arc::clone(&self.workshop);
-        let (op, name, cancel) = (self.op.clone(), self.name.clone(), cx.cancel.clone());
+        let (op, name, cancel) = (op.clone(), vertex.name.clone(), cx.cancel.clone());
         let is_classic = self.is_classic;
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
             let unknown = if is_classic { UnknownOwner::IsAnError } else { UnknownOwner::IsRoot };
@@ -63,9 +69,10 @@ impl KeyedStep for FileStep {
 
     fn run<'a>(
         &'a self,
+        vertex: &'a Vertex,
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        Box::pin(self.act(cx, inputs))
+        Box::pin(self.act(vertex, cx, inputs))
     }
 }

@@ -18,14 +18,13 @@ type TreeWork = fn(&Workshop, &[Tree]) -> Result<Tree, StepError>;
 pub(crate) struct TreeStep {
     workshop: Arc<Workshop>,
     key: cache_key::OpKey,
-    name: String,
     // Which input each operand is; `None` is the empty tree.
     operands: Vec<Option<usize>>,
     work: TreeWork,
 }
 
 impl TreeStep {
-    async fn make(&self, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+    async fn make(&self, name: &str, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
         let operands: Vec<Tree> = self
             .operands
             .iter()
@@ -37,7 +36,7 @@ impl TreeStep {
                     .ok_or_else(|| StepError::Invalid { what: format!("input {input} is not there") }),
             })
             .collect::<Result<_, _>>()?;
-        let (workshop, work, name) = (Arc::clone(&self.workshop), self.work, self.name.clone());
+        let (workshop, work, name) = (Arc::clone(&self.workshop), self.work, name.to_owned());
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
             let tree = work(&workshop, &operands)?;
             workshop.cache.record(&tree, RecordKind::Regular, &name)?;
@@ -52,7 +51,6 @@ pub(crate) fn merge(workshop: Arc<Workshop>, op: &pb::MergeOp, vertex: &Vertex) 
     TreeStep {
         workshop,
         key: cache_key::merge(op, vertex.inputs.len()),
-        name: vertex.name.clone(),
         operands: op.inputs.iter().map(|input| usize::try_from(input.input).ok()).collect(),
         work: |workshop, trees| Ok(lapstrake_builder_files::merge(&workshop.stores, trees)?),
     }
@@ -65,7 +63,6 @@ pub(crate) fn diff(workshop: Arc<Workshop>, op: &pb::DiffOp, vertex: &Vertex) ->
     TreeStep {
         workshop,
         key: cache_key::diff(op, vertex.inputs.len()),
-        name: vertex.name.clone(),
         operands: vec![lower, upper],
         work: |workshop, trees| Ok(lapstrake_builder_files::diff(&workshop.stores, &trees[0], &trees[1])?),
     }
@@ -82,9 +79,10 @@ impl KeyedStep for TreeStep {
 
     fn run<'a>(
         &'a self,
+        vertex: &'a Vertex,
         _: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        Box::pin(self.make(inputs))
+        Box::pin(self.make(&vertex.name, inputs))
     }
 }

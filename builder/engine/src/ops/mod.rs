@@ -94,7 +94,7 @@ pub(crate) fn op(
             }
             Keyed::new(place, exec::ExecStep::new(workshop, op, platform, vertex)?)
         }
-        pb::op::Op::File(op) => Keyed::new(place, file::FileStep::new(workshop, op.clone(), vertex)),
+        pb::op::Op::File(op) => Keyed::new(place, file::FileStep::new(workshop, op, vertex)),
         pb::op::Op::Merge(op) => Keyed::new(place, merge::merge(workshop, op, vertex)),
         pb::op::Op::Diff(op) => Keyed::new(place, merge::diff(workshop, op, vertex)),
         pb::op::Op::Build(_) => {
@@ -113,9 +113,10 @@ pub(crate) trait KeyedStep: Send + Sync {
     /// What it is for the cache.
     fn key(&self) -> &cache_key::OpKey;
 
-    /// Runs it, as [`Op::exec`] does.
+    /// Runs it, as [`Op::exec`] does, for its vertex.
     fn run<'a>(
         &'a self,
+        vertex: &'a Vertex,
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>>;
@@ -192,7 +193,8 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        let Some(missed) = self.missed.lock().take() else { return self.step.run(cx, inputs) };
+        let vertex = self.graph.vertex(self.vertex);
+        let Some(missed) = self.missed.lock().take() else { return self.step.run(vertex, cx, inputs) };
         let running = Running {
             workshop: Arc::clone(self.step.workshop()),
             graph: Arc::clone(&self.graph),
@@ -202,7 +204,8 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
             contents: self.step.key().deps.iter().map(|dep| dep.content.clone()).collect(),
         };
         Box::pin(async move {
-            let (result, memorable) = tokio::join!(self.step.run(cx, inputs), reasons::explain(running, cx));
+            let (result, memorable) =
+                tokio::join!(self.step.run(vertex, cx, inputs), reasons::explain(running, cx));
             if result.is_ok() {
                 memorable.remember();
             }
