@@ -13,28 +13,8 @@ impl CacheStore<Tree> for BuildCache {
     }
 
     fn linked(&self, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, CacheStoreError> {
-        // Asked in the middle of tasks: see docs/decisions/0010.
-        let found = self.metadata.look_up(|db| {
-            let failed = "look up a cache link";
-            // Newest result first; a target without a result of its own may still lead to one.
-            let mut statement = db
-                .prepare_cached(
-                    "SELECT target, (SELECT max(seq) FROM cache_result WHERE key = target) AS newest
-                       FROM cache_link
-                      WHERE source = ?1 AND digest = ?2 AND input = ?3 AND output = ?4 AND selector = ?5
-                      ORDER BY newest DESC NULLS LAST",
-                )
-                .map_err(StoreError::metadata(failed))?;
-            let selector = link.selector.as_ref().map_or("", Digest::as_str);
-            let values = (from.as_str(), link.digest.as_str(), link.input, link.output, selector);
-            let rows = statement
-                .query_map(values, |row| row.get::<_, String>(0))
-                .map_err(StoreError::metadata(failed))?;
-            rows.map(|row| row.map(KeyId::new))
-                .collect::<Result<_, _>>()
-                .map_err(StoreError::metadata(failed))
-        });
-        found.map_err(Into::into)
+        let look_up = || look_up(&self.metadata, from, link);
+        Ok(self.known_links.get_or_ask(from, link, look_up)?)
     }
 
     fn load<'a>(&'a self, key: &'a KeyId) -> BoxFuture<'a, Result<Option<Tree>, CacheStoreError>> {
@@ -51,13 +31,39 @@ impl CacheStore<Tree> for BuildCache {
         links: Vec<(KeyId, Link)>,
         value: Option<&'a Tree>,
     ) -> BoxFuture<'a, Result<(), CacheStoreError>> {
-        let (metadata, key, value) = (self.metadata.clone(), key.clone(), value.cloned());
+        let (metadata, known) = (self.metadata.clone(), self.known_links.clone());
+        let (key, value) = (key.clone(), value.cloned());
         Box::pin(async move {
-            let saved =
-                tokio::task::spawn_blocking(move || save(&metadata, &key, &links, value.as_ref())).await;
+            let save = move || {
+                let _change = known.change();
+                save(&metadata, &key, &links, value.as_ref())
+            };
+            let saved = tokio::task::spawn_blocking(save).await;
             saved.map_err(|_| CacheError::Lost)?.map_err(Into::into)
         })
     }
+}
+
+/// Asked in the middle of tasks: see docs/decisions/0010.
+fn look_up(metadata: &Metadata, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, StoreError> {
+    metadata.look_up(|db| {
+        let failed = "look up a cache link";
+        // Newest result first; a target without a result of its own may still lead to one.
+        let mut statement = db
+            .prepare_cached(
+                "SELECT target, (SELECT max(seq) FROM cache_result WHERE key = target) AS newest
+                   FROM cache_link
+                  WHERE source = ?1 AND digest = ?2 AND input = ?3 AND output = ?4 AND selector = ?5
+                  ORDER BY newest DESC NULLS LAST",
+            )
+            .map_err(StoreError::metadata(failed))?;
+        let selector = link.selector.as_ref().map_or("", Digest::as_str);
+        let values = (from.as_str(), link.digest.as_str(), link.input, link.output, selector);
+        let rows = statement
+            .query_map(values, |row| row.get::<_, String>(0))
+            .map_err(StoreError::metadata(failed))?;
+        rows.map(|row| row.map(KeyId::new)).collect::<Result<_, _>>().map_err(StoreError::metadata(failed))
+    })
 }
 
 fn load(metadata: &Metadata, stores: &Stores, key: &KeyId) -> Result<Option<Tree>, StoreError> {

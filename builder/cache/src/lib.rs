@@ -24,6 +24,7 @@ mod filter;
 mod gc;
 mod import;
 mod keys;
+mod links;
 mod mounts;
 mod older;
 mod prune;
@@ -57,6 +58,7 @@ pub struct BuildCache {
     measured: Mutex<HashMap<SnapshotKey, entries::Measured>>,
     // Something was added.
     grown: Notify,
+    known_links: links::KnownLinks,
 }
 
 impl BuildCache {
@@ -69,6 +71,7 @@ impl BuildCache {
             busy: Mutex::default(),
             measured: Mutex::default(),
             grown: Notify::new(),
+            known_links: links::KnownLinks::default(),
         }))
     }
 

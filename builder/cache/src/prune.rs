@@ -121,6 +121,7 @@ impl BuildCache {
         let emptied = self.metadata.write_lazily(|txn| forget_empty_results(txn, kept))?;
         if doomed.is_empty() {
             if emptied > 0 {
+                let _change = self.known_links.change();
                 self.metadata.write_lazily(forget_links)?;
             }
             return Ok(pruned);
@@ -151,6 +152,7 @@ impl BuildCache {
         drop(collecting);
         if !pruned.entries.is_empty() {
             // On its own, because it looks at all links: nobody who looks something up waits for it. What a crash leaves, the next one finds.
+            let _change = self.known_links.change();
             self.metadata.write_lazily(forget_links)?;
         }
         Ok(pruned)
