@@ -49,7 +49,7 @@ pub struct Metadata(Arc<Shared>);
 
 struct Shared {
     path: PathBuf,
-    writer: Mutex<Connection>,
+    writer: Mutex<Writer>,
     readers: Pool,
     lookers: Pool,
     reserve: Reserve,
@@ -94,7 +94,14 @@ impl Pool {
     }
 }
 
-#[derive(Clone, Copy)]
+/// The connection that writes.
+struct Writer {
+    connection: Connection,
+    /// What it is set to, once it is.
+    durability: Option<Durability>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Durability {
     Flushed,
     Lazy,
@@ -154,7 +161,7 @@ impl Metadata {
         }
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
-            writer: Mutex::new(writer),
+            writer: Mutex::new(Writer { connection: writer, durability: None }),
             readers: Pool::of(READERS),
             lookers: Pool::of(LOOKERS),
             reserve: Reserve::new(path.with_extension("reserve")),
@@ -224,8 +231,9 @@ impl Metadata {
     ) -> Result<T, StoreError> {
         let mut reader = pool.take(&self.0.path)?;
         let done = (|| {
-            let txn = reader.connection().transaction().map_err(StoreError::metadata("begin reading"))?;
-            read(&txn)
+            let reading =
+                Reading::begin(reader.connection()).map_err(StoreError::metadata("begin reading"))?;
+            read(reading.0)
         })();
         done.map_err(|error| self.name_damage(error))
     }
@@ -295,8 +303,14 @@ impl Metadata {
                 Durability::Flushed => "PRAGMA synchronous = FULL",
                 Durability::Lazy => "PRAGMA synchronous = NORMAL",
             };
-            writer.execute_batch(synchronous).map_err(StoreError::metadata("set durability"))?;
+            if writer.durability != Some(durability) {
+                writer.durability = None;
+                let set = writer.connection.execute_batch(synchronous);
+                set.map_err(StoreError::metadata("set durability"))?;
+                writer.durability = Some(durability);
+            }
             let txn = writer
+                .connection
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .map_err(StoreError::metadata("begin writing"))?;
             let value = write(&txn)?;
@@ -341,6 +355,23 @@ impl Drop for Reader<'_> {
         }
         drop(connections);
         self.pool.freed.notify_one();
+    }
+}
+
+/// A transaction that only reads. As rusqlite's, but for statements that are compiled once: they are most of a small question.
+struct Reading<'a>(&'a Connection);
+
+impl<'a> Reading<'a> {
+    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN")?.execute([])?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        // Nothing was changed, so nothing is lost if this fails; a connection that is still in a transaction fails at its next one.
+        let _ = self.0.prepare_cached("ROLLBACK").and_then(|mut end| end.execute([]));
     }
 }
 
