@@ -151,9 +151,9 @@ impl History {
                 rows::drop_builds(&metadata, &[row.id])?;
                 continue;
             };
-            let has_log = row.log_bytes.is_some() && log_path(&directory, &row.id).is_file();
+            let has_log = summary.log_bytes.is_some() && log_path(&directory, &row.id).is_file();
             let was_running = summary.status == BuildStatus::Running;
-            if was_running || has_log != row.log_bytes.is_some() {
+            if was_running || has_log != summary.log_bytes.is_some() {
                 summary.status = if was_running { BuildStatus::Interrupted } else { summary.status };
                 summary.log_bytes = None;
                 let vertices = rows::build(&metadata, &row.id)?.and_then(|(_, vertices)| vertices);
@@ -531,7 +531,7 @@ impl Inner {
         let now = SystemTime::now();
         let mut bytes = 0;
         let mut over = Vec::new();
-        for (number, row) in rows::builds(&self.metadata)?.into_iter().enumerate() {
+        for (number, row) in rows::sizes(&self.metadata)?.into_iter().enumerate() {
             bytes += row.log_bytes.unwrap_or(0);
             let age = now.duration_since(row.created).unwrap_or_default();
             let is_old = number >= limits.entries && (age > limits.age || number >= limits.most);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use lapstrake_layerstore_store::{Metadata, StoreError};
-use rusqlite::{OptionalExtension as _, Transaction};
+use rusqlite::{OptionalExtension as _, Row, Transaction};
 
 use crate::{
     BuildSummary, Listing, Mark, PackedRecipe, Place, Project,
@@ -150,33 +150,46 @@ fn to_json(summary: &BuildSummary) -> rusqlite::Result<String> {
     serde_json::to_string(summary).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-/// A row of a build.
+/// A build's summary as it is stored.
 pub(crate) struct BuildRow {
     pub(crate) id: String,
-    pub(crate) created: SystemTime,
-    pub(crate) log_bytes: Option<u64>,
     pub(crate) summary: String,
 }
 
 /// All builds, newest first.
 pub(crate) fn builds(metadata: &Metadata) -> Result<Vec<BuildRow>, StoreError> {
+    let row = |row: &Row<'_>| Ok(BuildRow { id: row.get(0)?, summary: row.get(1)? });
+    newest_first(metadata, "SELECT id, summary FROM history_build ORDER BY created DESC, id", row)
+}
+
+/// What a build takes.
+pub(crate) struct BuildSize {
+    pub(crate) id: String,
+    pub(crate) created: SystemTime,
+    pub(crate) log_bytes: Option<u64>,
+}
+
+/// What all builds take, newest first.
+pub(crate) fn sizes(metadata: &Metadata) -> Result<Vec<BuildSize>, StoreError> {
+    let row = |row: &Row<'_>| {
+        Ok(BuildSize {
+            id: row.get(0)?,
+            created: nanos::time(row.get(1)?),
+            log_bytes: row.get::<_, Option<i64>>(2)?.map(i64::cast_unsigned),
+        })
+    };
+    newest_first(metadata, "SELECT id, created, log_bytes FROM history_build ORDER BY created DESC, id", row)
+}
+
+fn newest_first<T>(
+    metadata: &Metadata,
+    select: &str,
+    row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>, StoreError> {
     metadata.read(|db| {
         let failed = || StoreError::metadata("list builds");
-        let mut statement = db
-            .prepare_cached(
-                "SELECT id, created, log_bytes, summary FROM history_build ORDER BY created DESC, id",
-            )
-            .map_err(failed())?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok(BuildRow {
-                    id: row.get(0)?,
-                    created: nanos::time(row.get(1)?),
-                    log_bytes: row.get::<_, Option<i64>>(2)?.map(i64::cast_unsigned),
-                    summary: row.get(3)?,
-                })
-            })
-            .map_err(failed())?;
+        let mut statement = db.prepare_cached(select).map_err(failed())?;
+        let rows = statement.query_map([], row).map_err(failed())?;
         rows.collect::<Result<_, _>>().map_err(failed())
     })
 }
