@@ -1,12 +1,26 @@
 //! Work that several tasks wait for, and that runs at most once at a time.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    cell::Cell,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A piece of work: not begun, running in a task of its own, or done.
+/// How deep work that is begun on the spot may begin further work on the spot: a deep graph must not cost stack.
+const DEPTH: u32 = 8;
+
+thread_local! {
+    static DEEP: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A piece of work: not begun, running, or done.
 ///
 /// It is cancelled when the last of those who wait for it goes away, and begun afresh when somebody asks again. A good answer is
 /// kept; a bad one is told to those who wait and then forgotten: what it means for others is not a flight's to know.
@@ -14,10 +28,12 @@ pub(crate) struct Flight<T, E>(Mutex<State<T, E>>);
 
 enum State<T, E> {
     Idle,
-    Running { generation: u64, waiting: usize, cancel: CancellationToken, answer: Answer<T, E> },
+    Running { generation: u64, waiting: usize, cancel: CancellationToken, tell: Option<Tell<T, E>> },
     Done(T),
 }
 
+/// Made when there is somebody to be told; dropped without a word when the work panics.
+type Tell<T, E> = watch::Sender<Option<Result<T, E>>>;
 type Answer<T, E> = watch::Receiver<Option<Result<T, E>>>;
 
 impl<T, E> Default for Flight<T, E> {
@@ -33,37 +49,55 @@ where
 {
     /// The answer, beginning the work with `start` if it is not running. `None` when the work panicked.
     ///
+    /// Work that need not wait for anything is done on the spot; the rest in a task of its own.
+    ///
     /// Cancel-safe: dropping the future is what "not waiting any more" means.
     pub(crate) async fn get<F, Work>(self: &Arc<Self>, start: F) -> Option<Result<T, E>>
     where
         F: FnOnce(CancellationToken) -> Work,
         Work: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.enter(start).answer().await
+        if DEEP.get() >= DEPTH {
+            return self.enter(start).answer().await;
+        }
+        let seat = match self.begin() {
+            Begun::Before(seat) => seat,
+            Begun::Now(pilot, cancel) => {
+                let mut work = Box::pin(start(cancel));
+                let waiting = Waiter { flight: Arc::clone(self), generation: pilot.generation };
+                match on_the_spot(work.as_mut()) {
+                    Some(Poll::Ready(result)) => {
+                        pilot.end(&result);
+                        return Some(result);
+                    }
+                    // It panicked.
+                    None => return None,
+                    Some(Poll::Pending) => {
+                        let seat = self.listen(waiting);
+                        tokio::spawn(async move { pilot.end(&work.await) });
+                        seat
+                    }
+                }
+            }
+        };
+        seat.answer().await
     }
 
-    /// Begins to wait, beginning the work with `start` if it is not running.
+    /// Begins to wait, beginning the work with `start` in a task of its own if it is not running.
     pub(crate) fn enter<F, Work>(self: &Arc<Self>, start: F) -> Seat<T, E>
     where
         F: FnOnce(CancellationToken) -> Work,
         Work: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let mut state = self.0.lock();
-        if let Some(seat) = self.seat(&mut state) {
-            return seat;
+        match self.begin() {
+            Begun::Before(seat) => seat,
+            Begun::Now(pilot, cancel) => {
+                let work = start(cancel);
+                let seat = self.listen(Waiter { flight: Arc::clone(self), generation: pilot.generation });
+                tokio::spawn(async move { pilot.end(&work.await) });
+                seat
+            }
         }
-        let generation = next_generation();
-        let cancel = CancellationToken::new();
-        let (tell, answer) = watch::channel(None);
-        let work = start(cancel.clone());
-        let flight = Arc::clone(self);
-        tokio::spawn(async move {
-            let result = work.await;
-            flight.finish(generation, &result);
-            tell.send_replace(Some(result));
-        });
-        *state = State::Running { generation, waiting: 1, cancel, answer: answer.clone() };
-        Seat::Waiting(answer, Waiter { flight: Arc::clone(self), generation })
     }
 
     /// Begins to wait for work that runs, or ran well; `None` if there is none.
@@ -71,21 +105,38 @@ where
         self.seat(&mut self.0.lock())
     }
 
+    /// Begins to wait, as the first where nothing runs: then the caller must see to it that it does.
+    fn begin(self: &Arc<Self>) -> Begun<T, E> {
+        let mut state = self.0.lock();
+        if let Some(seat) = self.seat(&mut state) {
+            return Begun::Before(seat);
+        }
+        let (generation, cancel) = (next_generation(), CancellationToken::new());
+        *state = State::Running { generation, waiting: 1, cancel: cancel.clone(), tell: None };
+        Begun::Now(Pilot { flight: Arc::clone(self), generation }, cancel)
+    }
+
     fn seat(self: &Arc<Self>, state: &mut State<T, E>) -> Option<Seat<T, E>> {
         match state {
             State::Idle => None,
             State::Done(value) => Some(Seat::Done(value.clone())),
-            State::Running { generation, waiting, answer, .. } => {
-                // A task that panicked leaves the state behind; it is as idle as a cancelled one.
-                if answer.has_changed().is_err() && answer.borrow().is_none() {
-                    *state = State::Idle;
-                    return None;
-                }
+            State::Running { generation, waiting, tell, .. } => {
                 *waiting += 1;
-                let waiter = Waiter { flight: Arc::clone(self), generation: *generation };
-                Some(Seat::Waiting(answer.clone(), waiter))
+                let answer = tell.get_or_insert_with(|| watch::channel(None).0).subscribe();
+                Some(Seat::Waiting(answer, Waiter { flight: Arc::clone(self), generation: *generation }))
             }
         }
+    }
+
+    /// A seat for who waits without one.
+    fn listen(self: &Arc<Self>, waiter: Waiter<T, E>) -> Seat<T, E> {
+        let answer = match &mut *self.0.lock() {
+            State::Running { generation, tell, .. } if *generation == waiter.generation => {
+                tell.get_or_insert_with(|| watch::channel(None).0).subscribe()
+            }
+            _ => unreachable!("work goes on while somebody waits for it"),
+        };
+        Seat::Waiting(answer, waiter)
     }
 
     /// The answer, if there is one.
@@ -95,15 +146,58 @@ where
             State::Idle | State::Running { .. } => None,
         }
     }
+}
 
-    fn finish(&self, generation: u64, result: &Result<T, E>) {
-        let mut state = self.0.lock();
-        if matches!(&*state, State::Running { generation: current, .. } if *current == generation) {
-            *state = match result {
-                Ok(value) => State::Done(value.clone()),
-                Err(_) => State::Idle,
-            };
+enum Begun<T, E> {
+    Before(Seat<T, E>),
+    Now(Pilot<T, E>, CancellationToken),
+}
+
+/// Polls once; `None` when it panics. What is not ready then is to be polled again at once: nothing will wake it.
+fn on_the_spot<Work: Future>(work: Pin<&mut Work>) -> Option<Poll<Work::Output>> {
+    let before = DEEP.get();
+    DEEP.set(before + 1);
+    let polled = catch_unwind(AssertUnwindSafe(|| work.poll(&mut Context::from_waker(Waker::noop()))));
+    DEEP.set(before);
+    polled.ok()
+}
+
+/// Whoever does the work: says how it ended.
+struct Pilot<T, E> {
+    flight: Arc<Flight<T, E>>,
+    generation: u64,
+}
+
+impl<T: Clone, E: Clone> Pilot<T, E> {
+    fn end(self, result: &Result<T, E>) {
+        let next = match result {
+            Ok(value) => State::Done(value.clone()),
+            Err(_) => State::Idle,
+        };
+        if let Some(tell) = self.leave(next) {
+            tell.send_replace(Some(result.clone()));
         }
+    }
+}
+
+impl<T, E> Pilot<T, E> {
+    /// Puts `next` in place of the work, if that is still what runs, and gives what those who wait listen to.
+    fn leave(&self, next: State<T, E>) -> Option<Tell<T, E>> {
+        let mut state = self.flight.0.lock();
+        if !matches!(&*state, State::Running { generation, .. } if *generation == self.generation) {
+            return None;
+        }
+        match std::mem::replace(&mut *state, next) {
+            State::Running { tell, .. } => tell,
+            State::Idle | State::Done(_) => None,
+        }
+    }
+}
+
+impl<T, E> Drop for Pilot<T, E> {
+    /// Work that panicked leaves nothing, and those who wait hear that nobody speaks any more.
+    fn drop(&mut self) {
+        drop(self.leave(State::Idle));
     }
 }
 
