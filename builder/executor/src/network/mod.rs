@@ -13,7 +13,8 @@ mod switch;
 use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::{Mutex, mpsc};
@@ -25,6 +26,10 @@ use self::{
     switch::{Sandbox, Switch},
 };
 use crate::{DnsConfig, ExecError, NetworkMode, files};
+
+/// Sandboxes that are removed together, unless this time passes before.
+const MAX_SPENT: usize = 16;
+const SPENT_FOR: Duration = Duration::from_millis(500);
 
 /// What [`NetworkMode::Default`] means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +66,7 @@ impl Default for NetworkOptions {
             default: DefaultNetwork::Auto,
             owner: String::new(),
             subnet: None,
-            pool: 4,
+            pool: 8,
             dns: DnsConfig::default(),
         }
     }
@@ -88,6 +93,7 @@ struct Pool {
     gateway: Ipv4Addr,
     resolver: Ipv4Addr,
     addresses: Addresses,
+    spent: Arc<Spent>,
     _serving: DropGuard,
 }
 
@@ -102,19 +108,54 @@ pub(crate) enum Attachment {
 /// A sandbox in use.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    sandbox: Sandbox,
+    /// Until it is dropped.
+    sandbox: Option<Sandbox>,
+    spent: Arc<Spent>,
     resolver: Ipv4Addr,
 }
 
 impl Attached {
     /// The namespace to enter.
     pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
-        self.sandbox.namespace.as_fd()
+        self.sandbox.as_ref().expect("it is not dropped yet").namespace.as_fd()
     }
 
     /// A name server that asks the machine's.
     pub(crate) fn resolver(&self) -> Ipv4Addr {
         self.resolver
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Some(sandbox) = self.sandbox.take() {
+            self.spent.take(sandbox);
+        }
+    }
+}
+
+/// Sandboxes that nobody is in any more. The kernel removes many in the time that it needs for one, and while it does, nothing of any network
+/// can be changed, so that whoever waits for a sandbox would wait for that, too.
+#[derive(Debug, Default)]
+struct Spent(StdMutex<Vec<Sandbox>>);
+
+impl Spent {
+    fn take(self: &Arc<Self>, sandbox: Sandbox) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(sandbox);
+        if all.len() >= MAX_SPENT {
+            all.clear();
+        } else if all.len() == 1
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let spent = Arc::downgrade(self);
+            runtime.spawn(async move {
+                tokio::time::sleep(SPENT_FOR).await;
+                if let Some(spent) = spent.upgrade() {
+                    spent.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                }
+            });
+        }
     }
 }
 
@@ -159,7 +200,11 @@ impl Network {
                         reason: "whoever makes sandboxes has ended".to_owned(),
                     })
                 })?;
-                Ok(Attachment::Sandbox(Attached { sandbox, resolver: pool.resolver }))
+                Ok(Attachment::Sandbox(Attached {
+                    sandbox: Some(sandbox),
+                    spent: Arc::clone(&pool.spent),
+                    resolver: pool.resolver,
+                }))
             }
             Err(reason) if is_required => Err(ExecError::NoSandboxNetwork { reason: reason.to_owned() }),
             Err(_) => Ok(Attachment::Host),
@@ -213,6 +258,7 @@ impl Inner {
                 gateway: subnet.gateway(),
                 resolver: subnet.bridge(),
                 addresses,
+                spent: Arc::default(),
                 _serving: stop.drop_guard(),
             })
         });

@@ -22,7 +22,7 @@ pub struct Subnet {
 }
 
 /// A larger one would take every private address, a smaller one has no room for a handful of sandboxes.
-const PREFIXES: std::ops::RangeInclusive<u8> = 8..=27;
+const PREFIXES: std::ops::RangeInclusive<u8> = 8..=25;
 
 /// Where subnets are taken from when none is configured: blocks that neither Docker's nor BuildKit's defaults begin in, of all
 /// three private ranges, since a company's routes may cover any one of them.
@@ -31,7 +31,7 @@ const BLOCKS: [Subnet; 3] = [
     Subnet { base: u32::from_be_bytes([172, 29, 0, 0]), prefix: 16 },
     Subnet { base: u32::from_be_bytes([192, 168, 192, 0]), prefix: 18 },
 ];
-/// 1,014 sandboxes at once.
+/// 1,017 sandboxes at once.
 const DEFAULT_PREFIX: u8 = 22;
 
 impl Subnet {
@@ -210,7 +210,7 @@ mod tests {
         let (range, host, far) = subnet("10.1.2.0/24").probe();
         assert_eq!(format!("{range} {host} {far}"), "10.1.2.252/30 10.1.2.253 10.1.2.254");
         for bad in
-            ["", "10.0.0.0", "10.0.0.0/x", "10.0.0/8", "fd00::/64", "10.0.0.0/28", "0.0.0.0/0", "1.2.3.4/33"]
+            ["", "10.0.0.0", "10.0.0.0/x", "10.0.0/8", "fd00::/64", "10.0.0.0/26", "0.0.0.0/0", "1.2.3.4/33"]
         {
             let error = bad.parse::<Subnet>().unwrap_err();
             assert!(error.contains(bad), "{error}");
@@ -237,14 +237,14 @@ mod tests {
 
     #[test]
     fn addresses_go_round_and_are_never_given_twice() {
-        let addresses = Addresses::new(subnet("10.1.2.0/27"));
+        let addresses = Addresses::new(subnet("10.1.2.0/25"));
         let first = addresses.take().unwrap();
         assert_eq!(first.ip.to_string(), "10.1.2.3");
         drop(first);
-        let all: Vec<_> = (0..25).map(|_| addresses.take().unwrap()).collect();
+        let all: Vec<_> = (0..121).map(|_| addresses.take().unwrap()).collect();
         assert_eq!(all[0].ip.to_string(), "10.1.2.4", "one that was just used comes last");
-        assert_eq!(all.iter().map(|address| address.ip).collect::<BTreeSet<_>>().len(), 25);
-        assert!(all.iter().all(|address| u32::from(address.ip) & 31 < 28));
+        assert_eq!(all.iter().map(|address| address.ip).collect::<BTreeSet<_>>().len(), 121);
+        assert!(all.iter().all(|address| u32::from(address.ip) & 127 < 124));
         let waiting = std::thread::spawn({
             let addresses = addresses.clone();
             move || addresses.take().map(|address| address.ip)

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use lapstrake_layerstore_store::in_user_namespace;
 use nix::sched::CloneFlags;
 use rustix::{
     fs::{CWD, Mode, OFlags},
@@ -97,6 +98,13 @@ impl Switch {
         avoid: &[IpAddr],
     ) -> Result<(Self, Resolver), ExecError> {
         let host_namespace = own_namespace()?;
+        // Whether it is ours to change: root of a user namespace mostly has the machine's, and would hear so late.
+        enter(host_namespace.as_fd()).map_err(|error| match in_user_namespace() {
+            true => ExecError::NoSandboxNetwork {
+                reason: "an ordinary user cannot add to the machine's network".to_owned(),
+            },
+            false => error,
+        })?;
         let host = connect()?;
         let taken =
             || ExecError::NoSandboxNetwork { reason: format!("another process has the interface {name}") };

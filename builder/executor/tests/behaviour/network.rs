@@ -108,7 +108,7 @@ fn sandboxed(kind: Kind) -> (Sandbox, Helper) {
     with_network(kind, NetworkOptions::default())
 }
 
-fn with_network(kind: Kind, network: NetworkOptions) -> (Sandbox, Helper) {
+pub(crate) fn with_network(kind: Kind, network: NetworkOptions) -> (Sandbox, Helper) {
     let dir = rootfs();
     let owner = dir.path().to_str().unwrap().to_owned();
     let helper = Helper::start(HelperOptions { network: NetworkOptions { owner, ..network }, ..options() });
@@ -117,7 +117,7 @@ fn with_network(kind: Kind, network: NetworkOptions) -> (Sandbox, Helper) {
     (sandbox, helper)
 }
 
-fn required() -> NetworkOptions {
+pub(crate) fn required() -> NetworkOptions {
     NetworkOptions { default: DefaultNetwork::Sandbox, ..NetworkOptions::default() }
 }
 
@@ -223,7 +223,8 @@ pub(crate) async fn sandboxes_are_kept_from_each_other(kind: Kind) {
     let mut spec = neighbour(thief, SecurityMode::Insecure);
     spec.id = lapstrake_builder_executor::RunId::random();
     let (to, mut lines) = tokio::sync::mpsc::channel(4);
-    let io = ProcessIo { stdout: OutputSink::Channel(to), stderr: OutputSink::Discard };
+    let io =
+        ProcessIo { stdout: OutputSink::Channel(to), stderr: OutputSink::Discard, ..ProcessIo::default() };
     let cancel = CancellationToken::new();
     let stealing = other.executor.run(spec, io, cancel.clone());
     let check = async {
@@ -361,6 +362,7 @@ pub(crate) async fn nothing_of_the_network_stays_after_kill(kind: Kind) {
         let io = ProcessIo {
             stdout: OutputSink::Writer(Box::new(tokio::fs::File::create(dir).await.unwrap())),
             stderr: OutputSink::Discard,
+            ..ProcessIo::default()
         };
         let end = sandbox.executor.run(sandbox.sh("echo ready; sleep 1000"), io, CancellationToken::new());
         panic!("ended: {:?}", end.await);

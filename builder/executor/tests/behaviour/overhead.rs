@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 use lapstrake_builder_executor::{NetworkMode, ProcessSpec};
 use lapstrake_layerstore_store::{OverlaySyntax, OverlayUpper, SnapshotMount};
 
-use crate::harness::{Kind, Sandbox};
+use crate::{
+    harness::Kind,
+    network::{required, with_network},
+};
 
 const ROUNDS: usize = 50;
 
 async fn measure(kind: Kind, network: NetworkMode) -> (Duration, Duration) {
-    let sandbox = Sandbox::new(kind);
+    // The default is a sandbox here.
+    let (sandbox, _helper) = with_network(kind, required());
     let mut times = Vec::new();
     for round in 0..ROUNDS {
         let base = sandbox.path(&format!("round{round}"));
@@ -40,7 +44,7 @@ async fn measure(kind: Kind, network: NetworkMode) -> (Duration, Duration) {
 #[ignore = "a measurement, not a check"]
 async fn overhead_of_true() {
     for kind in [Kind::Native, Kind::Runc, Kind::Crun] {
-        for network in [NetworkMode::Host, NetworkMode::None] {
+        for network in [NetworkMode::Host, NetworkMode::None, NetworkMode::Default] {
             let (median, ninth) = measure(kind, network).await;
             println!("{kind:?} {network:?}: median {median:?}, 90th percentile {ninth:?}");
         }
