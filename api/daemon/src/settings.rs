@@ -191,6 +191,12 @@ impl DaemonSettings {
             }
         }
         if hosts.is_empty() {
+            let has_no_place = std::env::var_os("XDG_RUNTIME_DIR").is_none_or(|dir| dir.is_empty());
+            if rootless::is_ordinary_user() && has_no_place {
+                let why =
+                    "XDG_RUNTIME_DIR is not set: say where to listen, such as unix:///path/lapstrake.sock";
+                return Err(ProgramError::setting("--host", why));
+            }
             hosts.push(Host::default_socket());
         }
         let tcp = tcp_security(args, file.grpc.tls)?;

@@ -23,7 +23,13 @@ use crate::{OverlaySyntax, SnapshotMount, StoreError};
 
 /// Whatever the kernel was built with: an upper directory with redirects or files without their content is no difference
 /// that could be read by itself.
-const OFF: [&str; 3] = ["redirect_dir", "metacopy", "index"];
+const OFF: &[&str] = &["index", "redirect_dir", "metacopy"];
+
+/// With marks in user attributes the kernel has the others off by itself; to some, `redirect_dir=off` means to follow redirects, which goes with no such
+/// marks.
+fn turned_off() -> &'static [&'static str] {
+    if in_user_namespace() { &OFF[..1] } else { OFF }
+}
 
 /// With these the marks of overlays are attributes that root of a user namespace may set.
 const USER_MARKS: &str = "userxattr";
@@ -97,8 +103,8 @@ impl Overlay<'_> {
     /// Mounts it, attached nowhere, telling the kernel each lower directory by itself: any number, in paths of up to 255 bytes.
     pub fn mount_appended(&self) -> rustix::io::Result<OwnedFd> {
         let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        for option in OFF {
-            rustix::mount::fsconfig_set_string(fs.as_fd(), option, "off")?;
+        for option in turned_off() {
+            rustix::mount::fsconfig_set_string(fs.as_fd(), *option, "off")?;
         }
         if in_user_namespace() {
             rustix::mount::fsconfig_set_flag(fs.as_fd(), USER_MARKS)?;
@@ -132,7 +138,7 @@ impl Overlay<'_> {
             Some((upper, work)) => Some((open_directory(upper)?, open_directory(work)?)),
             None => None,
         };
-        let mut options: String = OFF.iter().map(|option| format!("{option}=off,")).collect();
+        let mut options: String = turned_off().iter().map(|option| format!("{option}=off,")).collect();
         if in_user_namespace() {
             options.push_str(USER_MARKS);
             options.push(',');

@@ -7,7 +7,7 @@
 
 use std::{fs, io, path::PathBuf};
 
-use super::cgroup::{Hierarchies, Hierarchy, Owner, PARENT};
+use super::cgroup::{Hierarchies, Hierarchy, Owner, PARENT, make_all};
 
 /// The cgroups by which it is held.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Bounds {
     fn set_v1(&mut self, hierarchy: &Hierarchy, controller: &str, owner: &Owner) -> io::Result<()> {
         let parent = hierarchy.mount.join(PARENT);
         let dir = parent.join(owner.helper_cgroup());
-        fs::create_dir_all(&dir)?;
+        make_all(&dir)?;
         if controller == "pids" {
             fs::write(parent.join("pids.max"), processes().to_string())?;
         }
@@ -60,7 +60,7 @@ impl Bounds {
 fn set_v2(v2: &Hierarchy, controller: &str) -> io::Result<()> {
     fs::write(v2.mount.join("cgroup.subtree_control"), format!("+{controller}"))?;
     let parent = v2.mount.join(PARENT);
-    fs::create_dir_all(&parent)?;
+    make_all(&parent)?;
     if controller == "pids" { fs::write(parent.join("pids.max"), processes().to_string()) } else { Ok(()) }
 }
 

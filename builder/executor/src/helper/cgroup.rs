@@ -4,11 +4,12 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{DirBuilderExt, MetadataExt},
     },
     path::{Path, PathBuf},
 };
 
+use lapstrake_layerstore_store::in_user_namespace;
 use rustix::{
     fs::{CWD, Mode, OFlags},
     mount::MountAttrFlags,
@@ -220,7 +221,15 @@ impl RunCgroups {
             Ok(()) => Ok(cgroups),
             Err(failure) => {
                 cgroups.remove();
-                Err(failure)
+                Err(match failure {
+                    Failure::Limit { limit, reason } if in_user_namespace() => {
+                        let reason = format!(
+                            "{reason}; an ordinary user's daemon has no cgroups to limit, root's has"
+                        );
+                        Failure::Limit { limit, reason }
+                    }
+                    failure => failure,
+                })
             }
         }
     }
@@ -292,7 +301,7 @@ impl RunCgroups {
                 inherit_cpuset(&at)?;
             }
         }
-        fs::create_dir(&dir)?;
+        builder().create(&dir)?;
         self.dirs.push((hierarchy.mount.clone(), dir.clone()));
         if hierarchy.has("cpuset") {
             inherit_cpuset(&dir)?;
@@ -333,6 +342,14 @@ impl RunCgroups {
     /// Moves the calling process into all of them.
     pub(super) fn join(&self) -> Result<(), Failure> {
         for (_, dir) in &self.dirs {
+            fs::write(dir.join("cgroup.procs"), "0").step(|| format!("join cgroup {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The same for those that are there: a runtime decides which it makes.
+    pub(super) fn join_existing(&self) -> Result<(), Failure> {
+        for (_, dir) in self.dirs.iter().filter(|(_, dir)| dir.is_dir()) {
             fs::write(dir.join("cgroup.procs"), "0").step(|| format!("join cgroup {}", dir.display()))?;
         }
         Ok(())
@@ -406,8 +423,20 @@ impl RunCgroups {
     }
 }
 
+/// Makes cgroups that only this process's user changes: the helper has no umask.
+fn builder() -> fs::DirBuilder {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o755);
+    builder
+}
+
+/// Makes a cgroup and those above it.
+pub(super) fn make_all(dir: &Path) -> io::Result<()> {
+    builder().recursive(true).create(dir)
+}
+
 fn make_dir(dir: &Path) -> io::Result<()> {
-    match fs::create_dir(dir) {
+    match builder().create(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
@@ -567,6 +596,18 @@ mod tests {
         let found =
             Hierarchies::parse("33 25 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "0::/x.slice\n");
         assert!(found.is_pure_v2());
+    }
+
+    #[test]
+    fn cgroups_are_for_nobody_else_to_change() {
+        let dir = tempfile::tempdir().unwrap();
+        // As the helper has it.
+        rustix::process::umask(Mode::empty());
+        make_all(&dir.path().join("parent/run")).unwrap();
+        make_dir(&dir.path().join("other")).unwrap();
+        for made in ["parent", "parent/run", "other"] {
+            assert_eq!(fs::metadata(dir.path().join(made)).unwrap().mode() & 0o7777, 0o755, "{made}");
+        }
     }
 
     #[test]

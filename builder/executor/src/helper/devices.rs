@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::cgroup::{Hierarchies, Owner, PARENT};
+use super::cgroup::{Hierarchies, Owner, PARENT, make_all};
 use crate::{
     DeviceNode, NodeKind, sys,
     wire::{Failure, Step},
@@ -61,7 +61,7 @@ impl DeviceGate {
         let dir = hierarchy.mount.join(PARENT).join(owner.helper_cgroup());
         let home = hierarchy.mount.join(&hierarchy.own);
         let close = || -> io::Result<()> {
-            fs::create_dir_all(&dir)?;
+            make_all(&dir)?;
             if v1 {
                 restrict_v1(&dir, &[])?;
             } else {

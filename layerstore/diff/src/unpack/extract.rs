@@ -8,6 +8,7 @@ use std::{
     rc::Rc,
 };
 
+use lapstrake_layerstore_store::in_user_namespace;
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, Stat},
     io::Errno,
@@ -211,8 +212,14 @@ impl Extractor {
     fn node(&self, place: &Place, name: &[u8], entry: &Entry, kind: FileType) -> Result<(), DiffError> {
         let (major, minor) = entry.device;
         let device = rustix::fs::makedev(major, minor);
-        rustix::fs::mknodat(&place.handle, name, kind, Mode::RUSR | Mode::WUSR, device)
-            .map_err(self.failed("make device or fifo"))
+        match rustix::fs::mknodat(&place.handle, name, kind, Mode::RUSR | Mode::WUSR, device) {
+            // Left out, the layer would be another one.
+            Err(Errno::PERM) if kind != FileType::Fifo && in_user_namespace() => {
+                let why = "a device node, which an ordinary user cannot make";
+                Err(DiffError::Unsupported { path: self.current.clone(), why })
+            }
+            made => made.map_err(self.failed("make device or fifo")),
+        }
     }
 
     /// Owner, extended attributes, mode, times: each may undo the one before it.
