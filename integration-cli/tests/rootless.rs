@@ -5,15 +5,16 @@
 #[allow(unreachable_pub)]
 mod common;
 
-use std::{fs, os::unix::fs::MetadataExt as _};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use lapstrake_integration_cli::{
-    Daemon, Docker, Dockerd, OrdinaryUser, busybox_rootfs, collect, differences, hand_over, saved_image,
+    Daemon, Docker, Dockerd, OrdinaryUser, busybox_rootfs, collect, differences, hand_over,
+    lapstrake_command, saved_image, special_archive,
 };
 
 /// Owners, whiteouts, opaque directories, links, capabilities; at the end everything is of one time.
 const EVERYTHING: &str = r#"FROM scratch
-ADD base.tar mounted.tar /
+ADD base.tar mounted.tar special.tar /
 RUN id -u && mkdir -p /gone/deep /kept /whole/below && echo old > /gone/deep/file && echo old > /kept/old && \
     echo x > /deleted && echo x > /whole/file && chown -R app:extra /kept && chown 65534:65534 /deleted && \
     touch -d @1000000000 /gone/deep/file /gone/deep /gone /kept/old /kept /whole/file /whole/below /whole /deleted
@@ -51,11 +52,12 @@ fn mounted() -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
-fn files() -> [(&'static str, Vec<u8>); 4] {
+fn files() -> [(&'static str, Vec<u8>); 5] {
     [
         ("Dockerfile", EVERYTHING.as_bytes().to_vec()),
         ("base.tar", busybox_rootfs()),
         ("mounted.tar", mounted()),
+        ("special.tar", special_archive().into_inner().unwrap()),
         ("tool.sh", b"#!/bin/sh\n".to_vec()),
     ]
 }
@@ -85,7 +87,7 @@ fn what_an_ordinary_user_builds_is_what_root_builds() {
     let context = context(&user);
     let daemon = user.daemon(&[]);
     let info = daemon.docker().run(["info"]).success().stdout;
-    assert!(info.contains("Storage Driver: overlay2"), "{info}");
+    assert!(info.contains("Storage Driver: overlay2") && info.contains("\n  rootless\n"), "{info}");
     for (name, ours, theirs) in [
         ("classic", root.docker().classic(), daemon.docker().classic()),
         ("buildkit", root.docker().buildkit(), daemon.docker().buildkit()),
@@ -110,7 +112,7 @@ fn what_an_ordinary_user_builds_is_what_root_builds() {
         // And back: what another engine made is taken as it is.
         theirs.run(["rmi", name]).success();
         hand_over(&engine.docker(), &theirs, name);
-        assert_eq!(layers(&ours, name), layers(&theirs, name), "{name}");
+        assert_eq!(layers(&engine.docker(), name), layers(&theirs, name), "{name}");
         let again = saved_image(&theirs.run(["save", name]).success().bytes);
         assert_eq!(differences(&own.tree, &again.tree), Vec::<String>::new());
         theirs
@@ -121,6 +123,36 @@ fn what_an_ordinary_user_builds_is_what_root_builds() {
             )
             .success();
     }
+}
+
+#[test]
+fn cache_keys_are_those_of_root_also_of_a_context_that_is_sent() {
+    let (own_root, user) = (tempfile::tempdir().unwrap(), OrdinaryUser::new());
+    let mut context = tar::Builder::new(Vec::new());
+    for (name, data) in files() {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(data.len() as u64);
+        context.append_data(&mut header, name, data.as_slice()).unwrap();
+    }
+    let context = context.into_inner().unwrap();
+    let keys = |build: &mut Command, cache: &Path| {
+        build.arg(format!("--cache-to=type=local,mode=max,dest={}", cache.display())).arg("-");
+        collect(build, &context).success();
+        let mut keys = BTreeSet::new();
+        for blob in fs::read_dir(cache.join("blobs/sha256")).unwrap() {
+            let bytes = fs::read(blob.unwrap().path()).unwrap();
+            let document: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let records = document["records"].as_array().into_iter().flatten();
+            keys.extend(records.map(|record| record["digest"].to_string()));
+        }
+        keys
+    };
+    let root = own_root.path().join("root").display().to_string();
+    let own = keys(&mut lapstrake_command(["build", "--root", &root]), &own_root.path().join("cache"));
+    let other = keys(&mut user.lapstrake(["build"]), &user.home().join("cache"));
+    assert!(own.len() > 5, "{own:?}");
+    assert_eq!(own, other);
 }
 
 #[test]
@@ -230,6 +262,12 @@ fn what_an_ordinary_user_cannot_do_is_refused_and_says_why() {
     drop(daemon);
     let refused = collect(&mut user.lapstrake(["daemon", "--group", "nogroup"]), b"").failure().all();
     assert!(refused.contains("--group nogroup") && refused.contains("ordinary user"), "{refused}");
+    let refused =
+        collect(&mut user.lapstrake(["daemon", "--oci-runtime", "/usr/sbin/runc"]), b"").failure().all();
+    assert!(
+        refused.contains("--oci-runtime /usr/sbin/runc") && refused.contains("ordinary user"),
+        "{refused}"
+    );
     let refused = collect(user.lapstrake(["daemon"]).env_remove("XDG_RUNTIME_DIR"), b"").failure().all();
     assert!(refused.contains("XDG_RUNTIME_DIR"), "{refused}");
 }

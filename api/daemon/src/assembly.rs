@@ -111,6 +111,10 @@ impl Assembly {
     ) -> Result<Self, ProgramError> {
         let store = OpenStore::open(settings)?;
         let executor: Arc<dyn Executor> = match &settings.oci_runtime {
+            Some(path) if rootless::is_ordinary_user() => {
+                let why = "an ordinary user's steps are run by the built-in executor alone";
+                return Err(ProgramError::setting(format!("--oci-runtime {}", path.display()), why));
+            }
             Some(path) => Arc::new(OciRuntime::new(path, helper)?),
             None => Arc::new(NativeExecutor::new(helper)?),
         };

@@ -123,7 +123,7 @@ pub(crate) struct DaemonArgs {
     pub(crate) store: StoreArgs,
 
     /// Listen here: unix:///path, tcp://address:port, or fd:// for systemd's sockets; may be repeated
-    /// [default: unix:///run/lapstrake/lapstrake.sock]
+    /// [default: unix:///run/lapstrake/lapstrake.sock; for others than root, unix://$XDG_RUNTIME_DIR/lapstrake/lapstrake.sock]
     #[arg(long, short = 'H', value_name = "HOST")]
     pub(crate) host: Vec<Host>,
 
@@ -182,7 +182,7 @@ pub(crate) struct DfArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 
-    /// Where the daemon listens that has the store open [default: unix:///run/lapstrake/lapstrake.sock]
+    /// Where the daemon listens that has the store open [default: where a daemon of the same user does]
     #[arg(long, short = 'H', value_name = "HOST")]
     pub(crate) host: Option<Host>,
 
@@ -213,7 +213,7 @@ pub(crate) struct PruneArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 
-    /// Where the daemon listens that has the store open [default: unix:///run/lapstrake/lapstrake.sock]
+    /// Where the daemon listens that has the store open [default: where a daemon of the same user does]
     #[arg(long, short = 'H', value_name = "HOST")]
     pub(crate) host: Option<Host>,
 

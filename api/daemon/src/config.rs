@@ -450,7 +450,7 @@ const NOT_HONOURED: &[(&str, &str)] = &[
     ("worker.oci.enabled", "this daemon has one worker, which is always on"),
     ("worker.oci.labels.*", "workers are not chosen by label"),
     ("worker.oci.platforms", "the platform is that of this machine"),
-    ("worker.oci.rootless", "the daemon runs as root"),
+    ("worker.oci.rootless", "whoever starts the daemon is who runs it"),
     ("worker.oci.noProcessSandbox", "every step has a process namespace of its own"),
     ("worker.oci.userRemapUnsupported", "users are not remapped"),
     ("worker.oci.proxySnapshotterPath", "layers are in this daemon's own store"),

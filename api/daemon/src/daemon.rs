@@ -12,7 +12,7 @@ use crate::{
     bridge::{StoreTransfer, Swept},
     cli::DaemonArgs,
     error::ProgramError,
-    inherited, listen, logging, notify, process,
+    inherited, listen, logging, notify, process, rootless,
     settings::DaemonSettings,
     sweeper::{self, Sweep},
 };
@@ -121,10 +121,12 @@ fn facts(settings: &DaemonSettings, assembly: &Assembly) -> SystemFacts {
         driver_status: vec![("Root Dir".to_owned(), root.display().to_string())],
         runtimes: vec![(runtime.clone(), program)],
         default_runtime: runtime,
-        security_options: vec![format!(
+        security_options: std::iter::once(format!(
             "name=seccomp,profile={}",
             settings.store.seccomp_profile.as_deref().unwrap_or(Path::new("builtin")).display()
-        )],
+        ))
+        .chain(rootless::is_ordinary_user().then(|| "name=rootless".to_owned()))
+        .collect(),
         insecure_registries: insecure.map(|(name, _)| name.clone()).collect(),
         mirrors: hosts.get("docker.io").map(|host| host.mirrors.clone()).unwrap_or_default(),
         proxies: lapstrake_api_types::Proxies::default(),

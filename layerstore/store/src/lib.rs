@@ -54,7 +54,7 @@ pub use snapshot::{
     DiffSource, OverlaySyntax, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind,
     SnapshotMount, SnapshotName, Snapshotter, Usage,
 };
-pub use tree::{Draft, RECEIVED_XATTR, Tree};
+pub use tree::{Draft, Tree, received_xattr};
 pub use usage::{DiskUsage, ImageUsage, disk_usage, disk_usage_of_images};
 
 /// The database's library, so that components with tables in the same file use the same version.

@@ -8,10 +8,14 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     DiffSource, Lease, OpenSnapshot, Resource, SnapshotKey, SnapshotMount, SnapshotName, StoreError, Stores,
+    in_user_namespace,
 };
 
-/// The extended attribute of the root directory of a tree that came from a client, see [`Draft::mark_received`].
-pub const RECEIVED_XATTR: &str = "trusted.lapstrake.received";
+/// The extended attribute of the root directory of a tree that came from a client, see [`Draft::mark_received`]. In a user namespace, which may set no
+/// trusted ones, it is among those that overlays keep for themselves.
+pub fn received_xattr() -> &'static str {
+    if in_user_namespace() { "user.overlay.lapstrake.received" } else { "trusted.lapstrake.received" }
+}
 
 /// A committed snapshot, held by a lease, or the empty tree. Clones share the lease.
 #[derive(Debug, Clone)]
@@ -124,7 +128,7 @@ impl Draft {
         let root = self.open()?;
         // By a path that ends in the directory itself: the root is open for passing through only.
         let path = root.path().join(".");
-        match rustix::fs::setxattr(&path, RECEIVED_XATTR, b"y", rustix::fs::XattrFlags::empty()) {
+        match rustix::fs::setxattr(&path, received_xattr(), b"y", rustix::fs::XattrFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => Ok(()),
             Err(errno) => Err(StoreError::io("mark", path)(errno.into())),
         }

@@ -14,7 +14,7 @@ use std::{
 
 use lapstrake_builder_llb::cache_key::Selector;
 use lapstrake_layerstore_oci::Digest;
-use lapstrake_layerstore_store::RECEIVED_XATTR;
+use lapstrake_layerstore_store::received_xattr;
 use rustix::{
     fs::{FileType, Mode, Stat},
     io::Errno,
@@ -87,7 +87,7 @@ impl<'a> Scan<'a> {
     pub(super) fn new(root: BorrowedFd<'a>, memory: Option<&'a Memory>) -> Result<Self, FilesError> {
         let path = Path::new("/");
         let directory = at::open(root, path, at::READ_DIRECTORY).map_err(FilesError::io("open", path))?;
-        let mark = rustix::fs::fgetxattr(&directory, RECEIVED_XATTR, &mut [0u8; 8][..]);
+        let mark = rustix::fs::fgetxattr(&directory, received_xattr(), &mut [0u8; 8][..]);
         let received = match mark {
             Ok(_) | Err(Errno::RANGE) => true,
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => false,
