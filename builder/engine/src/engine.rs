@@ -266,17 +266,25 @@ impl Engine {
         let leaves_cache = inline || !request.cache_to.is_empty();
         // Before anything is built for nothing.
         request.output.admits(several)?;
-        for target in targets.iter().filter(|target| !target.definition.is_scratch()) {
-            self.admit(&target.definition, &scope).await?;
+        let mut admitted = Vec::with_capacity(targets.len());
+        for target in &targets {
+            admitted.push(self.admit(&target.definition, &scope).await?);
         }
         let mut done = Vec::with_capacity(targets.len());
         match &mut classic {
             None => {
                 // All platforms at once; what they have in common is solved once.
                 let stores = imports.stores();
-                let each = targets
-                    .iter()
-                    .map(|target| self.resolve(&target.definition, &scope, &stores, progress, leaves_cache));
+                let each = targets.iter().zip(&admitted).map(|(target, graph)| {
+                    self.resolve_admitted(
+                        graph.as_ref(),
+                        &target.definition,
+                        &scope,
+                        &stores,
+                        progress,
+                        leaves_cache,
+                    )
+                });
                 let solved = futures::future::try_join_all(each).await?;
                 done.extend(targets.into_iter().zip(solved));
             }
@@ -351,32 +359,46 @@ impl Engine {
         progress: &Progress,
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
-        if definition.is_scratch() {
+        let admitted = self.admit(definition, scope).await?;
+        self.resolve_admitted(admitted.as_ref(), definition, scope, imports, progress, asks_keys).await
+    }
+
+    async fn resolve_admitted(
+        &self,
+        admitted: Option<&Admitted>,
+        definition: &Definition,
+        scope: &Arc<BuildScope>,
+        imports: &[Arc<dyn CacheStore<Tree>>],
+        progress: &Progress,
+        asks_keys: bool,
+    ) -> Result<(Tree, BuildKeys), EngineError> {
+        let Some(Admitted { graph, devices }) = admitted else {
             return Ok((Tree::empty(), BuildKeys::default()));
-        }
-        let (graph, devices) = self.admit(definition, scope).await?;
-        let make = |vertex: &Vertex| {
-            ops::op(&self.0.workshop, &graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
         };
-        let build = self.0.solver.load(&graph, make, Arc::clone(scope), imports, progress)?;
+        let make = |vertex: &Vertex| {
+            ops::op(&self.0.workshop, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
+        };
+        let build = self.0.solver.load(graph, make, Arc::clone(scope), imports, progress)?;
         let resolved = build.resolve().await;
         let Resolved { value: tree, keys: target } =
             resolved.map_err(|error| in_graph(error.into(), definition))?;
         let mut older = OlderNames::default();
         if asks_keys {
-            older = OlderNames::of(&graph);
+            older = OlderNames::of(graph);
             build.other_keys().iter().for_each(|(key, other)| older.source(key, other));
         }
         Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(build) }))
     }
 
-    /// Parses a graph and looks whether all its steps may do what they do. Answers also with the devices of those that get others than they ask
-    /// for.
+    /// Parses a graph and looks whether all its steps may do what they do; `None` for the empty tree.
     async fn admit(
         &self,
         definition: &Definition,
         scope: &BuildScope,
-    ) -> Result<(Arc<Graph>, HashMap<Digest, Vec<pb::CdiDevice>>), EngineError> {
+    ) -> Result<Option<Admitted>, EngineError> {
+        if definition.is_scratch() {
+            return Ok(None);
+        }
         let graph = Arc::new(Graph::parse(definition, Limits::default())?);
         let mut devices = HashMap::new();
         for (vertex, op) in graph.vertices().iter().filter_map(exec_of) {
@@ -397,7 +419,7 @@ impl Engine {
                 }
             }
         }
-        Ok((graph, devices))
+        Ok(Some(Admitted { graph, devices }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -447,6 +469,13 @@ fn exec_of(vertex: &Vertex) -> Option<(&Vertex, &pb::ExecOp)> {
         pb::op::Op::Exec(op) => Some((vertex, op)),
         _ => None,
     }
+}
+
+/// A graph whose steps may do what they do.
+struct Admitted {
+    graph: Arc<Graph>,
+    /// Of the steps that get other devices than they ask for.
+    devices: HashMap<Digest, Vec<pb::CdiDevice>>,
 }
 
 struct Target {
