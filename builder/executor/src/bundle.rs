@@ -100,7 +100,7 @@ fn process(plan: &Plan, identity: &Identity) -> Result<Process, OciSpecError> {
         .inheritable(inherited.clone())
         .ambient(inherited);
     ProcessBuilder::default()
-        .terminal(false)
+        .terminal(plan.talk.terminal.is_some())
         .user(user.build()?)
         .args(plan.args.clone())
         .env(env)

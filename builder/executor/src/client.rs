@@ -11,24 +11,19 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::unix::pipe,
-    sync::oneshot,
-};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ExecError, ExitStatus, Network, NetworkOptions, OutputSink, ProcessIo, ProcessSpec, RunId,
+    ExecError, ExitStatus, ExtraProcess, Network, NetworkOptions, ProcessIo, ProcessSpec, RunId,
     helper::{self, HELPER_NAME},
     network::Attachment,
     plan::{self, Plan},
+    streams::{Conversation, Heard},
+    talk::Extra,
     wire::{Outcome, Reply, Request, Socket},
 };
 
-/// Chunk of output.
-const CHUNK: usize = 64 << 10;
 /// A helper that has said nothing for so long is none.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -92,6 +87,7 @@ struct Runs {
 struct Waiter {
     ended: oneshot::Sender<Outcome>,
     terminated: Option<oneshot::Sender<bool>>,
+    heard: Heard,
 }
 
 impl Helper {
@@ -181,38 +177,81 @@ impl Helper {
             return Err(ExecError::Cancelled(id));
         }
         let io_error = |doing| move |source| ExecError::Io { doing, source };
-        let (stdout, to_stdout) = pipe().map_err(io_error("make pipe"))?;
-        let (stderr, to_stderr) = pipe().map_err(io_error("make pipe"))?;
-        let plan = memory_file(&plan).map_err(io_error("pass plan to the helper"))?;
-        let mut fds = vec![plan, to_stdout, to_stderr];
+        let (conversation, talk, mut fds, heard) = Conversation::open(io).map_err(io_error("make pipe"))?;
+        let plan = Plan { talk, ..plan };
+        fds.insert(0, memory_file(&plan).map_err(io_error("pass plan to the helper"))?);
         if let Attachment::Sandbox(sandbox) = &network {
             let namespace = sandbox.namespace().try_clone_to_owned();
             fds.push(namespace.map_err(io_error("pass network namespace to the helper"))?);
         }
+        let request = Request::Run { id: id.to_string() };
+        let end = self.follow(&id, request, fds, conversation, heard, cancel).await;
+        // Nobody is in it any more.
+        drop(network);
+        end
+    }
+
+    /// Runs a further process in the container of the run `into`, to its end.
+    pub(crate) async fn join(
+        &self,
+        into: RunId,
+        process: ExtraProcess,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> Result<ExitStatus, ExecError> {
+        let id = RunId::random();
+        if cancel.is_cancelled() {
+            return Err(ExecError::Cancelled(id));
+        }
+        let io_error = |doing| move |source| ExecError::Io { doing, source };
+        let (conversation, talk, mut fds, heard) = Conversation::open(io).map_err(io_error("make pipe"))?;
+        let extra = Extra::new(&process, talk)?;
+        fds.insert(0, memory_file(&extra).map_err(io_error("pass process to the helper"))?);
+        let request = Request::Join { id: id.to_string(), into: into.to_string() };
+        match self.follow(&id, request, fds, conversation, heard, cancel).await {
+            Err(ExecError::NotRunning(_)) => Err(ExecError::NotRunning(into)),
+            end => end,
+        }
+    }
+
+    /// Sends a request for a process, and sees to it until its end.
+    async fn follow(
+        &self,
+        id: &RunId,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        Conversation { outputs, words }: Conversation,
+        heard: Heard,
+        cancel: CancellationToken,
+    ) -> Result<ExitStatus, ExecError> {
         let (ended, mut outcome) = oneshot::channel();
-        self.inner.expect(&id, ended)?;
-        // From here on, dropping this future kills the run.
-        let guard = RunGuard { inner: &self.inner, id: &id };
-        self.inner.request(Request::Run { id: id.to_string() }, fds).await?;
+        self.inner.expect(id, ended, heard)?;
+        // From here on, dropping this future kills the process.
+        let guard = RunGuard { inner: &self.inner, id };
+        self.inner.request(request, fds).await?;
         let quit = CancellationToken::new();
-        let pumps = async {
-            tokio::join!(pump(stdout, io.stdout, &quit), pump(stderr, io.stderr, &quit));
-        };
-        tokio::pin!(pumps);
-        let mut pumping = true;
+        let pumps = outputs.pump(&quit);
+        let talk = words.pass(async |signal| {
+            let request = Request::Signal { id: id.to_string(), signal: signal.number() };
+            // Without a helper there is no process, which is heard elsewhere.
+            let _ = self.inner.request(request, Vec::new()).await;
+        });
+        tokio::pin!(pumps, talk);
+        let (mut pumping, mut talking) = (true, true);
         let mut cancelled = false;
         let outcome = loop {
             tokio::select! {
                 biased;
                 outcome = &mut outcome => break outcome,
                 () = &mut pumps, if pumping => pumping = false,
+                () = &mut talk, if talking => talking = false,
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
                     tokio::select! {
                         biased;
                         outcome = &mut outcome => break outcome,
                         () = &mut pumps, if pumping => pumping = false,
-                        result = self.inner.stop(&id) => result?,
+                        result = self.inner.stop(id) => result?,
                     }
                     // Whatever a sink does now, the process is going.
                     continue;
@@ -220,8 +259,6 @@ impl Helper {
             }
         };
         drop(guard);
-        // Nobody is in it any more.
-        drop(network);
         let outcome = outcome.map_err(|_| ExecError::HelperGone)?;
         // Every process that could write is gone. What is in the pipes is delivered; a descriptor smuggled out of the
         // container does not hold us up.
@@ -238,9 +275,9 @@ impl Helper {
             }
         }
         match outcome {
-            _ if cancelled => Err(ExecError::Cancelled(id)),
+            _ if cancelled => Err(ExecError::Cancelled(id.clone())),
             Outcome::Exited { code, signal, oom_killed } => Ok(ExitStatus { code, signal, oom_killed }),
-            Outcome::Failed(failure) => Err(failure.into_error(&id)),
+            Outcome::Failed(failure) => Err(failure.into_error(id)),
         }
     }
 }
@@ -250,7 +287,7 @@ impl Inner {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn expect(&self, id: &RunId, ended: oneshot::Sender<Outcome>) -> Result<(), ExecError> {
+    fn expect(&self, id: &RunId, ended: oneshot::Sender<Outcome>, heard: Heard) -> Result<(), ExecError> {
         let mut runs = self.runs();
         if runs.gone {
             return Err(ExecError::HelperGone);
@@ -258,7 +295,7 @@ impl Inner {
         if runs.waiting.contains_key(id.as_str()) {
             return Err(ExecError::Exists(id.clone()));
         }
-        runs.waiting.insert(id.to_string(), Waiter { ended, terminated: None });
+        runs.waiting.insert(id.to_string(), Waiter { ended, terminated: None, heard });
         Ok(())
     }
 
@@ -327,8 +364,20 @@ impl Drop for Inner {
 /// The listening thread: hands answers to those who wait.
 fn listen(socket: &Socket, runs: &Mutex<Runs>, ready: &mpsc::SyncSender<Reply>) {
     let lock = || runs.lock().unwrap_or_else(PoisonError::into_inner);
-    while let Ok(Some((reply, _))) = socket.receive::<Reply>(true) {
+    while let Ok(Some((reply, fds))) = socket.receive::<Reply>(true) {
         match reply {
+            Reply::Started { id } => {
+                let started = lock().waiting.get_mut(&id).and_then(|waiter| waiter.heard.started.take());
+                if let Some(started) = started {
+                    let _ = started.send(());
+                }
+            }
+            Reply::Terminal { id } => {
+                let terminal = lock().waiting.get_mut(&id).and_then(|waiter| waiter.heard.terminal.take());
+                if let (Some(terminal), Some(end)) = (terminal, fds.into_iter().next()) {
+                    let _ = terminal.send(end);
+                }
+            }
             Reply::Ended { id, outcome } => {
                 let waiter = lock().waiting.remove(&id);
                 if let Some(waiter) = waiter {
@@ -353,62 +402,10 @@ fn listen(socket: &Socket, runs: &Mutex<Runs>, ready: &mpsc::SyncSender<Reply>) 
     runs.waiting.clear();
 }
 
-/// The plan in memory that can be passed on.
-fn memory_file(plan: &Plan) -> std::io::Result<OwnedFd> {
+/// A message in memory that can be passed on.
+fn memory_file(plan: &impl serde::Serialize) -> std::io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("plan", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(&serde_json::to_vec(plan)?)?;
     Ok(file.into())
-}
-
-/// The reading end for us, the writing end for a process.
-fn pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&read, true)?;
-    Ok((pipe::Receiver::from_owned_fd(read)?, write))
-}
-
-/// Moves output from a pipe to its sink, to the end of the pipe; once `quit` fires, only what is in the pipe already.
-async fn pump(mut pipe: pipe::Receiver, mut sink: OutputSink, quit: &CancellationToken) {
-    let mut buffer = BytesMut::new();
-    loop {
-        buffer.reserve(CHUNK);
-        let read = tokio::select! {
-            biased;
-            read = pipe.read_buf(&mut buffer) => read,
-            () = quit.cancelled() => read_now(&pipe, &mut buffer),
-        };
-        match read {
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
-        let chunk = buffer.split().freeze();
-        if deliver(&mut sink, chunk).await.is_err() {
-            sink = OutputSink::Discard;
-        }
-    }
-    if let OutputSink::Writer(writer) = &mut sink {
-        // Its reader may be gone.
-        let _ = writer.flush().await;
-    }
-}
-
-/// Reads what is in the pipe, `WouldBlock` if nothing is. Asks the kernel: tokio's own `try_read` asks only what its event
-/// loop has heard, which may be late.
-fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut) -> std::io::Result<usize> {
-    let mut chunk = vec![0; CHUNK];
-    let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut chunk[..]))?;
-    buffer.extend_from_slice(&chunk[..length]);
-    Ok(length)
-}
-
-/// The sink is gone.
-struct SinkGone;
-
-async fn deliver(sink: &mut OutputSink, chunk: Bytes) -> Result<(), SinkGone> {
-    match sink {
-        OutputSink::Discard => Ok(()),
-        OutputSink::Channel(channel) => channel.send(chunk).await.map_err(|_| SinkGone),
-        OutputSink::Writer(writer) => writer.write_all(&chunk).await.map_err(|_| SinkGone),
-    }
 }

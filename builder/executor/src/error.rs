@@ -93,6 +93,9 @@ pub enum ExecError {
     /// A run with this id is under way.
     #[error("run {0} exists already")]
     Exists(RunId),
+    /// No run with this id is under way, or its program has not been started yet.
+    #[error("run {0} is not under way")]
+    NotRunning(RunId),
     /// The helper process could not be started.
     #[error("start container helper {program}: {source}")]
     HelperStart {

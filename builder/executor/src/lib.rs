@@ -12,6 +12,7 @@
 //!                                     │ clone
 //!                                     ▼
 //!                       container's pid 1: mounts, pivot_root, credentials, seccomp, exec
+//!                                     ▲ joined processes: the same namespaces, cgroups and rights
 //! ```
 #![deny(unsafe_code)]
 
@@ -32,7 +33,9 @@ mod run;
 mod runtime;
 mod seccomp;
 mod spec;
+mod streams;
 mod sys;
+mod talk;
 mod user;
 mod wire;
 
@@ -50,3 +53,4 @@ pub use runtime::OciRuntime;
 pub use spec::{
     DnsConfig, ExtraHost, MountKind, MountSpec, NetworkMode, ProcessSpec, RunId, SecurityMode, StubPolicy,
 };
+pub use talk::{ExtraProcess, InputSource, Order, Signal, WindowSize};

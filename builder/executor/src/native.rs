@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, seccomp::Profile};
+use crate::{
+    BoxFuture, ExecError, Executor, ExitStatus, ExtraProcess, Helper, ProcessIo, ProcessSpec, RunId,
+    seccomp::Profile,
+};
 
 /// Runs containers with system calls of its own: no runtime to install.
 #[derive(Debug, Clone)]
@@ -39,5 +42,15 @@ impl Executor for NativeExecutor {
 
     fn host_address(&self) -> BoxFuture<'_, IpAddr> {
         Box::pin(async move { self.helper.network().host_address().await.into() })
+    }
+
+    fn join(
+        &self,
+        into: RunId,
+        process: ExtraProcess,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
+        Box::pin(self.helper.join(into, process, io, cancel))
     }
 }

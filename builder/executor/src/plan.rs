@@ -16,6 +16,7 @@ use crate::{
     caps::{self, CapSet},
     files,
     limits::Rlimit,
+    talk::{Extra, ExtraProcess, Talk},
 };
 
 /// BuildKit's name for a container that nobody has named.
@@ -61,6 +62,7 @@ pub(crate) struct Plan {
     pub(crate) shm_size: u64,
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) stubs: StubPolicy,
+    pub(crate) talk: Talk,
     /// Device nodes on the container's file systems are to be dead, because no list of allowed devices can be had.
     pub(crate) no_devices: bool,
     /// `Some` when an OCI runtime is to run the container.
@@ -163,7 +165,7 @@ impl Plan {
     /// Checks `spec` and decides what to do; `network` is what it gets, `dns` what goes before the host's `resolv.conf`, which is
     /// read. Seccomp is filled in by the caller.
     pub(crate) fn new(spec: &ProcessSpec, network: Network, dns: &DnsConfig) -> Result<Self, ExecError> {
-        check_args(spec)?;
+        check_args(&spec.args, &spec.env)?;
         spec.resources.check()?;
         let hostname = if spec.hostname.is_empty() { DEFAULT_HOSTNAME } else { &spec.hostname };
         check_hostname(hostname)?;
@@ -203,6 +205,7 @@ impl Plan {
             shm_size: spec.resources.shm_size.filter(|&size| size != 0).unwrap_or(DEFAULT_SHM_SIZE),
             rlimits: spec.ulimits.iter().map(Ulimit::rlimit).collect::<Result<_, _>>()?,
             stubs: spec.stubs,
+            talk: Talk::default(),
             no_devices: false,
             runtime: None,
         })
@@ -251,20 +254,34 @@ fn host_path(field: &'static str, path: &Path) -> Result<PathBuf, ExecError> {
     Ok(path.to_owned())
 }
 
-fn check_args(spec: &ProcessSpec) -> Result<(), ExecError> {
-    if spec.args.first().is_none_or(String::is_empty) {
+fn check_args(args: &[String], env: &[String]) -> Result<(), ExecError> {
+    if args.first().is_none_or(String::is_empty) {
         return Err(invalid("args", "", "names no program"));
     }
     let mut bytes = 0usize;
-    for arg in &spec.args {
+    for arg in args {
         no_nul("args", arg)?;
         bytes = bytes.saturating_add(arg.len());
     }
-    bytes = spec.env.iter().fold(bytes, |bytes, entry| bytes.saturating_add(entry.len()));
+    bytes = env.iter().fold(bytes, |bytes, entry| bytes.saturating_add(entry.len()));
     if bytes > MAX_ARGUMENT_BYTES {
         return Err(invalid("args", format!("{bytes} bytes"), "arguments and environment are too long"));
     }
     Ok(())
+}
+
+impl Extra {
+    /// Checks a further process of a container.
+    pub(crate) fn new(process: &ExtraProcess, talk: Talk) -> Result<Self, ExecError> {
+        check_args(&process.args, &process.env)?;
+        Ok(Self {
+            args: process.args.clone(),
+            env: environment(&process.env)?,
+            cwd: clean(&absolute("cwd", if process.cwd.is_empty() { "/" } else { &process.cwd })?),
+            user: no_nul("user", &process.user)?,
+            talk,
+        })
+    }
 }
 
 /// Checks each entry; of several with one key the last stays, in the first one's place (as runc has it).

@@ -8,10 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{io::AsyncWrite, sync::mpsc};
+use tokio::{
+    io::AsyncWrite,
+    sync::{mpsc, oneshot},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ExecError, ProcessSpec};
+use crate::{ExecError, ExtraProcess, InputSource, Order, ProcessSpec, RunId, WindowSize};
 
 /// A future that can be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -32,6 +35,23 @@ pub trait Executor: Send + Sync {
         io: ProcessIo,
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<ExitStatus, ExecError>>;
+
+    /// Runs a further process in the container of a run whose program has been started, to its end: in its namespaces and cgroups, on the
+    /// same file systems, with the same rights. It ends with the container's first process at the latest.
+    ///
+    /// Cancelled as [`Self::run`] is, but for processes that it has started in turn: those are the container's.
+    ///
+    /// Errors: [`ExecError::NotRunning`], also of an executor that cannot do this (the default); otherwise those of [`Self::run`].
+    fn join(
+        &self,
+        into: RunId,
+        process: ExtraProcess,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
+        let _ = (process, io, cancel);
+        Box::pin(std::future::ready(Err(ExecError::NotRunning(into))))
+    }
 
     /// The address at which processes of [`crate::NetworkMode::Default`] reach the machine (`host-gateway`). Their network may have
     /// to be made first; where it is the machine's own, it is loopback.
@@ -58,13 +78,21 @@ impl ExitStatus {
     }
 }
 
-/// The process's standard streams. Standard input is always empty (`/dev/null`).
+/// The process's standard streams, and how it is talked to while it runs. By default: nothing goes in, and what comes out vanishes.
 #[derive(Debug, Default)]
 pub struct ProcessIo {
+    /// What the process reads from its standard input.
+    pub stdin: InputSource,
     /// Gets what the process writes to its standard output.
     pub stdout: OutputSink,
     /// Gets what the process writes to its standard error.
     pub stderr: OutputSink,
+    /// A terminal of this size in place of the three streams: `stdin` is typed on it, and all that it shows goes to `stdout`.
+    pub terminal: Option<WindowSize>,
+    /// What is done to the process while it runs.
+    pub orders: Option<mpsc::Receiver<Order>>,
+    /// Told when the program has been started. Dropped when it never will be.
+    pub started: Option<oneshot::Sender<()>>,
 }
 
 /// Where output goes. A slow sink slows the process down; a sink that is gone (receiver dropped, write error) makes

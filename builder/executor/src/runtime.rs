@@ -9,8 +9,8 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BoxFuture, ExecError, Executor, ExitStatus, Helper, ProcessIo, ProcessSpec, SecurityMode, plan::Runtime,
-    seccomp::Profile,
+    BoxFuture, ExecError, Executor, ExitStatus, ExtraProcess, Helper, ProcessIo, ProcessSpec, RunId,
+    SecurityMode, plan::Runtime, seccomp::Profile,
 };
 
 /// Runs containers with an OCI runtime, to the same effect as [`crate::NativeExecutor`].
@@ -68,6 +68,10 @@ impl Executor for OciRuntime {
                 SecurityMode::Sandbox => Some(self.profile.oci(plan.caps)?),
                 SecurityMode::Insecure => None,
             };
+            // The runtime makes its own of the profile; this one is for processes that join.
+            if spec.security == SecurityMode::Sandbox {
+                plan.seccomp = self.profile.compile(plan.caps)?;
+            }
             plan.runtime = Some(Runtime { path: self.path.clone(), seccomp });
             self.helper.run(spec.id, plan, network, io, cancel).await
         })
@@ -75,5 +79,15 @@ impl Executor for OciRuntime {
 
     fn host_address(&self) -> BoxFuture<'_, IpAddr> {
         Box::pin(async move { self.helper.network().host_address().await.into() })
+    }
+
+    fn join(
+        &self,
+        into: RunId,
+        process: ExtraProcess,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<ExitStatus, ExecError>> {
+        Box::pin(self.helper.join(into, process, io, cancel))
     }
 }

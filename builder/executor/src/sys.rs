@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use tokio::io::unix::AsyncFd;
+
 /// Which side of [`clone_process`] one is on.
 pub(crate) enum Cloned {
     /// The new process.
@@ -166,6 +168,36 @@ pub(crate) fn ignore_signal(signal: libc::c_int) {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory.
     unsafe { libc::_exit(code) }
+}
+
+/// A descriptor that the event loop tells about.
+pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open for as long as it lives, and is always the same descriptor.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// The other side of the terminal whose multiplexer's side `master` is; unlocked.
+pub(crate) fn terminal_of(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let unlocked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads an int.
+    if unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags by value and touches no memory.
+    let peer = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if peer == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
+}
+
+/// Keeps others of this process's user from its memory and descriptors, until it executes a program.
+pub(crate) fn hide_from_debuggers() -> io::Result<()> {
+    // SAFETY: sets a flag of this process; no memory is touched.
+    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Sets the loopback interface of this network namespace up.

@@ -19,7 +19,7 @@ use crate::ExecError;
 /// No packet is longer. Plans travel in a memfd.
 const MAX_PACKET: usize = 32 << 10;
 /// No packet carries more descriptors.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = 5;
 /// No plan is longer (arguments, environment and secrets are limited before).
 pub(crate) const MAX_PLAN: u64 = 128 << 20;
 /// Texts in packets are cut to this, so that they fit.
@@ -28,9 +28,13 @@ const MAX_TEXT: usize = 8 << 10;
 /// Daemon to helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Run a plan; descriptors: memfd with the plan, standard output, standard error; and, when the plan has a sandbox's
-    /// network, its namespace.
+    /// Run a plan; descriptors: memfd with the plan, standard output, standard error; standard input, when the plan has one; the
+    /// namespace of a sandbox's network, when the plan has that.
     Run { id: String },
+    /// Run a further process in the container of `into`; descriptors: memfd with an [`crate::talk::Extra`], and streams as above.
+    Join { id: String, into: String },
+    /// Give a process a signal.
+    Signal { id: String, signal: i32 },
     /// Ask the process to end.
     Terminate { id: String },
     /// Kill everything in its pid namespace.
@@ -44,6 +48,10 @@ pub(crate) enum Reply {
     Ready { without_devices: Option<String>, without_bounds: Option<String> },
     /// The helper cannot work here, and has ended.
     Refused { failure: Failure },
+    /// The program has been started. Told where the plan asks for it.
+    Started { id: String },
+    /// The process has a terminal; descriptor: the daemon's side of it.
+    Terminal { id: String },
     /// Nothing of the run is left.
     Ended { id: String, outcome: Outcome },
     /// Answer to [`Request::Terminate`]: whether the process may notice.
@@ -64,6 +72,12 @@ pub(crate) enum Report {
     Root,
     /// A path in the root file system that was made to mount on.
     Stub(String),
+    /// Descriptor: the daemon's side of the process's terminal.
+    Terminal,
+    /// Descriptor: a pidfd of the container's first process, when the sender is not that.
+    Container,
+    /// The program has been started, by another than the sender.
+    Started,
     /// Nothing was or will be run.
     Failed(Failure),
     /// How the program ended, when the sender is not the program itself.
@@ -80,6 +94,7 @@ pub(crate) enum Failure {
     Limit { limit: String, reason: String },
     Runtime { runtime: PathBuf, message: String },
     Exists,
+    NotRunning,
     Died,
 }
 
@@ -102,6 +117,7 @@ impl Failure {
             Self::Limit { limit, reason } => ExecError::Limit { limit, reason },
             Self::Runtime { runtime, message } => ExecError::Runtime { runtime, message },
             Self::Exists => ExecError::Exists(id.clone()),
+            Self::NotRunning => ExecError::NotRunning(id.clone()),
             Self::Died => ExecError::Protocol("the container was killed before its program was started"),
         }
     }
@@ -130,7 +146,7 @@ impl Failure {
                 cut(reason);
             }
             Self::Runtime { message, .. } => cut(message),
-            Self::Exists | Self::Died => {}
+            Self::Exists | Self::NotRunning | Self::Died => {}
         }
         self
     }

@@ -78,7 +78,7 @@ impl ExecStep {
         let mut spec = self.spec(&mut plan, cx)?;
         spec.devices = self.devices().await?;
         let (stdout, stderr, pump) = output(cx.vertex.clone());
-        let io = ProcessIo { stdout, stderr };
+        let io = ProcessIo { stdout, stderr, ..ProcessIo::default() };
         let memory = spec.resources.memory;
         let result = self.workshop.executor.run(spec, io, cx.cancel.clone()).await;
         // The sinks are gone with `run`, so what is still under way arrives now.

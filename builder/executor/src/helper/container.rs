@@ -20,6 +20,7 @@ use super::{
     cgroup::CgroupView,
     fixed,
     rootfs::{self, BareRoot, Scratch},
+    terminal,
 };
 use crate::{
     caps::CapSet,
@@ -32,6 +33,8 @@ use crate::{
 
 /// Descriptors of the new process.
 pub(super) struct Streams {
+    /// `None`: empty, or a terminal.
+    pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     /// Of a sandbox's network.
@@ -73,6 +76,34 @@ fn set_up(
                 .step(|| "open socket")?;
         sys::loopback_up(socket.as_fd()).step(|| "set loopback up")?;
     }
+    standard_input(plan, streams, identity.uid, report)?;
+    become_program(plan, streams, report, &identity)
+}
+
+/// What the process reads from: until here the null device. A terminal takes the place of the other streams as well.
+pub(super) fn standard_input(
+    plan: &Plan,
+    streams: &Streams,
+    uid: u32,
+    report: &Socket,
+) -> Result<(), Failure> {
+    if let Some(size) = plan.talk.terminal {
+        return terminal::take(size, uid, report);
+    }
+    if let Some(stdin) = &streams.stdin {
+        let _ = fixed::give(stdin.as_fd(), uid);
+        nix::unistd::dup2_stdin(stdin).step(|| "set standard input")?;
+    }
+    Ok(())
+}
+
+/// The rest, in the container: limits, rights, and the program.
+pub(super) fn become_program(
+    plan: &Plan,
+    streams: &Streams,
+    report: &Socket,
+    identity: &Identity,
+) -> Result<std::convert::Infallible, Failure> {
     limits(plan)?;
     for stream in [&streams.stdout, &streams.stderr] {
         // Fails for what is no pipe of ours; then the owner has to do.
@@ -86,14 +117,14 @@ fn set_up(
         _ => {}
     }
     let entered = enter_directory(&plan.cwd);
-    let env = environment(plan, &identity);
+    let env = environment(plan, identity);
     let args = c_strings(&plan.args);
     if !plan.seccomp.is_empty() {
         // Before privileges go: installing a filter without no_new_privs needs them. (Docker builds run without
         // no_new_privs, so that sudo works.) The filter must let the calls below pass, which Docker's does.
         sys::install_seccomp(&program(&plan.seccomp)).step(|| "install seccomp filter")?;
     }
-    become_user(&identity, plan.caps, plan.security == crate::SecurityMode::Insecure)?;
+    become_user(identity, plan.caps, plan.security == crate::SecurityMode::Insecure)?;
     // Root may be kept out of a directory that its user may enter (NFS), and the other way round.
     if entered.is_err() {
         enter_directory(&plan.cwd).step(|| format!("change to working directory {}", plan.cwd))?;

@@ -11,9 +11,11 @@ mod container;
 mod devices;
 mod fixed;
 mod inroot;
+mod joined;
 mod mounts;
 mod rootfs;
 mod supervisor;
+mod terminal;
 
 use std::{
     collections::HashMap,
@@ -27,11 +29,13 @@ use rustix::{
     process::{Signal, WaitId, WaitIdOptions},
 };
 
+pub(crate) use self::terminal::resize;
 use self::{
     bounds::Bounds,
     cgroup::{Hierarchies, Owner, RunCgroups},
     container::Streams,
     devices::DeviceGate,
+    joined::AllJoined,
 };
 use crate::{
     SecurityMode, caps,
@@ -42,6 +46,9 @@ use crate::{
 
 /// `argv[0]` of a helper.
 pub(crate) const HELPER_NAME: &str = "lapstrake-exec-helper";
+
+/// More signals than anybody sends to a process that is not there yet.
+const MAX_EARLY_SIGNALS: usize = 64;
 
 /// Runs the helper on its socket until the daemon is gone.
 pub(crate) fn serve(socket: Socket) -> ! {
@@ -66,6 +73,7 @@ struct Helper {
     bounds: Bounds,
     owner: Owner,
     runs: HashMap<String, Run>,
+    joined: AllJoined,
     /// Cgroups that could not be removed yet.
     remains: Vec<RunCgroups>,
     orphaned: bool,
@@ -83,6 +91,15 @@ struct Run {
     failure: Option<Failure>,
     /// Told by a supervisor.
     status: Option<(i32, Option<i32>)>,
+    /// The container's first process, when a supervisor is not that.
+    container: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    /// Told by a supervisor.
+    program_started: bool,
+    /// Whether somebody waits for the program's start.
+    awaited: bool,
+    /// Signals for when it has been.
+    early: Vec<Signal>,
 }
 
 impl Helper {
@@ -103,6 +120,7 @@ impl Helper {
                         bounds,
                         owner,
                         runs: HashMap::new(),
+                        joined: AllJoined::new(),
                         remains: Vec::new(),
                         orphaned: false,
                     }),
@@ -137,7 +155,7 @@ impl Helper {
     }
 
     fn serve(&mut self) {
-        while !self.orphaned || !self.runs.is_empty() {
+        while !self.orphaned || !self.runs.is_empty() || !self.joined.is_empty() {
             if let Err(error) = self.turn() {
                 // Nothing can be waited for any more; the death signal ends the containers.
                 eprintln!("{HELPER_NAME}: {error}");
@@ -161,6 +179,14 @@ impl Helper {
                 polls.push(PollFd::new(report, PollFlags::IN));
             }
         }
+        let joined: Vec<String> = self.joined.keys().cloned().collect();
+        for id in &joined {
+            let joined = &self.joined[id];
+            polls.push(PollFd::new(&joined.pidfd, PollFlags::IN));
+            if let Some(report) = &joined.report {
+                polls.push(PollFd::new(report, PollFlags::IN));
+            }
+        }
         let again = Duration::from_millis(20).try_into().expect("20 ms fit a timespec");
         let timeout = if self.remains.is_empty() { None } else { Some(&again) };
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut polls, timeout))?;
@@ -173,9 +199,17 @@ impl Helper {
             let reported = self.runs[&id].report.is_some() && ready.next().unwrap_or(false);
             if reported || ended {
                 self.run_mut(&id).take_reports();
+                self.tell(&id);
             }
             if ended {
                 self.end(&id);
+            }
+        }
+        for id in joined {
+            let ended = ready.next().unwrap_or(false);
+            let reported = self.joined[&id].report.is_some() && ready.next().unwrap_or(false);
+            if reported || ended {
+                self.attend_joined(&id, ended);
             }
         }
         if requested { self.request() } else { Ok(()) }
@@ -183,6 +217,24 @@ impl Helper {
 
     fn run_mut(&mut self, id: &str) -> &mut Run {
         self.runs.get_mut(id).expect("the id was just listed")
+    }
+
+    /// Passes on what the daemon waits for.
+    fn tell(&mut self, id: &str) {
+        let Some(run) = self.runs.get_mut(id) else { return };
+        if let Some(terminal) = run.terminal.take() {
+            let _ = self.socket.send(&Reply::Terminal { id: id.to_owned() }, &[terminal.as_fd()], true);
+        }
+        if !run.has_started() {
+            return;
+        }
+        for signal in std::mem::take(&mut run.early) {
+            send_signal(run.first_process(), signal);
+        }
+        if run.awaited {
+            run.awaited = false;
+            let _ = self.socket.send(&Reply::Started { id: id.to_owned() }, &[], true);
+        }
     }
 
     /// Takes one request.
@@ -193,21 +245,48 @@ impl Helper {
                     self.answer(id, Outcome::Failed(failure));
                 }
             }
-            Ok(Some((Request::Terminate { id }, _))) => {
-                let noticed = self.runs.get(&id).is_some_and(Run::terminate);
-                let _ = self.socket.send(&Reply::Terminated { id, noticed }, &[], true);
-            }
-            Ok(Some((Request::Kill { id }, _))) => {
-                if let Some(run) = self.runs.get(&id) {
-                    run.kill();
+            Ok(Some((Request::Join { id, into }, fds))) => {
+                if let Err(failure) = self.join(&id, &into, fds) {
+                    self.answer(id, Outcome::Failed(failure));
                 }
             }
+            Ok(Some((Request::Signal { id, signal }, _))) => {
+                if let Some(signal) = Signal::from_named_raw(signal) {
+                    self.signal(&id, signal);
+                }
+            }
+            Ok(Some((Request::Terminate { id }, _))) => {
+                let noticed = match (self.runs.get(&id), self.joined.get(&id)) {
+                    (Some(run), _) => run.terminate(),
+                    (None, Some(joined)) => joined.terminate(),
+                    (None, None) => false,
+                };
+                let _ = self.socket.send(&Reply::Terminated { id, noticed }, &[], true);
+            }
+            Ok(Some((Request::Kill { id }, _))) => match (self.runs.get(&id), self.joined.get(&id)) {
+                (Some(run), _) => run.kill(),
+                (None, Some(joined)) => send_signal(joined.pidfd.as_fd(), Signal::KILL),
+                (None, None) => {}
+            },
             Ok(None) => self.orphan(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.orphan(),
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Gives a process a signal; one that has not been started yet gets it then.
+    fn signal(&mut self, id: &str, signal: Signal) {
+        if let Some(run) = self.runs.get_mut(id) {
+            if run.has_started() {
+                send_signal(run.first_process(), signal);
+            } else if run.early.len() < MAX_EARLY_SIGNALS {
+                run.early.push(signal);
+            }
+        } else if let Some(joined) = self.joined.get(id) {
+            send_signal(joined.pidfd.as_fd(), signal);
+        }
     }
 
     /// The daemon is gone.
@@ -223,7 +302,7 @@ impl Helper {
 
     /// Makes a container.
     fn start(&mut self, id: &str, fds: Vec<OwnedFd>) -> Result<(), Failure> {
-        if self.runs.contains_key(id) {
+        if self.runs.contains_key(id) || self.joined.contains_key(id) {
             return Err(Failure::Exists);
         }
         let bad = || Failure::Setup { step: "receive plan".to_owned(), errno: libc::EBADMSG };
@@ -231,8 +310,9 @@ impl Helper {
         let (Some(plan), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
             return Err(bad());
         };
+        let mut plan: Plan = read_message(plan)?;
+        let stdin = if plan.talk.stdin { Some(fds.next().ok_or_else(bad)?) } else { None };
         let network = fds.next();
-        let mut plan = read_plan(plan)?;
         if network.is_some() != matches!(plan.network, Network::Sandbox { .. }) {
             return Err(bad());
         }
@@ -249,7 +329,7 @@ impl Helper {
             plan.caps = plan.caps.and(!caps::MKNOD.bits());
             plan.no_devices = true;
         }
-        let streams = Streams { stdout, stderr, network };
+        let streams = Streams { stdin, stdout, stderr, network };
         let cgroups = if plan.runtime.is_some() {
             // The runtime makes them.
             RunCgroups::adopt(&plan, &self.hierarchies)
@@ -263,6 +343,7 @@ impl Helper {
                 return Err(failure);
             }
         };
+        let awaited = plan.talk.started;
         let run = Run {
             pidfd,
             report: Some(report),
@@ -272,6 +353,11 @@ impl Helper {
             stubs: Vec::new(),
             failure: None,
             status: None,
+            container: None,
+            terminal: None,
+            program_started: false,
+            awaited,
+            early: Vec::new(),
         };
         self.runs.insert(id.to_owned(), run);
         Ok(())
@@ -326,7 +412,7 @@ impl Helper {
     /// The container's first process has ended, and with it its pid namespace.
     fn end(&mut self, id: &str) {
         let Some(mut run) = self.runs.remove(id) else { return };
-        let outcome = run.reap();
+        let outcome = reap(run.pidfd.as_fd());
         run.clean();
         let oom_killed = run.cgroups.oom_killed();
         self.discard(run.cgroups);
@@ -370,6 +456,9 @@ impl Run {
         while let Some(report) = &self.report {
             match report.receive::<Report>(false) {
                 Ok(Some((Report::Root, fds))) => self.root = fds.into_iter().next(),
+                Ok(Some((Report::Terminal, fds))) => self.terminal = fds.into_iter().next(),
+                Ok(Some((Report::Container, fds))) => self.container = fds.into_iter().next(),
+                Ok(Some((Report::Started, _))) => self.program_started = true,
                 Ok(Some((Report::Stub(path), _))) => self.stubs.push(path),
                 Ok(Some((Report::Failed(failure), _))) => self.failure = Some(failure),
                 Ok(Some((Report::Status { code, signal }, _))) => self.status = Some((code, signal)),
@@ -379,18 +468,16 @@ impl Run {
         }
     }
 
-    /// Collects the exit status.
-    fn reap(&self) -> Result<(i32, Option<i32>), Failure> {
-        let status = rustix::io::retry_on_intr(|| {
-            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-        })
-        .step(|| "wait for the container")?;
-        let signal = status.as_ref().and_then(|status| status.terminating_signal());
-        let code = status.as_ref().and_then(|status| status.exit_status());
-        match (code, signal) {
-            (Some(code), _) => Ok((code, None)),
-            (None, Some(signal)) => Ok((128 + signal, Some(signal))),
-            (None, None) => Err(Failure::Died),
+    /// What the program becomes or has become.
+    fn first_process(&self) -> BorrowedFd<'_> {
+        self.container.as_ref().unwrap_or(&self.pidfd).as_fd()
+    }
+
+    /// Whether the program has been started.
+    fn has_started(&self) -> bool {
+        match self.plan.runtime {
+            Some(_) => self.program_started,
+            None => self.report.is_none() && self.failure.is_none(),
         }
     }
 
@@ -422,10 +509,11 @@ impl Run {
     }
 }
 
-fn read_plan(fd: OwnedFd) -> Result<Plan, Failure> {
+/// What the daemon has put into a file in memory.
+fn read_message<M: serde::de::DeserializeOwned>(fd: OwnedFd) -> Result<M, Failure> {
     let mut file = std::fs::File::from(fd);
     let mut bytes = Vec::new();
-    let read = || -> io::Result<Plan> {
+    let read = || -> io::Result<M> {
         io::Seek::rewind(&mut file)?;
         file.take(wire::MAX_PLAN).read_to_end(&mut bytes)?;
         Ok(serde_json::from_slice(&bytes)?)
@@ -433,19 +521,55 @@ fn read_plan(fd: OwnedFd) -> Result<Plan, Failure> {
     read().step(|| "read plan")
 }
 
+/// Collects a child's exit status.
+fn reap(pidfd: BorrowedFd<'_>) -> Result<(i32, Option<i32>), Failure> {
+    let status =
+        rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED))
+            .step(|| "wait for the container")?;
+    let signal = status.as_ref().and_then(|status| status.terminating_signal());
+    let code = status.as_ref().and_then(|status| status.exit_status());
+    match (code, signal) {
+        (Some(code), _) => Ok((code, None)),
+        (None, Some(signal)) => Ok((128 + signal, Some(signal))),
+        (None, None) => Err(Failure::Died),
+    }
+}
+
+fn send_signal(process: BorrowedFd<'_>, signal: Signal) {
+    // Fails when it is dead already.
+    let _ = rustix::process::pidfd_send_signal(process, signal);
+}
+
 /// Whether the process catches SIGTERM or holds it blocked, from `/proc/PID/status`.
 fn notices_sigterm(pidfd: BorrowedFd<'_>) -> Option<bool> {
+    notices_sigterm_of(pid_of(pidfd)?)
+}
+
+/// Whether the process has SIGTERM ignored.
+fn ignores_sigterm(pidfd: BorrowedFd<'_>) -> Option<bool> {
+    sigterm_in(pid_of(pidfd)?, &["SigIgn:"])
+}
+
+fn pid_of(pidfd: BorrowedFd<'_>) -> Option<u32> {
     use std::os::fd::AsRawFd;
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    notices_sigterm_of(field(&info, "Pid:")?.parse().ok()?)
+    field(&info, "Pid:")?.parse().ok()
 }
 
 /// The same by pid.
 fn notices_sigterm_of(pid: u32) -> Option<bool> {
+    sigterm_in(pid, &["SigCgt:", "SigBlk:"])
+}
+
+/// Whether SIGTERM is in one of these masks of a process.
+fn sigterm_in(pid: u32, masks: &[&str]) -> Option<bool> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let bit = 1u64 << (Signal::TERM.as_raw() - 1);
-    let mask = |name| u64::from_str_radix(field(&status, name)?, 16).ok();
-    Some((mask("SigCgt:")? | mask("SigBlk:")?) & bit != 0)
+    let mut any = 0;
+    for name in masks {
+        any |= u64::from_str_radix(field(&status, name)?, 16).ok()?;
+    }
+    Some(any & bit != 0)
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

@@ -250,6 +250,13 @@ impl BareRoot {
     }
 }
 
+/// The root file system of a container that this process has entered.
+pub(super) fn entered() -> Result<BareRoot, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mount = rustix::fs::openat(CWD, "/", flags, Mode::empty()).step(|| "open /")?;
+    Ok(BareRoot { mount })
+}
+
 /// A detached mount and where it belongs.
 pub(super) struct Source {
     pub(super) target: String,

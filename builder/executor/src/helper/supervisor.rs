@@ -9,7 +9,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -24,6 +27,7 @@ use nix::{
 use rustix::{
     fs::{CWD, Mode, OFlags},
     mount::{MountAttrFlags, MoveMountFlags, UnmountFlags},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags},
 };
 
 use super::{
@@ -31,6 +35,7 @@ use super::{
     container::{self, Streams},
     mounts, notices_sigterm_of,
     rootfs::{self, BareRoot, Scratch},
+    terminal,
 };
 use crate::{
     bundle::{self, BundleMount},
@@ -50,7 +55,8 @@ pub(super) fn main(
     report: &Socket,
     hierarchies: &Hierarchies,
 ) -> ! {
-    let result = prepare(plan, streams, report, hierarchies).and_then(|()| supervise(plan, runtime, streams));
+    let result =
+        prepare(plan, streams, report, hierarchies).and_then(|()| supervise(plan, runtime, streams, report));
     // When the helper is gone there is nobody to tell.
     let _ = match result {
         Ok((code, signal)) => report.send(&Report::Status { code, signal }, &[], true),
@@ -145,20 +151,45 @@ fn supervised_signals() -> SigSet {
 }
 
 /// Creates and starts the container, and waits for its end.
-fn supervise(plan: &Plan, runtime: &Runtime, streams: &Streams) -> Result<(i32, Option<i32>), Failure> {
+fn supervise(
+    plan: &Plan,
+    runtime: &Runtime,
+    streams: &Streams,
+    report: &Socket,
+) -> Result<(i32, Option<i32>), Failure> {
     let area = Path::new(AREA);
     let pid_file = area.join("pid");
+    let console = plan
+        .talk
+        .terminal
+        .map(|_| UnixListener::bind(area.join("console")))
+        .transpose()
+        .step(|| "make socket")?;
     call(plan, runtime, Some(streams), |command| {
         command.arg("create").arg("--bundle").arg(area.join("bundle")).arg("--pid-file").arg(&pid_file);
+        if console.is_some() {
+            command.arg("--console-socket").arg(area.join("console"));
+        }
     })?;
+    if let (Some(console), Some(size)) = (console, plan.talk.terminal) {
+        // The runtime has sent the terminal before its `create` ended.
+        let terminal = receive_terminal(&console).step(|| "receive the terminal from the runtime")?;
+        terminal::resize(terminal.as_fd(), size).step(|| "set the terminal's size")?;
+        report.send(&Report::Terminal, &[terminal.as_fd()], true).step(|| "report the terminal")?;
+    }
     let pid = std::fs::read_to_string(&pid_file).step(|| "read the container's pid")?;
     let pid = pid.trim().parse().map(Pid::from_raw).map_err(|_| Failure::Runtime {
         runtime: runtime.path.clone(),
         message: format!("wrote {pid:?} as the container's pid"),
     })?;
+    let process = rustix::process::Pid::from_raw(pid.as_raw()).expect("a process's id is not zero");
+    let container = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())
+        .step(|| "open the container's process")?;
+    report.send(&Report::Container, &[container.as_fd()], true).step(|| "report the container")?;
     call(plan, runtime, None, |command| {
         command.arg("start");
     })?;
+    report.send(&Report::Started, &[], true).step(|| "report the start")?;
     loop {
         // Whoever is orphaned in this namespace becomes a child of this process.
         loop {
@@ -182,6 +213,26 @@ fn supervise(plan: &Plan, runtime: &Runtime, streams: &Streams) -> Result<(i32, 
     }
 }
 
+/// What the runtime has sent to the console socket (runc's docs/terminals.md): one descriptor, in a message of any text.
+fn receive_terminal(console: &UnixListener) -> io::Result<OwnedFd> {
+    console.set_nonblocking(true)?;
+    let (stream, _) = console.accept()?;
+    let mut text = [0; 4096];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    rustix::net::recvmsg(
+        &stream,
+        &mut [io::IoSliceMut::new(&mut text)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let terminal = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    terminal.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
 /// Calls the runtime. With streams, they become the container's.
 fn call(
     plan: &Plan,
@@ -197,7 +248,12 @@ fn call(
     command.arg(&plan.id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if let Some(streams) = streams {
         let copy = |fd: &OwnedFd| fd.try_clone().map(Stdio::from).step(|| "copy streams");
-        command.stdout(copy(&streams.stdout)?).stderr(copy(&streams.stderr)?);
+        if plan.talk.terminal.is_none() {
+            command.stdout(copy(&streams.stdout)?).stderr(copy(&streams.stderr)?);
+        }
+        if let Some(stdin) = &streams.stdin {
+            command.stdin(copy(stdin)?);
+        }
     }
     let status = command.status().step(|| format!("call {}", runtime.path.display()))?;
     if status.success() {

@@ -48,7 +48,8 @@ pub(crate) async fn reader_that_goes_away_does_not_block(kind: Kind) {
     let sandbox = Sandbox::new(kind);
     let (to, lines) = mpsc::channel(1);
     drop(lines);
-    let io = ProcessIo { stdout: OutputSink::Channel(to), stderr: OutputSink::Discard };
+    let io =
+        ProcessIo { stdout: OutputSink::Channel(to), stderr: OutputSink::Discard, ..ProcessIo::default() };
     let spec = sandbox.sh("head -c 3000000 /dev/zero; exit 3");
     let status = sandbox.executor.run(spec, io, CancellationToken::new()).await.unwrap();
     assert_eq!(status.code, 3);

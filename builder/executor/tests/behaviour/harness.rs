@@ -124,7 +124,11 @@ impl Sandbox {
     pub(crate) async fn started(&self, spec: ProcessSpec) -> Started<'_> {
         let cancel = CancellationToken::new();
         let (to, mut lines) = mpsc::channel(16);
-        let io = ProcessIo { stdout: OutputSink::Channel(to), stderr: OutputSink::Discard };
+        let io = ProcessIo {
+            stdout: OutputSink::Channel(to),
+            stderr: OutputSink::Discard,
+            ..ProcessIo::default()
+        };
         let mut run = self.executor.run(spec, io, cancel.clone());
         let first = tokio::select! {
             first = lines.recv() => first.expect("it writes a line"),
@@ -150,13 +154,17 @@ pub(crate) async fn run(
 ) -> Result<Output, ExecError> {
     let (stdout, from_stdout) = mpsc::channel(4);
     let (stderr, from_stderr) = mpsc::channel(4);
-    let io = ProcessIo { stdout: OutputSink::Channel(stdout), stderr: OutputSink::Channel(stderr) };
+    let io = ProcessIo {
+        stdout: OutputSink::Channel(stdout),
+        stderr: OutputSink::Channel(stderr),
+        ..ProcessIo::default()
+    };
     let (status, stdout, stderr) =
         tokio::join!(executor.run(spec, io, cancel), collect(from_stdout), collect(from_stderr));
     Ok(Output { status: status?, stdout, stderr })
 }
 
-async fn collect(mut from: mpsc::Receiver<Bytes>) -> String {
+pub(crate) async fn collect(mut from: mpsc::Receiver<Bytes>) -> String {
     let mut all = Vec::new();
     while let Some(chunk) = from.recv().await {
         all.extend_from_slice(&chunk);

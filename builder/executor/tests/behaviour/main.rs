@@ -16,6 +16,7 @@ mod network;
 mod overhead;
 mod remains;
 mod sees;
+mod talks;
 
 use harness::Kind;
 
@@ -140,6 +141,23 @@ suite! {
         pids_limit_holds,
         processes_of_all_containers_are_bounded,
         limits_are_written;
+    talks:
+        standard_input_reaches_the_process_and_ends,
+        a_process_may_leave_its_input_unread,
+        a_terminal_is_one,
+        a_terminal_is_resized,
+        what_is_typed_reaches_the_terminals_process,
+        signals_by_name_reach_the_process,
+        the_start_is_told_where_there_is_one,
+        a_joined_process_is_in_the_container,
+        a_joined_process_has_the_containers_rights,
+        a_joined_process_has_a_user_and_an_exit_code_of_its_own,
+        a_joined_process_has_streams_and_a_terminal,
+        a_joined_process_is_in_the_containers_cgroups,
+        a_joined_process_ends_with_the_first,
+        a_joined_process_is_cancelled_alone,
+        what_cannot_join_is_told_why,
+        a_killed_owner_leaves_no_joined_process;
     foreign:
         a_program_for_another_processor_is_an_error_that_says_so,
         a_registered_emulator_runs_it_also_where_the_image_has_none;

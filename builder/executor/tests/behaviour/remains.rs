@@ -112,6 +112,7 @@ pub(crate) async fn nothing_after_the_owner_is_killed(kind: Kind) {
                 tokio::fs::File::create(format!("{dir}/ready")).await.unwrap(),
             )),
             stderr: OutputSink::Discard,
+            ..ProcessIo::default()
         };
         let end = executor(kind, options()).run(spec, io, CancellationToken::new()).await;
         panic!("ended: {end:?}");
