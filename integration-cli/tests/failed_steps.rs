@@ -9,7 +9,7 @@ use std::fs;
 
 use common::{archive, build, needles::Needles, send};
 use lapstrake_integration_cli::{
-    Daemon, Dockerd, SshAgent, busybox_rootfs, collect, hand_over, lapstrake_command,
+    Daemon, Dockerd, SshAgent, busybox_rootfs, collect, hand_over, lapstrake_command, saved_image,
 };
 
 const SECRET: &str = "s3cret-of-a-failed-step-Pv83";
@@ -162,6 +162,36 @@ fn nothing_that_was_lent_to_a_failed_step_is_in_its_image() {
     // Nor is it kept where nobody asks.
     let failed = lapstrake(&arguments(context), "").failure().all();
     assert!(!failed.contains("kept"), "{failed}");
+}
+
+#[test]
+fn killed_at_any_moment_it_is_whole_or_not_there() {
+    let mut daemon = Daemon::with_base_and(&["--keep-failed"]);
+    let mut kept = 0;
+    for round in 0..8u64 {
+        let docker = daemon.docker().classic();
+        let mut build = docker.command(["build", "--no-cache", "-"]);
+        build.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        let mut build = build.stderr(std::process::Stdio::null()).spawn().unwrap();
+        let dockerfile = b"FROM busybox\nRUN seq 200000 > /half; exit 3\n";
+        std::io::Write::write_all(&mut build.stdin.take().unwrap(), dockerfile).unwrap();
+        // At one moment or another; which one does not matter.
+        std::thread::sleep(std::time::Duration::from_millis(40 * round));
+        daemon.kill_and_restart();
+        build.wait().unwrap();
+        let docker = daemon.docker();
+        let listed =
+            docker.run(["images", "lapstrake-failed", "--format", "{{.Repository}}:{{.Tag}}"]).success();
+        let names: Vec<&str> = listed.stdout.lines().collect();
+        assert!(names.len() >= kept, "what was there stays: {names:?}");
+        kept = names.len();
+        for name in names {
+            let image = saved_image(&docker.run(["save", name]).success().bytes);
+            assert_eq!(image.tree["half"].content.len(), 1_288_895);
+        }
+        let dangling = docker.run(["images", "-q", "--filter", "dangling=true"]).success().stdout;
+        assert_eq!(dangling, "", "none is there without its name");
+    }
 }
 
 #[test]

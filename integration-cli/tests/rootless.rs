@@ -194,6 +194,31 @@ fn a_step_has_the_machine_that_docker_gives_it_as_far_as_its_user_has_it() {
 }
 
 #[test]
+fn what_is_granted_and_lent_reaches_a_step() {
+    let user = OrdinaryUser::new();
+    let dockerfile = "FROM scratch\nADD base.tar /\n\
+        RUN --security=insecure mount -t tmpfs x /tmp && test -c /dev/full && ! mknod /x c 1 3\n\
+        RUN --mount=type=cache,target=/c,uid=1000 --mount=type=tmpfs,target=/t --mount=type=secret,id=key,uid=1000,mode=0400 \
+            test \"$(stat -c %u:%a /run/secrets/key)\" = 1000:400 && touch /t/x && test \"$(stat -c %u /c)\" = 1000\n\
+        USER app\n\
+        RUN --mount=type=secret,id=key,uid=1000,mode=0400 test \"$(cat /run/secrets/key)\" = lent\n\
+        RUN echo half > /tmp/half; exit 9\n";
+    let files: [(&str, &[u8]); 2] = [("Dockerfile", dockerfile.as_bytes()), ("base.tar", &busybox_rootfs())];
+    let context = user.context("granted", &files).display().to_string();
+    fs::write(user.home().join("key"), "lent").unwrap();
+    let arguments =
+        ["build", "--allow=security.insecure", "--keep-failed=kept:1", "--secret=id=key,src=key", &context];
+    let failed = collect(&mut user.lapstrake(arguments), b"").failure().stderr;
+    assert!(failed.contains("exit code: 9") && failed.contains("kept as image kept:1"), "{failed}");
+    let again = b"FROM kept:1\nRUN test \"$(cat /tmp/half):$(id -u)\" = half:1000\n";
+    collect(&mut user.lapstrake(["build", "-"]), again).success();
+    // While a daemon has the store open, it is asked.
+    let _daemon = user.daemon(&[]);
+    let df = collect(&mut user.lapstrake(["df"]), b"").success().stdout;
+    assert!(df.contains("images"), "{df}");
+}
+
+#[test]
 fn lapstrake_build_leaves_files_that_are_the_users_own() {
     let user = OrdinaryUser::new();
     let context = context(&user);

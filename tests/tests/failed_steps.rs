@@ -1,5 +1,7 @@
 //! Failed steps that are kept, as images.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use lapstrake_builder_dockerfile::Dialect;
 use lapstrake_builder_engine::{
     BuildId, EngineError, FAILED_BUILD_LABEL, FAILED_CODE_LABEL, FAILED_IMAGES, FAILED_OOM_LABEL,
