@@ -505,7 +505,6 @@ impl Run {
                 let _ = inroot::remove_stub(root.as_fd(), stub);
             }
         }
-        mounts::forget_volatile(&self.plan.root);
     }
 }
 
