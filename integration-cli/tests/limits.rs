@@ -138,6 +138,18 @@ fn limits_that_mean_nothing_are_refused_in_dockerds_words() {
 }
 
 #[test]
+fn a_client_that_is_refused_at_once_ends() {
+    // Docker's CLI opens its session meanwhile, and one that comes too late it would never end.
+    let daemon = Daemon::start();
+    let context = context(&daemon.scratch().join("context"), "FROM scratch\n");
+    let docker = daemon.docker().buildkit();
+    for _ in 0..40 {
+        let said = docker.run(["build", "--memory", "5m", &context]).failure().all();
+        assert!(said.contains("Minimum memory limit allowed is 6MB"), "{said}");
+    }
+}
+
+#[test]
 fn a_step_that_lacks_memory_is_told_so() {
     let dockerfile = "FROM busybox\nRUN head -c 200000000 /dev/zero | tail | wc -c; exit 9\n";
     for executor in EXECUTORS {

@@ -2,12 +2,15 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use lapstrake_api_proto::health::{HealthCheckRequest, health_client::HealthClient};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::{
-    CloseReason, Error, SessionId, SessionInfo, TransferError, channel::SessionChannel, registry::Closed,
+    CloseReason, Error, SessionId, SessionInfo, TransferError,
+    channel::{self, SessionChannel},
+    registry::Closed,
 };
 
 /// How long to wait for the connection's end to be noticed when a call's stream has broken, so that a vanished session is reported
@@ -79,6 +82,14 @@ impl SessionCaller {
     /// Cancelled when the session ends, for whatever reason. Cancelling it ends the session.
     pub fn closed(&self) -> &CancellationToken {
         &self.inner.closed
+    }
+
+    /// Asks whether the client answers at all; true means that it serves the session.
+    ///
+    /// Cancel-safe by drop.
+    pub async fn answers(&self) -> bool {
+        let mut client = HealthClient::with_origin(self.channel(), channel::origin());
+        client.check(HealthCheckRequest { service: String::new() }).await.is_ok()
     }
 
     pub(crate) fn channel(&self) -> SessionChannel {

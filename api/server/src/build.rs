@@ -9,7 +9,7 @@
 //! The build never waits for its client. The client's end cancels the build: before the first byte by dropping this
 //! request's future, after it by dropping the body; both hold the guard of the build's token.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use lapstrake_api_types::{
@@ -18,7 +18,7 @@ use lapstrake_api_types::{
 };
 use lapstrake_builder_progress::{Limits, Progress, classic::Removal};
 use lapstrake_layerstore_store::random_id;
-use lapstrake_session::SessionId;
+use lapstrake_session::{SessionId, Wait};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -38,7 +38,28 @@ pub(crate) use jobs::Jobs;
 use render::{Ending, Rendering};
 use sniff::{Sniffed, sniff};
 
+/// How long a failure waits for the session of who asked, in all.
+const SESSION_WAIT: Duration = Duration::from_secs(5);
+
 pub(crate) async fn build(state: Arc<AppState>, request: DoorRequest) -> Result<Answer, ApiError> {
+    let session = SessionId::parse(request.form.get("session"));
+    let begun = begin(Arc::clone(&state), request).await;
+    if begun.is_err()
+        && let Some(session) = session
+    {
+        // Docker's CLI 20.10 opens its session beside this request. When it is told of a failure before it serves the session, it does not
+        // end that any more, and waits for its end.
+        let settled = async {
+            if let Ok(caller) = state.sessions.get(session.as_str(), Wait::AtMost(SESSION_WAIT)).await {
+                caller.answers().await;
+            }
+        };
+        let _ = tokio::time::timeout(SESSION_WAIT, settled).await;
+    }
+    begun
+}
+
+async fn begin(state: Arc<AppState>, request: DoorRequest) -> Result<Answer, ApiError> {
     let query = BuildQuery::parse(&request.form, request.api)?;
     let limit = state.limits.upload_bytes;
     if query.is_upload {
