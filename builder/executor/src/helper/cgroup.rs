@@ -610,6 +610,120 @@ mod tests {
         }
     }
 
+    /// A plan with these limits, of a run below `/jobs`.
+    fn plan(resources: Resources) -> Plan {
+        let root = lapstrake_layerstore_store::SnapshotMount::Bind { source: "/".into(), read_only: true };
+        let mut spec = crate::ProcessSpec::new(root, ["true"]);
+        spec.resources = resources;
+        spec.cgroup_parent = Some("/jobs".to_owned());
+        Plan::new(&spec, crate::plan::Network::Host, &crate::DnsConfig::default()).unwrap()
+    }
+
+    fn all_limits() -> Resources {
+        Resources {
+            memory: Some(64 << 20),
+            memory_swap: Some(96 << 20),
+            cpu_shares: Some(262_144),
+            cpu_period: Some(50_000),
+            cpu_quota: Some(25_000),
+            cpuset_cpus: Some("0".to_owned()),
+            cpuset_mems: Some("0".to_owned()),
+            pids: Some(77),
+            shm_size: None,
+        }
+    }
+
+    fn no_gate() -> DeviceGate {
+        DeviceGate::NoDevices { reason: "it is a test".to_owned() }
+    }
+
+    /// The last that was written to each file of a made-up hierarchy.
+    fn written(dir: &Path) -> Vec<(String, String)> {
+        let mut files: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.path().is_file())
+            .map(|entry| {
+                let name = entry.file_name().to_str().unwrap().to_owned();
+                (name, fs::read_to_string(entry.path()).unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn version_2_limits_are_written_to_a_cgroup_that_has_the_controllers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().to_owned();
+        let hierarchies =
+            Hierarchies(vec![Hierarchy { mount: mount.clone(), controllers: None, own: PathBuf::new() }]);
+        assert!(hierarchies.limit_swap());
+        let plan = plan(all_limits());
+        let cgroups = RunCgroups::create(&plan, &hierarchies, &no_gate()).unwrap();
+        let own = mount.join(&plan.cgroup);
+        let expected = [
+            ("cpu.max", "25000 50000"),
+            ("cpu.weight", "10000"),
+            ("cpuset.cpus", "0"),
+            ("cpuset.mems", "0"),
+            ("memory.max", "67108864"),
+            ("memory.swap.max", "33554432"),
+            ("pids.max", "77"),
+        ];
+        assert_eq!(written(&own), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        // The last controller that was handed down.
+        for above in [&mount, &mount.join("jobs")] {
+            assert_eq!(fs::read_to_string(above.join("cgroup.subtree_control")).unwrap(), "+pids");
+        }
+        assert!(!own.join("cgroup.subtree_control").exists(), "the run's own is a leaf");
+        assert!(!cgroups.oom_killed());
+        fs::write(own.join("memory.events"), "low 0\noom 2\noom_kill 1\n").unwrap();
+        assert!(cgroups.oom_killed());
+    }
+
+    #[test]
+    fn version_1_limits_are_written_to_a_cgroup_of_each_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let hierarchy = |name: &str, controllers: &[&str]| {
+            let mount = dir.path().join(name);
+            fs::create_dir(&mount).unwrap();
+            let controllers = Some(controllers.iter().map(|one| (*one).to_owned()).collect());
+            Hierarchy { mount, controllers, own: PathBuf::new() }
+        };
+        let hierarchies = Hierarchies(vec![
+            hierarchy("cpu,cpuacct", &["cpu", "cpuacct"]),
+            hierarchy("memory", &["memory"]),
+            hierarchy("pids", &["pids"]),
+        ]);
+        assert!(!hierarchies.limit_swap(), "the kernel has no swapaccount");
+        let resources = Resources { cpuset_cpus: None, cpuset_mems: None, ..all_limits() };
+        let run = plan(resources);
+        let cgroups = RunCgroups::create(&run, &hierarchies, &no_gate()).unwrap();
+        let own = |name: &str| dir.path().join(name).join(&run.cgroup);
+        let found: Vec<_> =
+            ["cpu,cpuacct", "memory", "pids"].iter().flat_map(|name| written(&own(name))).collect();
+        let expected = [
+            ("cpu.cfs_period_us", "50000"),
+            ("cpu.cfs_quota_us", "25000"),
+            ("cpu.shares", "262144"),
+            ("memory.limit_in_bytes", "67108864"),
+            ("memory.memsw.limit_in_bytes", "100663296"),
+            ("pids.max", "77"),
+        ];
+        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        fs::write(own("memory").join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+            .unwrap();
+        assert!(cgroups.oom_killed());
+
+        // A limit that nothing here can hold fails the run.
+        let error = RunCgroups::create(&plan(all_limits()), &hierarchies, &no_gate()).unwrap_err();
+        assert!(
+            matches!(&error, Failure::Limit { limit, reason } if limit == "cpuset-cpus" && reason.contains("no cgroup controller cpuset")),
+            "{error:?}"
+        );
+    }
+
     #[test]
     fn version_2_values_are_converted() {
         let resources = Resources {
