@@ -204,6 +204,7 @@ suite! {
         nothing_after_cancel,
         nothing_after_the_owner_is_killed,
         nothing_after_the_helper_is_killed,
+        nothing_stays_open_in_the_helper,
         nothing_after_the_future_is_dropped,
         stubs_are_removed_and_times_kept,
         stub_parents_are_removed_when_asked,

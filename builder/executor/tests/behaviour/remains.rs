@@ -179,27 +179,47 @@ pub(crate) async fn nothing_after_kills_at_random_moments(kind: Kind) {
     }
 }
 
+/// This process's helper.
+fn helper() -> i32 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let all: Vec<i32> = children
+        .flat_map(|text| text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect();
+    let is_helper = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|name| name.starts_with(b"lapstrake-exec-helper"))
+    };
+    all.into_iter().find(is_helper).expect("the helper is a child of this process")
+}
+
+pub(crate) async fn nothing_stays_open_in_the_helper(kind: Kind) {
+    let sandbox = Sandbox::new(kind);
+    let open = || {
+        let files = fs::read_dir(format!("/proc/{}/fd", helper())).unwrap().flatten();
+        files.filter_map(|fd| fs::read_link(fd.path()).ok()).collect::<Vec<_>>()
+    };
+    sandbox.script("true").await.ok();
+    let before = open();
+    for script in ["sleep 1000 & true", "exit 9", "kill -9 $$"] {
+        let (spec, _) = marked(&sandbox, script);
+        sandbox.run(spec).await;
+    }
+    let (mut spec, _) = marked(&sandbox, "true");
+    spec.args = vec!["/bin/absent".into()];
+    assert!(sandbox.try_run(spec).await.is_err());
+    let (spec, _) = marked(&sandbox, "echo ready; sleep 1000");
+    let started = sandbox.started(spec).await;
+    started.cancel.cancel();
+    assert!(started.run.await.is_err());
+    // Mounts, namespaces and processes are held by descriptors; the helper is heard before it closes the last.
+    eventually("all is closed", || open().len() <= before.len()).await;
+}
+
 pub(crate) async fn nothing_after_the_helper_is_killed(kind: Kind) {
     let sandbox = Sandbox::new(kind);
     let (spec, mark) = marked(&sandbox, "(sleep 1000) & echo ready; sleep 1000");
     let mut started = sandbox.started(spec).await;
-    let me = std::process::id();
-    let helper = fs::read_to_string(format!("/proc/{me}/task/{me}/children"))
-        .into_iter()
-        .chain(
-            fs::read_dir(format!("/proc/{me}/task"))
-                .unwrap()
-                .flatten()
-                .filter_map(|task| fs::read_to_string(task.path().join("children")).ok()),
-        )
-        .flat_map(|children| {
-            children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
-        })
-        .find(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|name| name.starts_with(b"lapstrake-exec-helper"))
-        })
-        .expect("the helper is a child of this process");
+    let helper = helper();
     let killed = Command::new("kill").args(["-9", &helper.to_string()]).status().unwrap();
     assert!(killed.success());
     assert!(matches!((&mut started.run).await, Err(ExecError::HelperGone)));
