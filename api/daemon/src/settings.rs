@@ -338,7 +338,8 @@ mod tests {
         let cli = Cli::try_parse_from(["lapstrake", "daemon", "--dns-opt", "a b"]).unwrap();
         let Command::Daemon(args) = cli.command else { panic!("daemon was asked for") };
         let error = StoreSettings::merge(&args.store, ConfigFile::default()).unwrap_err();
-        assert!(error.to_string().contains("\"a b\""), "{error}");
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("\"a b\""), "{error}: {why}");
     }
 
     #[test]
