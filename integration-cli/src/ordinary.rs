@@ -155,10 +155,10 @@ impl OrdinaryUser {
                 .lines()
                 .find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
             let is_of = |uid: u32| uid == ID || (FIRST..FIRST + 65_536).contains(&uid);
-            // Tests that run at the same time have the same user.
-            let maps = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            if uid.is_some_and(is_of) && maps.contains(&*self.dir.path().to_string_lossy()) {
-                found.push(maps);
+            // Tests that run at the same time have the same user; the mounts, also a container's, are of this one's directory.
+            let mounts = fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+            if uid.is_some_and(is_of) && mounts.contains(&*self.dir.path().to_string_lossy()) {
+                found.push(fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default());
             }
         }
         found

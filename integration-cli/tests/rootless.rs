@@ -347,6 +347,7 @@ fn nothing_is_left_behind_however_it_ends() {
             line.clear();
             assert_ne!(std::io::BufRead::read_line(&mut told, &mut line).unwrap(), 0);
         }
+        assert!(user.processes().iter().any(|line| line.contains("sleep")), "{:?}", user.processes());
         daemon.process().signal(signal);
         daemon.process().wait();
         build.wait().unwrap();
