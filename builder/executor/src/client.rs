@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ExecError, ExitStatus, ExtraProcess, Network, NetworkOptions, ProcessIo, ProcessSpec, RunId,
+    SecurityMode,
     helper::{self, HELPER_NAME},
     network::Attachment,
     plan::{self, Plan},
@@ -185,9 +186,12 @@ impl Helper {
             fds.push(namespace.map_err(io_error("pass network namespace to the helper"))?);
         }
         let request = Request::Run { id: id.to_string() };
+        let is_confined = plan.security == SecurityMode::Sandbox && plan.nodes.is_empty();
         let end = self.follow(&id, request, fds, conversation, heard, cancel).await;
-        // Nobody is in it any more.
-        drop(network);
+        // Nobody is in it any more. After an error that is not so sure.
+        if let (Attachment::Sandbox(sandbox), Ok(_), true) = (network, &end, is_confined) {
+            sandbox.give_back();
+        }
         end
     }
 

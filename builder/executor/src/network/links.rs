@@ -31,6 +31,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
@@ -100,7 +101,10 @@ impl Requests {
             .put_text(IFLA_IFNAME, name)
             .put(IFLA_MTU, &mtu.to_ne_bytes())
             .nest(IFLA_LINKINFO, |info| {
-                info.put_text(IFLA_INFO_KIND, "bridge");
+                // Snooping makes the bridge itself send packets, to every port.
+                info.put_text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |data| {
+                    data.put(IFLA_BR_MCAST_SNOOPING, &[0]);
+                });
             })
     }
 

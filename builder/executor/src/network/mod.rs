@@ -1,7 +1,7 @@
 //! What network a run gets: none, the host's, or a sandbox of its own.
 //!
-//! A sandbox is made before anybody asks for it: a thread keeps a few ready, so that a run only enters one. It is used once, and
-//! thrown away after the run. See [`switch`] for what it is connected to.
+//! A sandbox is made before anybody asks for it: a thread keeps a few ready, so that a run only enters one. After the run it is thrown
+//! away, unless nothing has happened in it: then it is the next one's. See [`switch`] for what it is connected to.
 
 mod firewall;
 mod links;
@@ -9,6 +9,7 @@ mod netlink;
 mod resolver;
 mod subnet;
 mod switch;
+mod witness;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -29,6 +30,7 @@ use crate::{DnsConfig, ExecError, NetworkMode, files};
 
 /// Sandboxes that are removed together, unless this time passes before.
 const MAX_SPENT: usize = 16;
+const MAX_UNTOUCHED: usize = 16;
 const SPENT_FOR: Duration = Duration::from_millis(500);
 
 /// What [`NetworkMode::Default`] means.
@@ -93,7 +95,7 @@ struct Pool {
     gateway: Ipv4Addr,
     resolver: Ipv4Addr,
     addresses: Addresses,
-    spent: Arc<Spent>,
+    used: Arc<Used>,
     _serving: DropGuard,
 }
 
@@ -108,16 +110,27 @@ pub(crate) enum Attachment {
 /// A sandbox in use.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    /// Until it is dropped.
+    /// Until it is given back or dropped.
     sandbox: Option<Sandbox>,
-    spent: Arc<Spent>,
+    used: Arc<Used>,
     resolver: Ipv4Addr,
 }
 
 impl Attached {
     /// The namespace to enter.
     pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
-        self.sandbox.as_ref().expect("it is not dropped yet").namespace.as_fd()
+        self.sandbox.as_ref().expect("it is not given back yet").namespace.as_fd()
+    }
+
+    /// Says that no process is in it any more, and that none could change it. When none has used it either, it is as good as new: most
+    /// steps never open a socket.
+    pub(crate) fn give_back(mut self) {
+        if let Some(sandbox) = self.sandbox.take() {
+            match sandbox.is_untouched() {
+                true => self.used.keep(sandbox),
+                false => self.used.spend(sandbox),
+            }
+        }
     }
 
     /// A name server that asks the machine's.
@@ -129,30 +142,49 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         if let Some(sandbox) = self.sandbox.take() {
-            self.spent.take(sandbox);
+            self.used.spend(sandbox);
         }
     }
 }
 
-/// Sandboxes that nobody is in any more. The kernel removes many in the time that it needs for one, and while it does, nothing of any network
-/// can be changed, so that whoever waits for a sandbox would wait for that, too.
+/// Sandboxes that runs have had.
 #[derive(Debug, Default)]
-struct Spent(StdMutex<Vec<Sandbox>>);
+struct Used {
+    untouched: StdMutex<Vec<Sandbox>>,
+    /// About to be removed. The kernel removes many in the time that it needs for one, and while it does, nothing of any network can be
+    /// changed, so that whoever waits for a sandbox would wait for that, too.
+    spent: StdMutex<Vec<Sandbox>>,
+}
 
-impl Spent {
-    fn take(self: &Arc<Self>, sandbox: Sandbox) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(sandbox);
-        if all.len() >= MAX_SPENT {
-            all.clear();
-        } else if all.len() == 1
+impl Used {
+    /// One that is as good as new.
+    fn take(&self) -> Option<Sandbox> {
+        self.untouched.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn keep(self: &Arc<Self>, sandbox: Sandbox) {
+        let mut untouched = self.untouched.lock().unwrap_or_else(PoisonError::into_inner);
+        if untouched.len() < MAX_UNTOUCHED {
+            untouched.push(sandbox);
+        } else {
+            drop(untouched);
+            self.spend(sandbox);
+        }
+    }
+
+    fn spend(self: &Arc<Self>, sandbox: Sandbox) {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        spent.push(sandbox);
+        if spent.len() >= MAX_SPENT {
+            spent.clear();
+        } else if spent.len() == 1
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let spent = Arc::downgrade(self);
+            let used = Arc::downgrade(self);
             runtime.spawn(async move {
                 tokio::time::sleep(SPENT_FOR).await;
-                if let Some(spent) = spent.upgrade() {
-                    spent.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                if let Some(used) = used.upgrade() {
+                    used.spent.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
             });
         }
@@ -194,17 +226,9 @@ impl Network {
         };
         match self.pool().await {
             Ok(pool) => {
-                let sandbox = pool.ready.lock().await.recv().await;
-                let sandbox = sandbox.unwrap_or_else(|| {
-                    Err(ExecError::NoSandboxNetwork {
-                        reason: "whoever makes sandboxes has ended".to_owned(),
-                    })
-                })?;
-                Ok(Attachment::Sandbox(Attached {
-                    sandbox: Some(sandbox),
-                    spent: Arc::clone(&pool.spent),
-                    resolver: pool.resolver,
-                }))
+                let (used, resolver) = (Arc::clone(&pool.used), pool.resolver);
+                let sandbox = Some(pool.take().await?);
+                Ok(Attachment::Sandbox(Attached { sandbox, used, resolver }))
             }
             Err(reason) if is_required => Err(ExecError::NoSandboxNetwork { reason: reason.to_owned() }),
             Err(_) => Ok(Attachment::Host),
@@ -258,7 +282,7 @@ impl Inner {
                 gateway: subnet.gateway(),
                 resolver: subnet.bridge(),
                 addresses,
-                spent: Arc::default(),
+                used: Arc::default(),
                 _serving: stop.drop_guard(),
             })
         });
@@ -274,6 +298,16 @@ impl Inner {
             }
             reason
         })
+    }
+}
+
+impl Pool {
+    async fn take(&self) -> Result<Sandbox, ExecError> {
+        if let Some(sandbox) = self.used.take() {
+            return Ok(sandbox);
+        }
+        let ended = || ExecError::NoSandboxNetwork { reason: "whoever makes sandboxes has ended".to_owned() };
+        self.ready.lock().await.recv().await.ok_or_else(ended)?
     }
 }
 

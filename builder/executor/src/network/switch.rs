@@ -34,6 +34,7 @@ use super::{
     netlink::{Connection, Requests},
     resolver::Resolver,
     subnet::{Address, Addresses, Subnet},
+    witness::Witness,
 };
 use crate::ExecError;
 
@@ -55,8 +56,18 @@ const LINK_STEP: Duration = Duration::from_micros(250);
 #[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) namespace: OwnedFd,
+    witness: Witness,
+    /// Held for the witness.
+    _connection: Connection,
     /// Held so that nobody else gets it.
     _address: Address,
+}
+
+impl Sandbox {
+    /// Whether no packet was sent or received in it, and no socket is left of it.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.witness.saw_nothing()
+    }
 }
 
 /// What sandboxes are connected to.
@@ -203,7 +214,8 @@ impl Switch {
         requests.add_neighbour(self.interface, address.ip, mac);
         self.host.ask(&requests).doing(|| format!("tell {} about a sandbox", self.name))?;
         await_link(|| self.inside.forwards(port))?;
-        Ok(Some(Sandbox { namespace, _address: address }))
+        let witness = Witness::summon().doing(|| "read a sandbox's counters")?;
+        Ok(Some(Sandbox { namespace, witness, _connection: own, _address: address }))
     }
 
     /// Finds out whether the host lets packets from here pass on, whoever decides that: another table, iptables, a security module.

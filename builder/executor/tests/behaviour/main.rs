@@ -68,6 +68,7 @@ mod networks {
         names_are_asked_of_the_machines_own_resolver,
         host_gateway_is_where_the_machine_is_reached,
         many_at_once_have_addresses_of_their_own,
+        a_sandbox_is_used_again_only_if_nothing_has_happened_in_it,
         nothing_of_the_network_stays,
         nothing_of_the_network_stays_after_kill;
         native only:

@@ -336,6 +336,28 @@ pub(crate) async fn many_at_once_have_addresses_of_their_own(kind: Kind) {
     assert_eq!(addresses.len(), 12);
 }
 
+pub(crate) async fn a_sandbox_is_used_again_only_if_nothing_has_happened_in_it(kind: Kind) {
+    let (sandbox, _helper) = with_network(kind, required());
+    // Without a socket of its own: the kernel takes its time to free those of `ip`.
+    let show = "grep -o '10.201.0.[1-9][0-9]*' /proc/net/fib_trie | sort -u";
+    let run = async |script: &str, security| {
+        let mut spec = sandbox.sh(&format!("{show}; {script}"));
+        spec.security = security;
+        sandbox.run(spec).await.stdout.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(run("true", SecurityMode::Sandbox).await, "10.201.0.3");
+    assert_eq!(run("exit 3", SecurityMode::Sandbox).await, "10.201.0.3", "one that failed has done nothing");
+    assert_eq!(run("ping -c1 127.0.0.1", SecurityMode::Sandbox).await, "10.201.0.3");
+    // That one used it. The next may change its network, and is believed nothing.
+    assert_eq!(run("true", SecurityMode::Insecure).await, "10.201.0.4");
+    let mut cancelled = sandbox.started(sandbox.sh(&format!("{show}; sleep 1000"))).await;
+    assert_eq!(cancelled.first.trim(), "10.201.0.5");
+    cancelled.cancel.cancel();
+    assert!(matches!((&mut cancelled.run).await, Err(ExecError::Cancelled(_))));
+    drop(cancelled);
+    assert_eq!(run("true", SecurityMode::Sandbox).await, "10.201.0.6");
+}
+
 pub(crate) async fn nothing_of_the_network_stays(kind: Kind) {
     let (sandbox, helper) = with_network(kind, required());
     sandbox.script("true").await.ok();
