@@ -117,7 +117,7 @@ fn nothing_of_a_network_is_left_by_a_daemon_that_ends() {
     let machine = Machine::enter();
     let mut daemon = Daemon::with_base();
     let docker = daemon.docker();
-    let expected = format!("{}", Machine::ADDRESS);
+    let expected = Machine::ADDRESS.to_string();
     assert_eq!(built(&docker, &ask(Machine::OUTSIDE, 80), &[]), expected);
     assert_eq!(machine.of_lapstrake().len(), 2, "one interface, one table");
     daemon.kill_and_restart();

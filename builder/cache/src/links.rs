@@ -14,9 +14,12 @@ const MOST: usize = 8192;
 #[derive(Clone, Default)]
 pub(crate) struct KnownLinks(Arc<Mutex<Known>>);
 
+/// What was asked about a key, and where that led.
+type Answers = Vec<(Link, Arc<[KeyId]>)>;
+
 #[derive(Default)]
 struct Known {
-    answers: HashMap<KeyId, Vec<(Link, Arc<[KeyId]>)>>,
+    answers: HashMap<KeyId, Answers>,
     count: usize,
     changes: u64,
     changing: u32,
