@@ -61,21 +61,21 @@ pub enum CopySource {
     /// Files of the main context.
     Context {
         /// The context's graph.
-        definition: Definition,
+        definition: Arc<Definition>,
         /// Path or pattern, as written.
         path: String,
     },
     /// Files of a stage or an image.
     Tree {
         /// The graph of which they are.
-        definition: Definition,
+        definition: Arc<Definition>,
         /// Path or pattern, as written.
         path: String,
     },
     /// A downloaded file.
     Download {
         /// The graph that gets it.
-        definition: Definition,
+        definition: Arc<Definition>,
         /// Its name there.
         path: String,
     },

@@ -211,7 +211,7 @@ impl<'a> ClassicBuild<'a> {
         if queries.is_empty() {
             return Ok(());
         }
-        let mut trees: Vec<(Definition, Tree)> = Vec::new();
+        let mut trees: Vec<(Arc<Definition>, Tree)> = Vec::new();
         for query in queries {
             let hash = self.hash(&query, &mut trees).await?;
             self.facts.copied.insert(query.place, hash);
@@ -234,7 +234,7 @@ impl<'a> ClassicBuild<'a> {
     async fn hash(
         &mut self,
         query: &CopyQuery,
-        trees: &mut Vec<(Definition, Tree)>,
+        trees: &mut Vec<(Arc<Definition>, Tree)>,
     ) -> Result<Result<String, String>, EngineError> {
         let keyword = query.keyword;
         let mut hashes = Vec::new();
@@ -256,20 +256,21 @@ impl<'a> ClassicBuild<'a> {
                     "{keyword} failed: forbidden path outside the build context: {path} ()"
                 )));
             }
-            let tree = match trees.iter().find(|(known, _)| known == definition) {
-                Some((_, tree)) => tree.clone(),
-                None => {
-                    let solved = self.engine.solve(definition, &self.scope, self.progress).await;
-                    let tree = match (solved, source) {
-                        (Err(error), CopySource::Download { .. }) if !error.is_canceled() => {
-                            return Ok(Err(format!("{keyword} failed: {}", words(&error))));
-                        }
-                        (solved, _) => solved?,
-                    };
-                    trees.push((definition.clone(), tree.clone()));
-                    tree
-                }
-            };
+            let tree =
+                match trees.iter().find(|(known, _)| Arc::ptr_eq(known, definition) || known == definition) {
+                    Some((_, tree)) => tree.clone(),
+                    None => {
+                        let solved = self.engine.solve(definition, &self.scope, self.progress).await;
+                        let tree = match (solved, source) {
+                            (Err(error), CopySource::Download { .. }) if !error.is_canceled() => {
+                                return Ok(Err(format!("{keyword} failed: {}", words(&error))));
+                            }
+                            (solved, _) => solved?,
+                        };
+                        trees.push((Arc::clone(definition), tree.clone()));
+                        tree
+                    }
+                };
             let (stores, source_path) = (self.engine.stores().clone(), path.clone());
             let hashed =
                 StepError::blocking(move || Ok::<_, StepError>(copied(&stores, &tree, &source_path, from)))

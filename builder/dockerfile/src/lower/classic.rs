@@ -2,10 +2,10 @@
 //!
 //! Facts: `builder/dockerfile` in moby/moby at v20.10 (dispatchers.go, internals.go, copy.go, buildargs.go).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lapstrake_builder_llb::{BuiltDefinition, State};
+use lapstrake_builder_llb::{BuiltDefinition, Definition, Output, State};
 use lapstrake_layerstore_oci::{Digest, History};
 
 use super::dispatch::At;
@@ -210,7 +210,17 @@ impl Lowering<'_> {
                 others.push(marshal(&stage.state)?);
             }
         }
-        let copies = self.copies.iter().map(|copy| self.copy_query(copy, marshal));
+        // Much may be copied from one stage.
+        let mut written: HashMap<Option<Output>, Arc<Definition>> = HashMap::new();
+        let mut write = |state: &State| -> Lowered<Arc<Definition>> {
+            if let Some(definition) = written.get(&state.output()) {
+                return Ok(Arc::clone(definition));
+            }
+            let definition = Arc::new(marshal(state)?.definition);
+            written.insert(state.output(), Arc::clone(&definition));
+            Ok(definition)
+        };
+        let copies = self.copies.iter().map(|copy| self.copy_query(copy, &mut write));
         let plan = ClassicPlan {
             others: others.iter().map(|built| built.definition.clone()).collect(),
             total: self.steps_in_all(goal),
@@ -247,18 +257,18 @@ impl Lowering<'_> {
     fn copy_query(
         &self,
         copy: &DraftCopy,
-        marshal: &dyn Fn(&State) -> Lowered<BuiltDefinition>,
+        mut write: impl FnMut(&State) -> Lowered<Arc<Definition>>,
     ) -> Lowered<CopyQuery> {
         let sources = copy.sources.iter().map(|source| {
             Ok(match source {
                 DraftSource::Context { path } => {
-                    CopySource::Context { definition: marshal(&self.context)?.definition, path: path.clone() }
+                    CopySource::Context { definition: write(&self.context)?, path: path.clone() }
                 }
                 DraftSource::Tree { state, path } => {
-                    CopySource::Tree { definition: marshal(state)?.definition, path: path.clone() }
+                    CopySource::Tree { definition: write(state)?, path: path.clone() }
                 }
                 DraftSource::Download { state, path } => {
-                    CopySource::Download { definition: marshal(state)?.definition, path: path.clone() }
+                    CopySource::Download { definition: write(state)?, path: path.clone() }
                 }
                 DraftSource::Said(text) => CopySource::Said(text.clone()),
             })
