@@ -151,12 +151,13 @@ async fn a_step_that_ignores_every_signal_ends_when_its_client_goes() {
     assert!(!is_running(&marker));
 }
 
-/// `count` RUN steps in a row, by BuildKit's rules: in stages of 300, as overlayfs stacks no more than 500 layers.
-fn steps(count: usize) -> String {
+/// `count` RUN steps in a row: in stages of 300, as overlayfs stacks no more than 500 layers. BuildKit leaves out stages that nothing needs, so
+/// there each needs the one before; the classic builder makes all of them anyway.
+fn steps(count: usize, buildkit: bool) -> String {
     let mut text = String::new();
     for stage in 0..count.div_ceil(300) {
         let _ = writeln!(text, "FROM busybox AS s{stage}");
-        if stage > 0 {
+        if buildkit && stage > 0 {
             let _ = writeln!(text, "COPY --from=s{} /bin/true /before", stage - 1);
         }
         for step in stage * 300..count.min((stage + 1) * 300) {
@@ -171,7 +172,7 @@ async fn in_a_row(count: usize) -> [(Duration, u64); 2] {
     let (daemon, before) = warm().await;
     let mut figures = Vec::new();
     for buildkit in [true, false] {
-        let dir = directory(&daemon, &steps(count));
+        let dir = directory(&daemon, &steps(count, buildkit));
         let docker = daemon.docker();
         let docker = if buildkit { docker.buildkit() } else { docker.classic() };
         let begun = std::time::Instant::now();

@@ -104,6 +104,25 @@ async fn a_cache_mount_is_kept_between_builds_and_stays_out_of_the_image() {
     assert!(!bench.has("app", "cache/log"));
 }
 
+/// CVE-2024-9675.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_mounts_id_is_no_path() {
+    let bench = Workbench::new();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("theirs"), "secret").unwrap();
+    let path = outside.path().to_str().unwrap();
+    for id in [path.to_owned(), format!("{}{path}", "../".repeat(16)), "../..".to_owned(), "..".to_owned()] {
+        let context = Context::new(&format!(
+            "FROM busybox\nRUN --mount=type=cache,id={id},target=/c ls -A /c > /listed && touch /c/ours\n"
+        ));
+        bench.build(context, "app").await.unwrap();
+        assert_eq!(bench.read("app", "listed"), "", "{id}");
+    }
+    let there: Vec<_> =
+        std::fs::read_dir(outside.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(there, ["theirs"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_is_taken_as_it_is() {
     let bench = Workbench::new();
