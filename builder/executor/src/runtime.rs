@@ -65,13 +65,13 @@ impl Executor for OciRuntime {
         Box::pin(async move {
             let (network, mut plan) = self.helper.plan(&spec, &cancel).await?;
             let seccomp = match spec.security {
-                SecurityMode::Sandbox => Some(self.profile.oci(plan.caps)?),
+                SecurityMode::Sandbox => {
+                    // The runtime makes its own of the profile; this one is for processes that join.
+                    plan.seccomp = self.profile.compile(plan.caps)?;
+                    Some(self.profile.oci(plan.caps)?)
+                }
                 SecurityMode::Insecure => None,
             };
-            // The runtime makes its own of the profile; this one is for processes that join.
-            if spec.security == SecurityMode::Sandbox {
-                plan.seccomp = self.profile.compile(plan.caps)?;
-            }
             plan.runtime = Some(Runtime { path: self.path.clone(), seccomp });
             self.helper.run(spec.id, plan, network, io, cancel).await
         })
