@@ -275,15 +275,8 @@ impl Engine {
             None => {
                 // All platforms at once; what they have in common is solved once.
                 let stores = imports.stores();
-                let each = targets.iter().zip(&admitted).map(|(target, graph)| {
-                    self.resolve_admitted(
-                        graph.as_ref(),
-                        &target.definition,
-                        &scope,
-                        &stores,
-                        progress,
-                        leaves_cache,
-                    )
+                let each = admitted.iter().map(|graph| {
+                    self.resolve_admitted(graph.as_ref(), &scope, &stores, progress, leaves_cache)
                 });
                 let solved = futures::future::try_join_all(each).await?;
                 done.extend(targets.into_iter().zip(solved));
@@ -360,19 +353,18 @@ impl Engine {
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
         let admitted = self.admit(definition, scope).await?;
-        self.resolve_admitted(admitted.as_ref(), definition, scope, imports, progress, asks_keys).await
+        self.resolve_admitted(admitted.as_ref(), scope, imports, progress, asks_keys).await
     }
 
     async fn resolve_admitted(
         &self,
-        admitted: Option<&Admitted>,
-        definition: &Definition,
+        admitted: Option<&Admitted<'_>>,
         scope: &Arc<BuildScope>,
         imports: &[Arc<dyn CacheStore<Tree>>],
         progress: &Progress,
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
-        let Some(Admitted { graph, devices }) = admitted else {
+        let Some(Admitted { definition, graph, devices }) = admitted else {
             return Ok((Tree::empty(), BuildKeys::default()));
         };
         let make = |vertex: &Vertex| {
@@ -391,11 +383,11 @@ impl Engine {
     }
 
     /// Parses a graph and looks whether all its steps may do what they do; `None` for the empty tree.
-    async fn admit(
+    async fn admit<'a>(
         &self,
-        definition: &Definition,
+        definition: &'a Definition,
         scope: &BuildScope,
-    ) -> Result<Option<Admitted>, EngineError> {
+    ) -> Result<Option<Admitted<'a>>, EngineError> {
         if definition.is_scratch() {
             return Ok(None);
         }
@@ -419,7 +411,7 @@ impl Engine {
                 }
             }
         }
-        Ok(Some(Admitted { graph, devices }))
+        Ok(Some(Admitted { definition, graph, devices }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -472,7 +464,9 @@ fn exec_of(vertex: &Vertex) -> Option<(&Vertex, &pb::ExecOp)> {
 }
 
 /// A graph whose steps may do what they do.
-struct Admitted {
+struct Admitted<'a> {
+    /// As it came: errors show lines of it.
+    definition: &'a Definition,
     graph: Arc<Graph>,
     /// Of the steps that get other devices than they ask for.
     devices: HashMap<Digest, Vec<pb::CdiDevice>>,
