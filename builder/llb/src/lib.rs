@@ -25,6 +25,8 @@ mod gopath;
 mod graph;
 mod metadata;
 mod names;
+mod rewrite;
+mod source_policy;
 mod validate;
 
 pub use build::{
@@ -39,6 +41,7 @@ pub use error::Error;
 pub use gopath::{clean_path, has_wildcards, join_path};
 pub use graph::{Edge, Graph, Limits, Vertex, VertexId};
 pub use metadata::{Metadata, ProgressGroup};
+pub use source_policy::{PolicyError, SourcePolicies};
 
 /// The protobuf messages themselves (`pb.Op` and everything below it).
 pub use lapstrake_api_proto::llb as pb;

@@ -280,3 +280,53 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn other_sources_make_other_digests_and_touch_nothing_else() {
+    let base = source("docker-image://x");
+    let other = source("docker-image://other");
+    let run = exec(vec![input(&base, 0), input(&other, 0)], vec![root()]);
+    // A field that is not known here, which counts for the digest.
+    let mut raw = run.encode_to_vec();
+    raw.extend([0x9a, 0x3f, 2, b'h', b'i']);
+    let run_digest = Digest::sha256_of(&raw);
+    let end =
+        pb::Op { inputs: vec![pb::Input { digest: run_digest.to_string(), index: 0 }], ..Default::default() };
+    let ops = [end.encode_to_vec(), raw.clone(), base.encode_to_vec(), other.encode_to_vec()];
+    let mut metadata = lapstrake_builder_llb::Metadata::default();
+    metadata.set_custom_name("named");
+    let mut locations = std::collections::BTreeMap::new();
+    locations.insert(run_digest.to_string(), pb::Locations::default());
+    // The terminal op is the last one.
+    let mut ops: Vec<Bytes> = ops.into_iter().map(Bytes::from).collect();
+    ops.rotate_left(1);
+    let definition = Definition {
+        ops,
+        metadata: [(run_digest.clone(), metadata)].into(),
+        source: Some(pb::Source { locations, infos: Vec::new() }),
+    };
+    let mut sources = definition.sources().unwrap();
+    assert_eq!(sources.len(), 2);
+    assert_eq!(definition.with_sources(&Default::default()).unwrap(), definition);
+
+    let old = Digest::sha256_of(base.encode_to_vec());
+    sources.retain(|digest, _| *digest == old);
+    *sources.get_mut(&old).unwrap() = source("docker-image://converted");
+    let changed = definition.with_sources(&sources).unwrap();
+    let graph = Graph::parse(&changed, Limits::default()).unwrap();
+    let names: Vec<&str> = graph.vertices().iter().map(|v| v.name.as_str()).collect();
+    assert_eq!(names, ["docker-image://converted", "docker-image://other", "named"]);
+    let target = graph.vertex(graph.target().vertex);
+    assert_ne!(target.digest, run_digest);
+    assert!(target.raw.ends_with(&[0x9a, 0x3f, 2, b'h', b'i']));
+    assert_eq!(target.raw.len(), raw.len());
+    assert!(changed.source.unwrap().locations.contains_key(target.digest.as_str()));
+}
+
+#[test]
+fn sources_of_a_definition_without_its_inputs_cannot_be_changed() {
+    let run = exec(vec![input(&source("docker-image://x"), 0)], vec![root()]);
+    let ops = vec![Bytes::from(run.encode_to_vec())];
+    let definition = Definition { ops, ..Default::default() };
+    assert!(matches!(definition.with_sources(&Default::default()), Err(Error::MissingInput(_))));
+}
