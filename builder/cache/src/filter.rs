@@ -15,6 +15,8 @@
 //! Two things differ from BuildKit, where both silently select nothing: a field that does not exist is an error, and a flag may be compared with
 //! `true` and `false` (`shared==true`), because that is the only form that `docker --filter` can say.
 
+use std::fmt;
+
 use regex::Regex;
 
 use crate::{CacheEntry, CacheError};
@@ -102,9 +104,50 @@ impl EntryFilter {
         Ok(Self(if selectors.is_empty() { Vec::new() } else { vec![selectors] }))
     }
 
+    /// The expressions, in the form in which [`Self::parse`] takes them.
+    pub fn expressions(&self) -> Vec<String> {
+        let written = |expression: &Expression| {
+            expression.iter().map(Selector::to_string).collect::<Vec<_>>().join(",")
+        };
+        self.0.iter().map(written).collect()
+    }
+
     /// Whether an entry is meant.
     pub fn matches(&self, entry: &CacheEntry) -> bool {
         self.0.is_empty() || self.0.iter().any(|expression| expression.iter().all(|one| one.holds(entry)))
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+            true if !text.is_empty() => text.to_owned(),
+            _ => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")),
+        };
+        match self {
+            Self::Flag(field, wanted) => {
+                let name = match field {
+                    FlagField::InUse => "inuse",
+                    FlagField::Shared => "shared",
+                    FlagField::Mutable => "mutable",
+                };
+                write!(f, "{name}=={wanted}")
+            }
+            Self::Text(field, test) => {
+                let name = match field {
+                    TextField::Id => "id",
+                    TextField::Kind => "type",
+                    TextField::Description => "description",
+                    TextField::Parents => "parents",
+                };
+                match test {
+                    Test::Present => f.write_str(name),
+                    Test::Equal(value) => write!(f, "{name}=={}", quoted(value)),
+                    Test::NotEqual(value) => write!(f, "{name}!={}", quoted(value)),
+                    Test::Matches(regex) => write!(f, "{name}~={}", quoted(regex.as_str())),
+                }
+            }
+        }
     }
 }
 
@@ -314,6 +357,20 @@ mod tests {
 
     use super::*;
     use crate::RecordKind;
+
+    #[test]
+    fn what_is_written_is_read_as_the_same() {
+        let all = [
+            "type==source.local",
+            "id~=/^a.b,\"/,inuse",
+            "description!=\"a \\\"b\\\" \\\\c\",private",
+            "parents",
+            "",
+        ];
+        let filter = EntryFilter::parse(&all).unwrap();
+        assert_eq!(filter.expressions()[0], "type==source.local");
+        assert_eq!(EntryFilter::parse(&filter.expressions()).unwrap(), filter);
+    }
 
     fn entry() -> CacheEntry {
         CacheEntry {

@@ -105,6 +105,11 @@ impl DeviceList {
         &self.problems
     }
 
+    /// The qualified names of all, and whether steps may use them that were not granted them.
+    pub fn names(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.devices.iter().map(|(name, device)| (name.as_str(), device.auto_allowed))
+    }
+
     /// The qualified names of what is asked for, each once.
     ///
     /// Errors: [`ExecError::NoDevice`] for one that is not registered, unless it is optional.
