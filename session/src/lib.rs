@@ -12,7 +12,7 @@
 //!                                                                     │                    │ HTTP/2, health checks
 //!   a build names a session ──► Sessions::get(id, wait) ──► SessionCaller ◄────────────────┘
 //!                                                             │
-//!          sync_dir · credentials · secret · ssh_agent · upload · layout_blob · send_file · send_dir
+//!          sync_dir · credentials · secret · ssh_agent · upload · check_policy · layout_blob · send_file · send_dir
 //! ```
 //!
 //! A session that ends, for whatever reason, fails the calls that use it with [`Error::Closed`] at once. Every call is cancel-safe by drop unless
@@ -28,6 +28,7 @@ mod file_sink;
 pub mod fsutil;
 mod info;
 mod metadata;
+mod policy;
 mod registry;
 mod secret;
 mod ssh;
@@ -40,6 +41,7 @@ pub use error::{CloseReason, Error, TransferError};
 pub use file_sink::{ExporterId, FileSink};
 pub use fsutil::{Coverage, Destination, DirTree, Received, Sent, SyncRequest, TreeReader};
 pub use info::{HealthCheck, SessionId, SessionInfo};
+pub use policy::PolicyAnswer;
 pub use registry::{CONNECT_WAIT, Reservation, Sessions, Wait};
 pub use secret::{MAX_SECRET_SIZE, Secret};
 pub use ssh::{DEFAULT_SSH_ID, SshAgent, SshSocket};

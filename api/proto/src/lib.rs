@@ -11,7 +11,9 @@
 //!   worker        moby.buildkit.v1.types           api/server   (part of control's answers)
 //!   gateway       moby.buildkit.v1.frontend        builder/engine's bridge
 //!   apicaps       moby.buildkit.v1.apicaps         api/server, builder/engine
-//!   sourcepolicy  moby.buildkit.v1.sourcepolicy    builder/engine
+//!   sourcepolicy  moby.buildkit.v1.sourcepolicy    builder/llb
+//!   policysession moby.buildkit.v1.sourcepolicy.policysession   session  (from our own proto/)
+//!   newer         what pb lacks                    builder/llb  (from our own proto/)
 //!   filesync      moby.filesync.v1                 session      (FileSync, FileSend)
 //!   fsutil        fsutil.types                     session      (Packet, Stat)
 //!   auth, secrets, sshforward, upload, health      session
@@ -102,4 +104,20 @@ pub mod upload {
 #[allow(missing_docs, unreachable_pub, reason = "generated from proto/content.proto, which has the words")]
 pub mod content {
     tonic::include_proto!("containerd.services.content.v1");
+}
+
+/// The `moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier` service: a client that decides about each source.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "generated from proto/policysession.proto, which has the words"
+)]
+pub mod policysession {
+    tonic::include_proto!("moby.buildkit.v1.sourcepolicy.policysession");
+}
+
+/// What BuildKit 0.32 added to LLB.
+#[allow(missing_docs, unreachable_pub, reason = "generated from proto/ops.proto, which has the words")]
+pub mod newer {
+    tonic::include_proto!("lapstrake.llb");
 }
