@@ -110,6 +110,7 @@ pub mod content {
 #[allow(
     missing_docs,
     unreachable_pub,
+    clippy::large_enum_variant,
     reason = "generated from proto/policysession.proto, which has the words"
 )]
 pub mod policysession {

@@ -13,7 +13,7 @@ use std::{borrow::Borrow, sync::Arc};
 use lapstrake_layerstore_oci::{Digest, gojson};
 use serde_json::Value;
 
-use crate::pb;
+use crate::{Passthrough, pb};
 use dialect::Dialect;
 pub use dialect::Versions;
 pub use exec::exec;
@@ -142,6 +142,36 @@ fn merge_json(op: &pb::MergeOp, dialect: Dialect) -> Value {
         merge.always("inputs", list);
     }
     tree_json("buildkit.merge.v0", "Merge", merge)
+}
+
+/// The key of a build op: it counts by what it reads the graph from, and by the graph it may have in itself.
+pub fn build(op: &pb::BuildOp, inputs: usize) -> OpKey {
+    let mut build = Object::new();
+    if op.builder != 0 {
+        build.always("builder", op.builder);
+    }
+    if !op.inputs.is_empty() {
+        let named = op.inputs.iter();
+        let list = named.map(|(name, input)| (name.clone(), json::index(input.input, Dialect::TODAY)));
+        build.always("inputs", Value::Object(list.collect()));
+    }
+    if let Some(definition) = &op.def {
+        // Nothing is exchanged with BuildKit for such an op: the graph's own bytes do.
+        build.always("def", Digest::sha256_of(prost::Message::encode_to_vec(definition)).as_str());
+    }
+    if !op.attrs.is_empty() {
+        let attrs = op.attrs.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+        build.always("attrs", Value::Object(attrs.collect()));
+    }
+    tree_key(&tree_json("buildkit.build.v0", "Exec", build), inputs)
+}
+
+/// The key of a passthrough op.
+pub fn passthrough(op: &Passthrough, inputs: usize) -> OpKey {
+    let mut passthrough = Object::new();
+    passthrough.text("id", &op.id);
+    passthrough.always("outputs", op.outputs.clone());
+    tree_key(&tree_json("buildkit.passthrough.v0", "Passthrough", passthrough), inputs)
 }
 
 /// The key of a diff op.

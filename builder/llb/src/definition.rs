@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use lapstrake_api_proto::newer::NewerOp;
 use lapstrake_layerstore_oci::Digest;
 use prost::Message as _;
 
@@ -74,6 +75,11 @@ impl Definition {
             u32::try_from(input.index).map_err(|_| Error::OutputIndex { input: 0, index: input.index })?;
         Ok(Some((digest, output)))
     }
+}
+
+/// What `pb::Op` does not know of an op.
+pub(crate) fn decode_newer_op(bytes: &[u8]) -> Result<NewerOp, Error> {
+    NewerOp::decode(bytes).map_err(|source| Error::Decode { what: "op", source })
 }
 
 pub(crate) fn decode_op(bytes: &[u8]) -> Result<pb::Op, Error> {

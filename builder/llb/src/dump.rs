@@ -102,7 +102,11 @@ fn vertex_json(vertex: &Vertex) -> Value {
         Some(Op::Merge(m)) => add("merge", m.inputs.iter().map(|i| i.input).collect()),
         Some(Op::Diff(d)) => add("diff", json!([d.lower.map(|l| l.input), d.upper.map(|u| u.input)])),
         Some(Op::Build(b)) => add("build", json!({"builder": b.builder, "attrs": b.attrs})),
-        None => {}
+        None => {
+            if let Some(p) = &vertex.passthrough {
+                add("passthrough", json!({"id": p.id, "outputs": p.outputs}));
+            }
+        }
     }
     let m = &vertex.metadata;
     add("ignore cache", m.ignore_cache.into());

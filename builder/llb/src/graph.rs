@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use lapstrake_layerstore_oci::Digest;
 
-use crate::definition::decode_op;
-use crate::{Definition, Error, Metadata, names, pb, validate};
+use crate::definition::{decode_newer_op, decode_op};
+use crate::{Definition, Error, Metadata, Passthrough, names, pb, validate};
 
 /// How large a graph may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +42,10 @@ pub struct Edge {
 pub struct Vertex {
     /// SHA-256 of `raw`.
     pub digest: Digest,
-    /// The op, read from `raw`; checked to be complete (its `op` is never `None`).
+    /// The op, read from `raw`; checked to be complete. Its `op` is `None` only where `passthrough` says what it is.
     pub op: pb::Op,
+    /// The one kind of op that `pb::Op` does not know.
+    pub passthrough: Option<Passthrough>,
     /// The op as it was received.
     pub raw: Bytes,
     /// What it needs, in the order of `op.inputs`.
@@ -91,7 +93,9 @@ impl Graph {
     fn push(&mut self, ops: &mut [Decoded], index: usize, definition: &Definition) -> Result<(), Error> {
         let digest = ops[index].digest.clone();
         let op = std::mem::take(&mut ops[index].op);
-        validate::op(&op).map_err(|problem| Error::Vertex { vertex: digest.clone(), problem })?;
+        let passthrough = ops[index].passthrough.take();
+        validate::op(&op, passthrough.as_ref())
+            .map_err(|problem| Error::Vertex { vertex: digest.clone(), problem })?;
         let edge = |input: &Input| Edge {
             vertex: ops[input.op].place.expect("inputs come first"),
             output: input.output,
@@ -100,13 +104,16 @@ impl Graph {
         let metadata = definition.metadata.get(&digest).cloned().unwrap_or_default();
         let name = match metadata.custom_name() {
             Some(name) => name.to_owned(),
-            None => names::default_name(&op, &inputs, &self.vertices),
+            None => match &passthrough {
+                Some(passthrough) => format!("passthrough {}", passthrough.id),
+                None => names::default_name(&op, &inputs, &self.vertices),
+            },
         };
         let id = VertexId(u32::try_from(self.vertices.len()).expect("the limit on ops is far below 2^32"));
         ops[index].place = Some(id);
         let raw = std::mem::take(&mut ops[index].raw);
         self.by_digest.insert(digest.clone(), id);
-        self.vertices.push(Vertex { digest, op, raw, inputs, metadata, name });
+        self.vertices.push(Vertex { digest, op, passthrough, raw, inputs, metadata, name });
         Ok(())
     }
 
@@ -143,6 +150,7 @@ impl Graph {
 struct Decoded {
     digest: Digest,
     op: pb::Op,
+    passthrough: Option<Passthrough>,
     raw: Bytes,
     inputs: Vec<Input>,
     /// Where it is in the graph, once it is.
@@ -180,6 +188,7 @@ fn decode_all(definition: &Definition, limits: Limits) -> Result<(Vec<Decoded>, 
             continue;
         }
         let op = decode_op(raw)?;
+        let passthrough = if op.op.is_none() { decode_newer_op(raw)?.passthrough } else { None };
         for (input, i) in op.inputs.iter().enumerate() {
             if u32::try_from(i.index).is_err() {
                 return Err(Error::OutputIndex { input, index: i.index });
@@ -187,7 +196,7 @@ fn decode_all(definition: &Definition, limits: Limits) -> Result<(Vec<Decoded>, 
         }
         last = ops.len();
         by_digest.insert(digest.clone(), last);
-        ops.push(Decoded { digest, op, raw: raw.clone(), inputs: Vec::new(), place: None });
+        ops.push(Decoded { digest, op, passthrough, raw: raw.clone(), inputs: Vec::new(), place: None });
     }
     for decoded in &mut ops {
         let find = |input: &pb::Input| {

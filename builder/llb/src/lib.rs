@@ -45,3 +45,5 @@ pub use source_policy::{PolicyError, SourcePolicies};
 
 /// The protobuf messages themselves (`pb.Op` and everything below it).
 pub use lapstrake_api_proto::llb as pb;
+/// An op that gives its inputs on as its outputs.
+pub use lapstrake_api_proto::newer::Passthrough;

@@ -2,24 +2,30 @@
 
 use std::collections::HashSet;
 
-use crate::Error;
 use crate::pb::{self, file_action::Action, op::Op};
+use crate::{Error, Passthrough};
 
 /// The index that means "no input" or "no output".
 const NONE: i64 = -1;
 
 /// Checks an op by itself; the error says what is wrong with it.
-pub(crate) fn op(op: &pb::Op) -> Result<(), String> {
+pub(crate) fn op(op: &pb::Op, passthrough: Option<&Passthrough>) -> Result<(), String> {
     let inputs = op.inputs.len();
     match &op.op {
-        None => Err("invalid nil op".to_owned()),
+        None => match passthrough {
+            Some(passthrough) => passthrough_op(passthrough, inputs),
+            None => Err("invalid nil op".to_owned()),
+        },
         Some(Op::Source(source)) if source.identifier.is_empty() => {
             Err("source identifier can't be empty".to_owned())
         }
         Some(Op::Source(_)) => Ok(()),
         Some(Op::Exec(exec)) => exec_op(exec, inputs),
         Some(Op::File(file)) => file_op(file, inputs),
-        Some(Op::Build(build)) => input(build.builder, inputs, "build op builder"),
+        Some(Op::Build(build)) => {
+            input(build.builder, inputs, "build op builder")?;
+            build.inputs.values().try_for_each(|i| required_input(i.input, inputs, "build op"))
+        }
         Some(Op::Merge(merge)) => {
             merge.inputs.iter().try_for_each(|i| required_input(i.input, inputs, "merge op"))
         }
@@ -62,6 +68,20 @@ fn exec_op(exec: &pb::ExecOp, inputs: usize) -> Result<(), String> {
         mount_type(mount)?;
     }
     Ok(())
+}
+
+fn passthrough_op(op: &Passthrough, inputs: usize) -> Result<(), String> {
+    if op.id.is_empty() {
+        return Err("invalid passthrough op with no id".to_owned());
+    }
+    if op.outputs.is_empty() {
+        return Err("invalid passthrough op with no outputs".to_owned());
+    }
+    let invalid = |input: &&i64| usize::try_from(**input).map_or(true, |input| input >= inputs);
+    match op.outputs.iter().find(invalid) {
+        Some(input) => Err(format!("invalid passthrough output input index {input}")),
+        None => Ok(()),
+    }
 }
 
 /// Secret and ssh mounts leave their output at 0 and have none.

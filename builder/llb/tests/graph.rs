@@ -330,3 +330,53 @@ fn sources_of_a_definition_without_its_inputs_cannot_be_changed() {
     let definition = Definition { ops, ..Default::default() };
     assert!(matches!(definition.with_sources(&Default::default()), Err(Error::MissingInput(_))));
 }
+
+/// A passthrough op: `pb::Op` does not know it.
+fn passthrough(base: &pb::Op, id: &str, outputs: &[i64]) -> Bytes {
+    let mut message = vec![0x0a, id.len() as u8];
+    message.extend(id.as_bytes());
+    message.extend([0x12, outputs.len() as u8]);
+    message.extend(outputs.iter().map(|output| *output as u8));
+    let mut raw = pb::Op { inputs: vec![input(base, 0)], ..Default::default() }.encode_to_vec();
+    raw.extend([0x42, message.len() as u8]);
+    raw.extend(message);
+    raw.into()
+}
+
+#[test]
+fn a_passthrough_is_read_though_its_message_is_newer() {
+    let base = source("docker-image://x");
+    let parse = |id: &str, outputs: &[i64]| {
+        let raw = passthrough(&base, id, outputs);
+        let digest = Digest::sha256_of(&raw).to_string();
+        let end = pb::Op { inputs: vec![pb::Input { digest, index: 0 }], ..Default::default() };
+        let ops = vec![base.encode_to_vec().into(), raw, end.encode_to_vec().into()];
+        Graph::parse(&Definition { ops, ..Default::default() }, Limits::default())
+    };
+    let graph = parse("here", &[0, 0]).unwrap();
+    let vertex = graph.vertex(graph.target().vertex);
+    assert_eq!(vertex.name, "passthrough here");
+    let passed = vertex.passthrough.as_ref().unwrap();
+    assert_eq!((passed.id.as_str(), &passed.outputs[..]), ("here", &[0, 0][..]));
+    for (id, outputs, told) in [
+        ("", &[0][..], "invalid passthrough op with no id"),
+        ("x", &[], "invalid passthrough op with no outputs"),
+        ("x", &[1], "invalid passthrough output input index 1"),
+    ] {
+        let error = parse(id, outputs).unwrap_err().to_string();
+        assert!(error.starts_with(told), "{error}");
+    }
+}
+
+#[test]
+fn an_op_of_an_unknown_kind_is_refused() {
+    let mut raw =
+        pb::Op { inputs: vec![input(&source("docker-image://x"), 0)], ..Default::default() }.encode_to_vec();
+    // Field 9, which nobody has given a meaning.
+    raw.extend([0x4a, 1, b'x']);
+    let digest = Digest::sha256_of(&raw).to_string();
+    let end = pb::Op { inputs: vec![pb::Input { digest: digest.clone(), index: 0 }], ..Default::default() };
+    let ops = vec![source("docker-image://x").encode_to_vec().into(), raw.into(), end.encode_to_vec().into()];
+    let error = Graph::parse(&Definition { ops, ..Default::default() }, Limits::default()).unwrap_err();
+    assert_eq!(error.to_string(), format!("invalid nil op (vertex {digest})"));
+}
