@@ -189,7 +189,7 @@ impl Workbench {
                 directories: BTreeMap::new(),
             },
             session: None,
-            output: Output::Image { names: vec![reference(name)] },
+            outputs: vec![Output::image(vec![reference(name)])],
             cache_from: Vec::new(),
             cache_to: Vec::new(),
             inline_cache: false,

@@ -33,7 +33,7 @@ async fn build(bench: &Workbench, context: Context, name: &str, platforms: &[&st
 /// A build into a directory.
 async fn build_to(bench: &Workbench, context: Context, platforms: &[&str], to: &Path) -> Built {
     let mut request = request(bench, context, "unused", platforms).await;
-    request.output = Output::local(Destination::Path(to.to_owned()));
+    request.outputs = vec![Output::local(Destination::Path(to.to_owned()))];
     bench.run(request).await.1.unwrap()
 }
 
@@ -104,7 +104,7 @@ async fn emulated_steps_run_and_every_platform_is_in_the_index() {
     let other = Context::new("FROM app\nRUN cat /machine /said > /both\n");
     let dir = tempfile::tempdir().unwrap();
     let mut one = request(&bench, other, "unused", &["linux/arm64"]).await;
-    one.output = Output::local(Destination::Path(dir.path().to_owned()));
+    one.outputs = vec![Output::local(Destination::Path(dir.path().to_owned()))];
     bench.run(one).await.1.unwrap();
     assert!(read(dir.path(), "both").starts_with("aarch64\nlinux/arm64"));
 }
@@ -157,7 +157,7 @@ async fn an_archive_of_one_image_is_refused_before_anything_is_built() {
     let bench = Workbench::new();
     let context = Context::new("FROM --platform=$BUILDPLATFORM busybox\nARG TARGETARCH\nRUN touch /ran\n");
     let mut request = request(&bench, context, "app", &BOTH).await;
-    request.output = Output::Docker { names: Vec::new(), to: Destination::Path("/nowhere/app.tar".into()) };
+    request.outputs = vec![Output::docker(Vec::new(), Destination::Path("/nowhere/app.tar".into()))];
     let (events, result) = bench.run(request).await;
     let error = result.unwrap_err().to_string();
     assert_eq!(error, "docker exporter does not currently support exporting manifest lists");
@@ -283,7 +283,7 @@ async fn a_base_for_an_older_variant_of_the_processor_serves() {
         let dir = tempfile::tempdir().unwrap();
         let context = Context::new("FROM base\nCOPY f /added\n").file("f", "");
         let mut one = request(&bench, context, "unused", &[wanted]).await;
-        one.output = Output::local(Destination::Path(dir.path().to_owned()));
+        one.outputs = vec![Output::local(Destination::Path(dir.path().to_owned()))];
         bench.run(one).await.1.unwrap();
         assert!(
             dir.path().join(got).exists(),

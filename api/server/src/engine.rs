@@ -15,17 +15,17 @@ use lapstrake_api_types::{
 };
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
 use lapstrake_builder_dockerfile::{
-    Dialect, DockerfileOptions, Error as DockerfileError, LowerError, parse_bool,
+    Dialect, DockerfileOptions, Error as DockerfileError, LowerError,
 };
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, ContextInput, Destination, Engine, EngineError, Entitlement,
+    BuildId, BuildRequest, CacheSource, ContextInput, Engine, EngineError, Entitlement,
     ErrorKind, FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
     classic::{ClassicKind, ClassicScript, ClassicStep},
 };
-use lapstrake_layerstore_oci::{Platform, Reference};
+use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_registry::{Credentials, Secret, StaticCredentials};
 use lapstrake_layerstore_store::Collector;
 use tokio::sync::oneshot;
@@ -191,7 +191,7 @@ fn request(
     let request = BuildRequest {
         id: BuildId(id),
         input: Input::Dockerfile { options: Box::new(options), context, directories: BTreeMap::new() },
-        output: output(&query)?,
+        outputs: outputs(&query)?,
         session,
         cache_from: cache_from(&query.cache_from)?,
         // The API has no way to say it.
@@ -223,50 +223,20 @@ fn kept(asked: QueryKeepFailed) -> KeepFailed {
     }
 }
 
-/// What the build leaves behind; options that are not honoured are refused by name.
-fn output(query: &BuildQuery) -> Result<Output, ApiError> {
-    let Some(BuildOutput { kind, attrs }) = query.outputs.first() else {
-        return Ok(Output::Image { names: query.tags.clone() });
+/// What the build leaves behind: the image store's image, unless the client says otherwise.
+fn outputs(query: &BuildQuery) -> Result<Vec<Output>, ApiError> {
+    if query.outputs.is_empty() {
+        return Ok(vec![Output::image(query.tags.clone())]);
+    }
+    let parse = |BuildOutput { kind, attrs }: &BuildOutput| {
+        // As Moby: its image store is what there is.
+        let kind = if kind == "image" { "moby" } else { kind.as_str() };
+        let mut output =
+            Output::parse(kind, attrs).map_err(|error| ApiError::invalid(format!("output {kind}: {}", chain(&error))))?;
+        output.name_first(&query.tags);
+        Ok(output)
     };
-    // The client writes to `dest` itself, with what the session brings it.
-    let known: &[&str] = match kind.as_str() {
-        "" | "moby" | "image" | "docker" | "oci" => &["name", "dest", "tar"],
-        "local" => &["dest", "platform-split"],
-        _ => &["dest"],
-    };
-    if let Some(name) = attrs.keys().find(|name| !known.contains(&name.as_str())) {
-        return Err(ApiError::not_implemented(format!("output {kind}: option {name} is not supported")));
-    }
-    if attrs.get("tar").is_some_and(|tar| !bool_value(tar)) {
-        return Err(ApiError::not_implemented(format!("output {kind}: option tar=false is not supported")));
-    }
-    let mut names = query.tags.clone();
-    for name in
-        attrs.get("name").into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty())
-    {
-        let name =
-            Reference::parse(name).map_err(|error| ApiError::invalid(error.to_string()))?.with_default_tag();
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    let to = Destination::Session;
-    match kind.as_str() {
-        "" | "moby" | "image" => Ok(Output::Image { names }),
-        "cacheonly" => Ok(Output::CacheOnly),
-        "local" => Ok(Output::Local { to, split: split(attrs.get("platform-split"))? }),
-        "tar" => Ok(Output::Tar(to)),
-        "oci" => Ok(Output::Oci { names, to }),
-        "docker" => Ok(Output::Docker { names, to }),
-        other => Err(ApiError::invalid(format!("exporter {other:?} could not be found"))),
-    }
-}
-
-/// Whether each platform gets a directory of its own, where that is said.
-fn split(text: Option<&String>) -> Result<Option<bool>, ApiError> {
-    let Some(text) = text else { return Ok(None) };
-    let refuse = || ApiError::invalid(format!("non-bool value for platform-split: {text}"));
-    parse_bool(text).map(Some).ok_or_else(refuse)
+    query.outputs.iter().map(parse).collect()
 }
 
 /// Caches that may be used: names, or BuildKit's `type=registry,ref=…`. Directories are the daemon's own, and not for its clients to read.
@@ -448,45 +418,45 @@ fn cache_error(error: &CacheError) -> ApiError {
 #[cfg(test)]
 mod tests {
     use lapstrake_api_types::{ApiVersion, Form};
+    use lapstrake_builder_engine::Destination;
+    use lapstrake_layerstore_oci::Reference;
     use lapstrake_layerstore_registry::CredentialSource;
 
     use super::*;
 
     fn output_of(query: &str) -> Result<Output, String> {
         let query = BuildQuery::parse(&Form::parse(query).unwrap(), ApiVersion::MAX).unwrap();
-        output(&query).map_err(|error| error.message)
+        outputs(&query).map(|mut outputs| outputs.remove(0)).map_err(|error| error.message)
     }
 
     #[test]
     fn outputs_are_honoured_or_refused_by_name() {
         let names =
             |names: &[&str]| names.iter().map(|name| Reference::parse(name).unwrap()).collect::<Vec<_>>();
-        assert_eq!(output_of("t=a:1"), Ok(Output::Image { names: names(&["a:1"]) }));
+        assert_eq!(output_of("t=a:1"), Ok(Output::image(names(&["a:1"]))));
         let of = |json: &str| output_of(&format!("version=2&t=a:1&outputs=[{json}]"));
         assert_eq!(of(r#"{"Type":"local","Attrs":{"dest":"x"}}"#), Ok(Output::local(Destination::Session)));
         assert_eq!(
             of(r#"{"Type":"local","Attrs":{"platform-split":"false"}}"#),
-            Ok(Output::Local { to: Destination::Session, split: Some(false) })
+            Output::parse("local", &[("platform-split".to_owned(), "false".to_owned())].into()).map_err(|_| String::new())
         );
         assert_eq!(
             of(r#"{"Type":"local","Attrs":{"platform-split":"maybe"}}"#),
-            Err("non-bool value for platform-split: maybe".to_owned())
+            Err("output local: non-bool value for platform-split: maybe".to_owned())
         );
-        assert_eq!(of(r#"{"Type":"tar"}"#), Ok(Output::Tar(Destination::Session)));
+        assert_eq!(of(r#"{"Type":"tar"}"#), Ok(Output::tar(Destination::Session)));
         assert_eq!(of(r#"{"Type":"cacheonly","Attrs":null}"#), Ok(Output::CacheOnly));
         assert_eq!(
             of(r#"{"Type":"image","Attrs":{"name":"b:2,a:1"}}"#),
-            Ok(Output::Image { names: names(&["a:1", "b:2"]) })
+            Ok(Output::image(names(&["a:1", "b:2"])))
         );
         assert_eq!(
             of(r#"{"Type":"docker","Attrs":{}}"#),
-            Ok(Output::Docker { names: names(&["a:1"]), to: Destination::Session })
+            Ok(Output::docker(names(&["a:1"]), Destination::Session))
         );
-        assert_eq!(
-            of(r#"{"Type":"image","Attrs":{"push":"true"}}"#),
-            Err("output image: option push is not supported".to_owned())
-        );
-        assert_eq!(of(r#"{"Type":"nope"}"#), Err("exporter \"nope\" could not be found".to_owned()));
+        let pushed = of(r#"{"Type":"image","Attrs":{"push":"true"}}"#);
+        assert!(matches!(pushed, Ok(Output::Image(image)) if image.push.is_some()));
+        assert_eq!(of(r#"{"Type":"nope"}"#), Err("output nope: exporter \"nope\" could not be found".to_owned()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
 use lapstrake_builder_dockerfile::Dialect;
 use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor, Ulimit};
-use lapstrake_builder_exporter::{ExportRequest, Exported, Exporter, PlatformResult};
+use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
 use lapstrake_builder_llb::{Definition, Graph, Limits, Vertex, pb};
@@ -33,6 +33,7 @@ use crate::{
     history::{self, Knowledge},
     kept::FailedSteps,
     ops::{self, Workshop},
+    outputs::Made,
     plan::place_context,
     scope::{BuildScope, EngineTypes},
 };
@@ -184,6 +185,10 @@ impl Engine {
         self.0.workshop.executor.host_address().await
     }
 
+    pub(crate) fn exporter(&self) -> &Exporter {
+        &self.0.exporter
+    }
+
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {
         &self.0.workshop
     }
@@ -265,7 +270,7 @@ impl Engine {
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
         // Before anything is built for nothing.
-        request.output.admits(several)?;
+        request.outputs.iter().try_for_each(|output| output.admits(several))?;
         let mut admitted = Vec::with_capacity(targets.len());
         for target in &targets {
             admitted.push(self.admit(&target.definition, &scope).await?);
@@ -304,24 +309,14 @@ impl Engine {
                 platform: target.platform,
                 tree,
                 config: target.config,
+                base: None,
                 epoch: target.epoch,
+                attestations: Vec::new(),
             });
         }
-        let export = ExportRequest {
-            output: request.output,
-            results,
-            multi_platform: several,
-            session: request.session.clone(),
-        };
-        let exported = match export.output.progress_name() {
-            None => Exported::default(),
-            Some(name) => {
-                let vertex = internal_vertex(progress, name);
-                let export = self.0.exporter.export(export, &self.0.workshop.sessions, &vertex, cancel);
-                vertex.track(export).await?
-            }
-        };
-        self.export_caches(&request.cache_to, &solved, &imports, &scope, progress, cancel).await?;
+        let made = Made { results, several, names: Vec::new() };
+        let caches = self.export_caches(&request.cache_to, &solved, &imports, &scope, progress, cancel);
+        let exported = self.leave(request.outputs, made, &scope, progress, cancel, caches).await?;
         imports.settle().await;
         Ok(exported)
     }

@@ -17,9 +17,19 @@ const PROXY_ARGS: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_pro
 
 /// A build as it is recorded when it begins. Nothing in it is secret: values of build-args are left out, credentials in URLs masked.
 pub(crate) fn building(request: &BuildRequest) -> Building {
-    let (kind, names) = output(&request.output);
+    let (kind, names) = outputs(&request.outputs);
     let names: Vec<String> = names.iter().map(Reference::familiar).collect();
-    let mut building = Building { id: request.id.0.clone(), output: kind.to_owned(), ..Building::default() };
+    let mut building = Building { id: request.id.0.clone(), output: kind, ..Building::default() };
+    if let Input::Frontend(asked) = &request.input {
+        let said = |key: &str| asked.options.get(key).filter(|value| !value.is_empty()).cloned();
+        building.frontend.clone_from(&asked.frontend);
+        building.dockerfile = said("filename").unwrap_or_else(|| "Dockerfile".to_owned());
+        building.target = said("target");
+        building.platforms = said("platform").iter().flat_map(|all| all.split(',')).map(str::to_owned).collect();
+        let args = asked.options.keys().filter_map(|key| key.strip_prefix("build-arg:"));
+        building.build_args = args.map(str::to_owned).collect();
+        building.context = said("context").map(|url| redact(&url).into_owned());
+    }
     if let Input::Dockerfile { options, context, .. } = &request.input {
         building.frontend = "dockerfile.v0".to_owned();
         building.dockerfile.clone_from(&options.dockerfile_name);
@@ -56,7 +66,7 @@ pub(crate) fn outcome(result: &Result<Exported, EngineError>) -> Outcome {
 }
 
 /// An error and those of its causes that it does not name itself.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
@@ -69,15 +79,14 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn output(output: &Output) -> (&'static str, &[Reference]) {
-    match output {
-        Output::CacheOnly => ("cacheonly", &[]),
-        Output::Image { names } => ("image", names),
-        Output::Local { .. } => ("local", &[]),
-        Output::Tar(_) => ("tar", &[]),
-        Output::Oci { names, .. } => ("oci", names),
-        Output::Docker { names, .. } => ("docker", names),
-    }
+/// The types of all outputs, and the names of the first that has some.
+fn outputs(outputs: &[Output]) -> (String, &[Reference]) {
+    let kinds: Vec<&str> = match outputs {
+        [] => vec![Output::CacheOnly.kind()],
+        some => some.iter().map(Output::kind).collect(),
+    };
+    let names = outputs.iter().map(Output::names).find(|names| !names.is_empty());
+    (kinds.join(","), names.unwrap_or_default())
 }
 
 /// What a build knows that its steps need to say why they ran.
@@ -97,7 +106,7 @@ pub(crate) struct Knowledge {
 
 impl Knowledge {
     pub(crate) fn new(request: &BuildRequest, recording: &Recording) -> Self {
-        let (_, names) = output(&request.output);
+        let (_, names) = outputs(&request.outputs);
         let image = names.first().map(|name| format!("{}/{}", name.domain(), name.path()));
         let mut known = Self {
             history: recording.history().clone(),

@@ -24,6 +24,7 @@ mod frontend;
 mod history;
 mod kept;
 mod ops;
+mod outputs;
 mod plan;
 mod platforms;
 mod reasons;

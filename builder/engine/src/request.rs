@@ -20,8 +20,8 @@ pub struct BuildRequest {
     pub input: Input,
     /// The client's session, which answers for local directories, secrets, ssh agents and credentials.
     pub session: Option<SessionId>,
-    /// What to leave behind.
-    pub output: Output,
+    /// What to leave behind; nothing but cache when there are none.
+    pub outputs: Vec<Output>,
     /// Caches to use besides our own.
     pub cache_from: Vec<CacheSource>,
     /// Where to leave the cache of the build.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lapstrake_layerstore_diff::DiffError;
 use lapstrake_layerstore_oci::OciError;
+use lapstrake_layerstore_registry::RegistryError;
 use lapstrake_layerstore_store::StoreError;
 use lapstrake_layerstore_transfer::TransferError;
 
@@ -20,6 +21,9 @@ pub enum ExportError {
     /// A tree could not be read, or written to a directory.
     #[error("write the files of the result")]
     Tree(#[from] DiffError),
+    /// A registry failed, or refused.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// The client's session failed, or refused.
     #[error(transparent)]
     Session(#[from] lapstrake_session::Error),
@@ -62,6 +66,49 @@ pub enum ExportError {
         /// The platform that has it, too.
         second: String,
     },
+    /// There is no output of this type.
+    #[error("exporter {kind:?} could not be found")]
+    NoSuchExporter {
+        /// What was asked for.
+        kind: String,
+    },
+    /// An attribute of the output has a value that means nothing.
+    #[error("invalid {name}: {why}")]
+    Option {
+        /// The attribute.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Attributes of the output mean nothing, or not together, or not for this result.
+    #[error("{why}")]
+    Conflict {
+        /// What is wrong with them.
+        why: String,
+    },
+    /// Annotations were given for a platform that was not built.
+    #[error("invalid annotation: no platform {platform} found in source")]
+    NoSuchPlatform {
+        /// The platform.
+        platform: String,
+    },
+    /// A registry did not take the image.
+    #[error("failed to push {name}")]
+    Push {
+        /// The name that was pushed.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<ExportError>,
+    },
+    /// An attestation is not what it should be.
+    #[error("attestation {path}: {why}")]
+    Attestation {
+        /// Its file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// There is nothing to export.
     #[error("nothing was built that could be exported")]
     NoResults,
@@ -82,6 +129,16 @@ pub enum ExportError {
 }
 
 impl ExportError {
+    /// An attribute whose value means nothing.
+    pub(crate) fn option(name: &str, why: impl Into<String>) -> Self {
+        Self::Option { name: name.to_owned(), why: why.into() }
+    }
+
+    /// Attributes that mean nothing, or not together.
+    pub(crate) fn conflict(why: impl Into<String>) -> Self {
+        Self::Conflict { why: why.into() }
+    }
+
     /// An I/O error with what was being done, and where. Use as `.map_err(ExportError::io("create", path))`.
     pub(crate) fn io<E: Into<std::io::Error>>(
         doing: &'static str,

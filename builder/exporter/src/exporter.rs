@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Destination, ExportError, ExportRequest, Exported, Output, PlatformResult,
+    Destination, ExportError, ExportRequest, Exported, LocalOutput, Names, Output, PlatformResult,
     config::{self, MadeLayer},
     directory,
     index::Layout,
@@ -34,11 +34,11 @@ impl Output {
     fn name(&self) -> Option<&'static str> {
         match self {
             Self::CacheOnly => None,
-            Self::Image { .. } => Some("exporting to image"),
-            Self::Local { .. } => Some("exporting to client directory"),
+            Self::Image(_) => Some("exporting to image"),
+            Self::Local(_) => Some("exporting to client directory"),
             Self::Tar(_) => Some("exporting to client tarball"),
-            Self::Oci { .. } => Some("exporting to oci image format"),
-            Self::Docker { .. } => Some("exporting to docker image format"),
+            Self::Oci(_) => Some("exporting to oci image format"),
+            Self::Docker(_) => Some("exporting to docker image format"),
         }
     }
 }
@@ -54,6 +54,20 @@ impl Client<'_> {
     pub(crate) async fn caller(&self) -> Result<SessionCaller, ExportError> {
         let id = self.session.as_ref().ok_or(ExportError::NoSession { output: self.output })?;
         Ok(self.sessions.get(id.as_str(), Wait::default()).await?)
+    }
+}
+
+/// An output that is made, and that others do not see yet.
+#[derive(Debug, Default)]
+pub struct Export {
+    /// What was left behind.
+    pub exported: Exported,
+}
+
+impl Export {
+    /// Whether [`Exporter::publish`] has nothing to do.
+    pub fn is_public(&self) -> bool {
+        true
     }
 }
 
@@ -82,8 +96,8 @@ impl Exporter {
         sessions: &Sessions,
         vertex: &VertexHandle,
         cancel: &CancellationToken,
-    ) -> Result<Exported, ExportError> {
-        let Some(name) = request.output.name() else { return Ok(Exported::default()) };
+    ) -> Result<Export, ExportError> {
+        let Some(name) = request.output.name() else { return Ok(Export::default()) };
         let client = Client { sessions, session: request.session, output: name };
         let (results, several) = (request.results, request.multi_platform);
         if results.is_empty() {
@@ -93,25 +107,44 @@ impl Exporter {
         let work = async {
             match request.output {
                 Output::CacheOnly => Ok(Exported::default()),
-                Output::Image { names } if several => self.index(results, names, vertex, cancel).await,
-                Output::Image { names } => self.image(only(results)?, names, vertex).await,
-                Output::Local { to, split } => {
-                    let split = split.unwrap_or(several);
-                    self.local(results, to, split, &client, vertex, cancel).await
+                Output::Image(output) if several => {
+                    let names = tagged(&output.image.names, &request.names);
+                    self.index(results, names, vertex, cancel).await
                 }
-                Output::Tar(to) => self.tar(results, to, several, &client, vertex, cancel).await,
-                Output::Docker { names, to } => {
-                    self.docker(only(results)?, names, to, &client, vertex, cancel).await
+                Output::Image(output) => {
+                    let names = tagged(&output.image.names, &request.names);
+                    self.image(only(results)?, names, vertex).await
                 }
-                Output::Oci { names, to } => {
-                    self.oci(results, Layout { names, to, several }, &client, vertex, cancel).await
+                Output::Local(LocalOutput { tree, .. }) => {
+                    let split = tree.split.unwrap_or(several);
+                    self.local(results, tree.to, split, &client, vertex, cancel).await
+                }
+                Output::Tar(tree) => self.tar(results, tree.to, several, &client, vertex, cancel).await,
+                Output::Docker(output) => {
+                    let names = tagged(&output.image.names, &request.names);
+                    self.docker(only(results)?, names, output.to, &client, vertex, cancel).await
+                }
+                Output::Oci(output) => {
+                    let names = tagged(&output.image.names, &request.names);
+                    let layout = Layout { names, to: output.to, several };
+                    self.oci(results, layout, &client, vertex, cancel).await
                 }
             }
         };
         tokio::select! {
-            result = work => result,
+            result = work => Ok(Export { exported: result? }),
             () = cancel.cancelled() => Err(ExportError::Canceled),
         }
+    }
+
+    /// Does what is to be done when all outputs of the build are made: what others see.
+    pub async fn publish(
+        &self,
+        export: Export,
+        _vertex: &VertexHandle,
+        _cancel: &CancellationToken,
+    ) -> Result<Exported, ExportError> {
+        Ok(export.exported)
     }
 
     /// Computes the layers of a result and fills in its config.
@@ -309,6 +342,15 @@ fn write_platforms(
         .collect();
     write_trees(&trees, &WriteOptions::default(), out)?;
     Ok(())
+}
+
+/// The names that an image gets, with tags.
+pub(crate) fn tagged(names: &Names, of_result: &[Reference]) -> Vec<Reference> {
+    let names = match names {
+        Names::Given(names) => names,
+        Names::OfResult => of_result,
+    };
+    names.iter().map(|name| name.clone().with_default_tag()).collect()
 }
 
 /// The result of an output that has room for one.

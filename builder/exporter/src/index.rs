@@ -1,10 +1,10 @@
 //! Images of several platforms: an index in the image store, or in an OCI layout.
 
 use lapstrake_builder_progress::VertexHandle;
-use lapstrake_layerstore_oci::{LayerCompression, Reference};
+use lapstrake_layerstore_oci::Reference;
 use lapstrake_layerstore_store::{ImageName, NewImage};
 use lapstrake_layerstore_transfer::{
-    ImageManifest, LayoutContents, ManifestForm, ManifestOptions, make_index, make_manifest,
+    BlobOptions, ImageManifest, LayoutContents, ManifestForm, ManifestOptions, make_index, make_manifest,
     write_oci_archive,
 };
 use tokio_util::sync::CancellationToken;
@@ -131,7 +131,7 @@ impl Exporter {
         let exporting = vertex.part(format!("exporting manifest for {platform}"), "", 0);
         let (stores, cancel) = (self.stores.clone(), cancel.clone());
         let made = ExportError::blocking(move || {
-            let options = ManifestOptions { form, compression: LayerCompression::Gzip };
+            let options = ManifestOptions::of_buildkit(form, BlobOptions::default());
             let mut made = make_manifest(&stores, &finished.config, &finished.layers, &options, &cancel)?;
             made.descriptor.platform = Some(platform);
             Ok((finished, made))

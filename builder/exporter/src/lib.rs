@@ -12,6 +12,9 @@
 
 #![forbid(unsafe_code)]
 
+mod annotations;
+pub mod attestation;
+mod attrs;
 mod config;
 mod directory;
 mod error;
@@ -20,6 +23,12 @@ mod index;
 mod request;
 mod stream;
 
+pub use annotations::{AnnotationLevel, Annotations};
+pub use attestation::{Attestation, AttestationContent, AttestationKind, Subject, SubjectKind};
+pub use attrs::split_fields;
 pub use error::ExportError;
-pub use exporter::Exporter;
-pub use request::{Destination, ExportRequest, Exported, Output, PlatformResult};
+pub use exporter::{Export, Exporter};
+pub use request::{
+    DanglingName, Destination, Epoch, ExportRequest, Exported, ImageOptions, ImageOutput, LayoutOutput,
+    LocalOutput, Names, Output, PlatformResult, PushOptions, TreeOutput,
+};

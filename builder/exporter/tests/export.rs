@@ -14,7 +14,7 @@ use lapstrake_layerstore_transfer::load;
 use tokio_util::sync::CancellationToken;
 
 fn image(names_of: &[&str]) -> Output {
-    Output::Image { names: names(names_of) }
+    Output::image(names(names_of))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,12 +57,11 @@ async fn the_same_result_is_the_same_image() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_of_nothing_is_an_image_too() {
     let machine = Machine::new();
-    let platform = Platform::host();
-    let config = ImageConfig::for_platform(&platform);
-    let result = PlatformResult { platform, tree: Tree::empty(), config, epoch: Some(0) };
+    let config = ImageConfig::for_platform(&Platform::host());
+    let result = PlatformResult { tree: Tree::empty(), config, epoch: Some(0), ..machine.result() };
     let exported = machine.export(image(&[]), vec![result.clone()]).await.unwrap();
     assert!(machine.stores.images.get(&exported.image.unwrap()).unwrap().unwrap().is_dangling());
-    machine.export(Output::Tar(to(machine.path("t"))), vec![result.clone()]).await.unwrap();
+    machine.export(Output::tar(to(machine.path("t"))), vec![result.clone()]).await.unwrap();
     assert!(listing(&fs::read(machine.path("t")).unwrap()).is_empty());
     machine.export(Output::local(to(machine.path("d"))), vec![result]).await.unwrap();
     assert_eq!(fs::read_dir(machine.path("d")).unwrap().count(), 0);
@@ -74,12 +73,8 @@ async fn archives_hold_the_image() {
     let result = machine.result();
     let stored = machine.export(image(&["app:1"]), vec![result.clone()]).await.unwrap().image;
     for (transport, name, output) in [
-        (
-            "docker-archive",
-            "docker.tar",
-            Output::Docker { names: names(&["app:1"]), to: to(machine.path("docker.tar")) },
-        ),
-        ("oci-archive", "oci.tar", Output::Oci { names: names(&["app:1"]), to: to(machine.path("oci.tar")) }),
+        ("docker-archive", "docker.tar", Output::docker(names(&["app:1"]), to(machine.path("docker.tar")))),
+        ("oci-archive", "oci.tar", Output::oci(names(&["app:1"]), to(machine.path("oci.tar")))),
     ] {
         let exported = machine.export(output, vec![result.clone()]).await.unwrap();
         assert_eq!(exported.image, stored);
@@ -101,7 +96,7 @@ async fn archives_hold_the_image() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tree_goes_into_a_tar_file() {
     let machine = Machine::new();
-    machine.export(Output::Tar(to(machine.path("t"))), vec![machine.result()]).await.unwrap();
+    machine.export(Output::tar(to(machine.path("t"))), vec![machine.result()]).await.unwrap();
     assert_eq!(
         listing(&fs::read(machine.path("t")).unwrap()),
         [
@@ -123,21 +118,21 @@ async fn a_file_appears_only_when_it_is_whole() {
     let target = machine.path("out/t");
     fs::write(&target, "before").unwrap();
     machine.cancel.cancel();
-    let error = machine.export(Output::Tar(to(&target)), vec![machine.result()]).await.unwrap_err();
+    let error = machine.export(Output::tar(to(&target)), vec![machine.result()]).await.unwrap_err();
     assert!(matches!(error, ExportError::Canceled));
 
     // A tree that no archive can hold: the export fails half-way.
     machine.cancel = CancellationToken::new();
     let mut result = machine.result();
     result.tree = machine.tree(&result.tree, |root| fs::write(root.join(".wh.x"), "").unwrap());
-    machine.export(Output::Docker { names: Vec::new(), to: to(&target) }, vec![result]).await.unwrap_err();
+    machine.export(Output::docker(Vec::new(), to(&target)), vec![result]).await.unwrap_err();
     assert_eq!(fs::read(&target).unwrap(), b"before");
     assert_eq!(fs::read_dir(machine.path("out")).unwrap().count(), 1);
 
     let nowhere = machine.path("nowhere/t");
-    let error = machine.export(Output::Tar(to(nowhere)), vec![machine.result()]).await.unwrap_err();
+    let error = machine.export(Output::tar(to(nowhere)), vec![machine.result()]).await.unwrap_err();
     assert!(error.to_string().contains("nowhere/t"), "{error}");
-    machine.export(Output::Tar(to(machine.path("out"))), vec![machine.result()]).await.unwrap_err();
+    machine.export(Output::tar(to(machine.path("out"))), vec![machine.result()]).await.unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,16 +163,13 @@ async fn the_client_gets_its_file() {
     let machine = Machine::new();
     let client = FileClient::default();
     machine.connect(&Client::File(client.clone())).await;
-    machine.export(Output::Tar(Destination::Session), vec![machine.result()]).await.unwrap();
+    machine.export(Output::tar(Destination::Session), vec![machine.result()]).await.unwrap();
     assert_eq!(*client.complete.borrow(), Some(true));
     assert_eq!(listing(&client.file.lock()).len(), 6);
 
     client.file.lock().clear();
     let result = machine.result();
-    machine
-        .export(Output::Docker { names: names(&["app"]), to: Destination::Session }, vec![result])
-        .await
-        .unwrap();
+    machine.export(Output::docker(names(&["app"]), Destination::Session), vec![result]).await.unwrap();
     assert!(listing(&client.file.lock()).iter().any(|entry| entry.starts_with("manifest.json")));
 }
 
@@ -190,12 +182,12 @@ async fn a_client_is_told_when_its_file_is_not_whole() {
     // More than fits on the way, so that it is cancelled half-way.
     let large = vec![1; 64 << 20];
     result.tree = machine.tree(&result.tree, |root| fs::write(root.join("large"), &large).unwrap());
-    let error = machine.export(Output::Tar(Destination::Session), vec![result]).await.unwrap_err();
+    let error = machine.export(Output::tar(Destination::Session), vec![result]).await.unwrap_err();
     assert!(matches!(error, ExportError::Canceled));
     client.complete.subscribe().wait_for(|whole| *whole == Some(false)).await.unwrap();
     // The session lives on: the next export completes.
     machine.cancel = CancellationToken::new();
-    machine.export(Output::Tar(Destination::Session), vec![machine.result()]).await.unwrap();
+    machine.export(Output::tar(Destination::Session), vec![machine.result()]).await.unwrap();
     assert_eq!(*client.complete.borrow(), Some(true));
 }
 
@@ -203,14 +195,14 @@ async fn a_client_is_told_when_its_file_is_not_whole() {
 async fn a_client_that_refuses_is_the_error() {
     let machine = Machine::new();
     machine.connect(&Client::File(FileClient { refuses: true, ..FileClient::default() })).await;
-    let error = machine.export(Output::Tar(Destination::Session), vec![machine.result()]).await.unwrap_err();
+    let error = machine.export(Output::tar(Destination::Session), vec![machine.result()]).await.unwrap_err();
     assert!(error.to_string().contains("export target already exists"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_session_there_is_no_client_to_send_to() {
     let machine = Machine::new();
-    for output in [Output::Tar(Destination::Session), Output::local(Destination::Session)] {
+    for output in [Output::tar(Destination::Session), Output::local(Destination::Session)] {
         let error = machine.export(output, vec![machine.result()]).await.unwrap_err();
         assert!(matches!(error, ExportError::NoSession { .. }), "{error}");
     }
@@ -249,10 +241,10 @@ fn displays_call_exports_as_buildkit_does() {
     assert_eq!(Output::CacheOnly.progress_name(), None);
     assert_eq!(image(&[]).progress_name().as_deref(), Some("exporting to image"));
     assert_eq!(Output::local(to()).progress_name().as_deref(), Some("exporting to client directory"));
-    assert_eq!(Output::Tar(to()).progress_name().as_deref(), Some("exporting to client tarball"));
-    let oci = Output::Oci { names: Vec::new(), to: to() };
+    assert_eq!(Output::tar(to()).progress_name().as_deref(), Some("exporting to client tarball"));
+    let oci = Output::oci(Vec::new(), to());
     assert_eq!(oci.progress_name().as_deref(), Some("exporting to oci image format"));
-    let docker = Output::Docker { names: Vec::new(), to: to() };
+    let docker = Output::docker(Vec::new(), to());
     assert_eq!(docker.progress_name().as_deref(), Some("exporting to docker image format"));
 }
 

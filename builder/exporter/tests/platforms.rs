@@ -26,7 +26,7 @@ fn results(machine: &Machine) -> Vec<PlatformResult> {
 }
 
 fn image(names_of: &[&str]) -> Output {
-    Output::Image { names: names(names_of) }
+    Output::image(names(names_of))
 }
 
 fn host_directory() -> String {
@@ -133,7 +133,7 @@ async fn what_is_saved_loads_with_all_platforms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_oci_layout_holds_the_index_and_loads_with_it() {
     let machine = Machine::new();
-    let output = Output::Oci { names: names(&["multi"]), to: to(machine.path("o.tar")) };
+    let output = Output::oci(names(&["multi"]), to(machine.path("o.tar")));
     let exported = machine.export_several(output, results(&machine)).await.unwrap();
     let manifest = exported.manifest.unwrap();
     assert!(manifest.media_type.is_index());
@@ -151,10 +151,10 @@ async fn an_oci_layout_holds_the_index_and_loads_with_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn docker_archives_have_room_for_one() {
     let machine = Machine::new();
-    let output = Output::Docker { names: names(&["app"]), to: to(machine.path("t")) };
+    let output = Output::docker(names(&["app"]), to(machine.path("t")));
     let error = machine.export_several(output, results(&machine)).await.unwrap_err();
     assert_eq!(error.to_string(), "docker exporter does not currently support exporting manifest lists");
-    for output in [image(&[]), Output::Tar(to(machine.path("t"))), Output::local(to(machine.path("d")))] {
+    for output in [image(&[]), Output::tar(to(machine.path("t"))), Output::local(to(machine.path("d")))] {
         let error = machine.export_several(output, Vec::new()).await.unwrap_err();
         assert!(matches!(error, ExportError::NoResults));
     }
@@ -169,7 +169,7 @@ async fn trees_go_into_directories_by_platform() {
     assert_eq!(fs::read(machine.path("d/linux_arm_v7/etc/conf.d/a")).unwrap(), b"a");
     assert_eq!(fs::read_dir(machine.path("d").join(host_directory())).unwrap().count(), 0);
 
-    machine.export_several(Output::Tar(to(machine.path("t"))), with_empty).await.unwrap();
+    machine.export_several(Output::tar(to(machine.path("t"))), with_empty).await.unwrap();
     let mut expected = vec![
         format!("{}/ 755 0:0", host_directory()),
         "linux_arm_v7/ 755 0:0".to_owned(),
@@ -198,7 +198,7 @@ async fn trees_go_into_directories_by_platform() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_directory_for_all_needs_files_that_differ() {
     let machine = Machine::new();
-    let merged = |name: &str| Output::Local { to: to(machine.path(name)), split: Some(false) };
+    let merged = |name: &str| local_split(to(machine.path(name)), false);
     let error = machine.export_several(merged("d"), results(&machine)).await.unwrap_err();
     let text = error.to_string();
     assert!(
@@ -220,12 +220,12 @@ async fn one_directory_for_all_needs_files_that_differ() {
 
     let client = DirectoryClient::default();
     machine.connect(&Client::Directory(client.clone())).await;
-    let output = Output::Local { to: Destination::Session, split: Some(false) };
+    let output = local_split(Destination::Session, false);
     machine.export_several(output, apart).await.unwrap();
     assert_eq!(client.got.lock().keys().collect::<Vec<_>>(), ["bin", "bin/app-arm", "bin/app-host"]);
 
     // And one platform alone gets its directory when that is asked for.
-    let output = Output::Local { to: to(machine.path("s")), split: Some(true) };
+    let output = local_split(to(machine.path("s")), true);
     machine.export(output, vec![machine.result()]).await.unwrap();
     assert!(machine.path("s").join(host_directory()).join("tool").exists());
 }

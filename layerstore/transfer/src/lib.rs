@@ -35,8 +35,8 @@ pub use index::{ImageIndex, make_index, stored_index, stored_manifest};
 pub use layers::{layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
 pub use manifest::{
-    BlobOptions, ImageManifest, ManifestForm, ManifestOptions, image_manifest, layer_blobs, layer_media_type,
-    make_manifest,
+    BlobCompression, BlobOptions, ImageManifest, ManifestForm, ManifestOptions, image_manifest, layer_blobs,
+    layer_media_type, make_manifest,
 };
 pub use pull::{PulledImage, pull_image, unpacked};
 pub use pull_store::{PullOutcome, pull};

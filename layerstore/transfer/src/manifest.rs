@@ -1,6 +1,7 @@
 //! Manifests of images that have none: compresses layers when somebody needs them compressed, once.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     sync::Arc,
 };
@@ -35,19 +36,86 @@ pub enum ManifestForm {
 }
 
 /// How a manifest is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestOptions {
     /// Its media types.
     pub form: ManifestForm,
-    /// How layers are compressed that have no blob in this compression.
-    pub compression: LayerCompression,
+    /// What its layers' blobs are to be.
+    pub layers: BlobOptions,
+    /// Facts in it.
+    pub annotations: BTreeMap<String, String>,
+    /// What its lines are indented with: the same image has the same digest only if this is the same.
+    pub indent: &'static str,
+}
+
+impl ManifestOptions {
+    /// What BuildKit's exporters make, in this form.
+    pub fn of_buildkit(form: ManifestForm, layers: BlobOptions) -> Self {
+        Self { form, layers, annotations: BTreeMap::new(), indent: "  " }
+    }
+}
+
+/// Annotation of an eStargz blob: the digest of its table of contents.
+pub(crate) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// How a layer's blob is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BlobCompression {
+    /// A plain tar.
+    Uncompressed,
+    /// gzip.
+    #[default]
+    Gzip,
+    /// gzip that can be read file by file, with a table of contents at its end (eStargz).
+    Estargz,
+    /// zstd.
+    Zstd,
+}
+
+impl BlobCompression {
+    /// By BuildKit's name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "uncompressed" => Some(Self::Uncompressed),
+            "gzip" => Some(Self::Gzip),
+            "estargz" => Some(Self::Estargz),
+            "zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// Whether a blob is such a one already.
+    pub fn made(self, blob: &Descriptor) -> bool {
+        let has_contents = blob.annotations.contains_key(TOC_DIGEST);
+        blob.media_type.layer_compression() == Some(self.layer_compression())
+            && (self.layer_compression() != LayerCompression::Gzip || has_contents == (self == Self::Estargz))
+    }
+
+    /// What its media type tells.
+    pub fn layer_compression(self) -> LayerCompression {
+        match self {
+            Self::Uncompressed => LayerCompression::None,
+            Self::Gzip | Self::Estargz => LayerCompression::Gzip,
+            Self::Zstd => LayerCompression::Zstd,
+        }
+    }
+}
+
+impl From<LayerCompression> for BlobCompression {
+    fn from(compression: LayerCompression) -> Self {
+        match compression {
+            LayerCompression::None => Self::Uncompressed,
+            LayerCompression::Gzip => Self::Gzip,
+            LayerCompression::Zstd => Self::Zstd,
+        }
+    }
 }
 
 /// What blobs of layers are to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlobOptions {
     /// How layers are compressed that have no blob.
-    pub compression: LayerCompression,
+    pub compression: BlobCompression,
     /// How hard: up to 9 for gzip, up to 22 for zstd; `None` is each one's own default.
     pub level: Option<u32>,
     /// Whether a blob that a layer has already, in another compression, is of no use.
@@ -57,7 +125,8 @@ pub struct BlobOptions {
 impl Default for ManifestOptions {
     /// What Moby pushes.
     fn default() -> Self {
-        Self { form: ManifestForm::Docker, compression: LayerCompression::Gzip }
+        let layers = BlobOptions { force: true, ..BlobOptions::default() };
+        Self { form: ManifestForm::Docker, layers, annotations: BTreeMap::new(), indent: "   " }
     }
 }
 
@@ -112,24 +181,16 @@ pub fn make_manifest(
 ) -> Result<ImageManifest, TransferError> {
     let lease = Arc::new(stores.leases.create());
     let document = ImageConfig::from_json(config).map_err(TransferError::document("image config"))?;
-    let mut blobs = Vec::with_capacity(layers.len());
-    let wanted = BlobOptions { compression: options.compression, level: None, force: true };
-    for layer in layers {
-        let blob = layer_blob(stores, layer, &wanted, &lease, cancel)?;
-        blobs.push(described(&blob, options.form));
-    }
+    let blobs = layer_blobs(stores, layers, &options.layers, options.form, &lease, cancel)?;
     let (config_type, manifest_type) = match options.form {
         ManifestForm::Docker => (MediaType::DOCKER_CONFIG, MediaType::DOCKER_MANIFEST),
         ManifestForm::Oci => (MediaType::OCI_CONFIG, MediaType::OCI_MANIFEST),
     };
     stores.content.write_small_held(config, &lease)?;
-    let manifest = Manifest::new(manifest_type.clone(), Descriptor::of(config_type, config), blobs);
-    let bytes = match options.form {
-        // Indented as Moby and BuildKit do, so that the same image has the same digest.
-        ManifestForm::Docker => gojson::to_vec_indent(&manifest, "   "),
-        ManifestForm::Oci => gojson::to_vec_indent(&manifest, "  "),
-    };
-    let bytes = bytes.map_err(TransferError::document("manifest"))?;
+    let mut manifest = Manifest::new(manifest_type.clone(), Descriptor::of(config_type, config), blobs);
+    manifest.annotations.clone_from(&options.annotations);
+    let bytes =
+        gojson::to_vec_indent(&manifest, options.indent).map_err(TransferError::document("manifest"))?;
     stores.content.write_small_held(&bytes, &lease)?;
     let descriptor = Descriptor::of(manifest_type, &bytes).with_platform(document.platform().normalized());
     Ok(ImageManifest { descriptor, manifest, lease })
@@ -204,7 +265,7 @@ fn layer_blob(
     cancel: &CancellationToken,
 ) -> Result<Descriptor, TransferError> {
     let BlobOptions { compression, level, force } = *options;
-    let is_wanted = |blob: &Descriptor| blob.media_type.layer_compression() == Some(compression);
+    let is_wanted = |blob: &Descriptor| compression.made(blob);
     let mut blobs = stores.layers.blobs(&layer.diff_id)?;
     blobs.sort_by_key(|blob| !is_wanted(blob));
     for blob in blobs {
@@ -227,21 +288,22 @@ fn layer_blob(
     // Held before it is there, so that collection never sees it unheld.
     lease.hold(Resource::Blob(digest.clone()));
     writer.commit(Some(&digest), Some(size))?;
-    let blob = Descriptor::new(layer_media_type(compression, ManifestForm::Docker), digest, size);
+    let media_type = layer_media_type(compression.layer_compression(), ManifestForm::Docker);
+    let blob = Descriptor::new(media_type, digest, size);
     stores.layers.record_blob(&layer.diff_id, &blob)?;
     Ok(blob)
 }
 
 fn compress(
     out: &mut dyn Write,
-    compression: LayerCompression,
+    compression: BlobCompression,
     level: Option<u32>,
     produce: impl FnOnce(&mut dyn Write) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     const DOING: &str = "compress a layer";
     match compression {
-        LayerCompression::None => produce(out),
-        LayerCompression::Gzip => {
+        BlobCompression::Uncompressed => produce(out),
+        BlobCompression::Gzip | BlobCompression::Estargz => {
             let level = level.map_or_else(flate2::Compression::default, flate2::Compression::new);
             gzip(out, level, |plain| produce(plain).map_err(Produced::Transfer)).map_err(
                 |error| match error {
@@ -250,7 +312,7 @@ fn compress(
                 },
             )
         }
-        LayerCompression::Zstd => {
+        BlobCompression::Zstd => {
             let level = level.and_then(|level| i32::try_from(level).ok()).unwrap_or(ZSTD_LEVEL);
             let mut encoder =
                 zstd::stream::write::Encoder::new(out, level).map_err(TransferError::io(DOING))?;

@@ -8,11 +8,11 @@ use std::{fs, io::Write as _, path::Path, process::Command};
 
 use common::*;
 use lapstrake_graphdriver_adapter::DriverKind;
-use lapstrake_layerstore_oci::{DiffId, Digest, ImageConfig, LayerCompression, Platform};
+use lapstrake_layerstore_oci::{DiffId, Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Collector, NewImage, Tree};
 use lapstrake_layerstore_transfer::{
-    HeldImages, LayoutContents, ManifestForm, ManifestOptions, SaveImage, import, layers, load, make_index,
-    make_manifest, save, write_oci_archive,
+    BlobCompression, BlobOptions, HeldImages, LayoutContents, ManifestForm, ManifestOptions, SaveImage,
+    import, layers, load, make_index, make_manifest, save, write_oci_archive,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -283,7 +283,10 @@ fn of_an_oci_index_the_hosts_image_is_taken_or_the_one_asked_for() {
     for platform in [&foreign, &Platform::host()] {
         let mut config = ImageConfig::for_platform(platform);
         config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let options = ManifestOptions { form: ManifestForm::Oci, compression: LayerCompression::Zstd };
+        let options = ManifestOptions::of_buildkit(
+            ManifestForm::Oci,
+            BlobOptions { compression: BlobCompression::Zstd, ..BlobOptions::default() },
+        );
         made.push(
             make_manifest(&machine.stores, &config.to_json().unwrap(), &layers, &options, &cancel).unwrap(),
         );

@@ -11,12 +11,12 @@ use std::{
 
 use common::*;
 use lapstrake_layerstore_conformance::docker_registry::Registry;
-use lapstrake_layerstore_oci::{Digest, LayerCompression, Manifest, MediaType, Platform};
+use lapstrake_layerstore_oci::{Digest, Manifest, MediaType, Platform};
 use lapstrake_layerstore_registry::{
     ClientOptions, ProgressFn, RegistryClient, RegistryConfig, TransferStatus,
 };
 use lapstrake_layerstore_store::Collector;
-use lapstrake_layerstore_transfer::{ManifestForm, ManifestOptions, image_manifest, pull, push};
+use lapstrake_layerstore_transfer::{BlobOptions, ManifestForm, ManifestOptions, image_manifest, pull, push};
 use tokio_util::sync::CancellationToken;
 
 fn client() -> RegistryClient {
@@ -59,7 +59,7 @@ async fn an_image_survives_push_and_pull() {
 
     // What was pulled keeps its manifest, whatever form is asked for, also after a collection.
     Collector::new(other.stores.clone(), Vec::new()).collect().unwrap();
-    let options = ManifestOptions { form: ManifestForm::Oci, compression: LayerCompression::Gzip };
+    let options = ManifestOptions::of_buildkit(ManifestForm::Oci, BlobOptions::default());
     let kept = image_manifest(&other.stores, &there, &options, &cancel).unwrap();
     assert_eq!(kept.descriptor.digest, pushed.descriptor.digest);
 }

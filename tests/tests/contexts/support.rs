@@ -64,7 +64,7 @@ pub(crate) fn request(
             directories: BTreeMap::new(),
         },
         session: Some(session),
-        output: Output::Image { names: vec![Reference::parse(name).unwrap().with_default_tag()] },
+        outputs: vec![Output::image(vec![Reference::parse(name).unwrap().with_default_tag()])],
         cache_from: Vec::new(),
         cache_to: Vec::new(),
         inline_cache: false,

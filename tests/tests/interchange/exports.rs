@@ -39,7 +39,7 @@ async fn caches_are_written_for_buildkit() {
         let change = |request: &mut lapstrake_builder_engine::BuildRequest| {
             request.cache_to = targets;
             request.inline_cache = true;
-            request.output = Output::Oci { names: Vec::new(), to };
+            request.outputs = vec![Output::oci(Vec::new(), to)];
         };
         case.build_with(&golden_bench(), &server, change).await.unwrap();
     }

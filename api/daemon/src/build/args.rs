@@ -108,10 +108,14 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "AGENT")]
     pub(crate) ssh: Vec<String>,
 
-    /// What to leave behind: a directory, - for a tar on standard output, or type= with image, local, tar, docker or oci,
-    /// and dest=PATH, name=NAME behind it
+    /// What to leave behind; may be given several times: a directory, - for a tar on standard output, or type= with image, registry, local, tar, docker
+    /// or oci, and dest=PATH, name=NAME, push=true and what else BuildKit's exporters know behind it
     #[arg(long, short = 'o', value_name = "OUTPUT")]
-    pub(crate) output: Option<String>,
+    pub(crate) output: Vec<String>,
+
+    /// Push the image: -o type=registry
+    #[arg(long)]
+    pub(crate) push: bool,
 
     /// Keep what a failed RUN leaves as an image: NAME, or else lapstrake-failed:ID, of which the newest ten stay
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]

@@ -70,7 +70,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
     let (context, dockerfile) = request::context(args)?;
     let named = NamedContexts::parse(&args.build_context)?;
     let names = request::references("--tag", &args.tag)?;
-    let output = request::output(args.output.as_deref(), names)?;
+    let outputs = request::outputs(&args.output, args.push, &names)?;
     let cache_from = request::caches("--cache-from", &args.cache_from, CacheSource::parse)?;
     let cache_to = request::caches("--cache-to", &args.cache_to, CacheTarget::parse)?;
     let keep_failed = request::keep_failed(args, file.keep_failed)?;
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
                 directories: placed.directories,
             },
             session: Some(session),
-            output,
+            outputs,
             cache_from,
             cache_to,
             inline_cache,

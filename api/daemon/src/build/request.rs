@@ -10,6 +10,7 @@ use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
 use lapstrake_builder_engine::{
     Destination, EngineError, Entitlement, Grants, KeepFailed, Output, Resources,
 };
+use lapstrake_builder_exporter::split_fields;
 use lapstrake_layerstore_oci::{Platform, Reference};
 
 use super::args::BuildArgs;
@@ -274,60 +275,74 @@ pub(super) fn references(option: &str, texts: &[String]) -> Result<Vec<Reference
     texts.iter().map(parse).collect()
 }
 
-/// What to leave behind.
-pub(super) fn output(text: Option<&str>, names: Vec<Reference>) -> Result<Output, ProgramError> {
-    let Some(text) = text else { return Ok(Output::Image { names }) };
+/// What to leave behind: an image in the store, unless something else is said.
+pub(super) fn outputs(
+    texts: &[String],
+    push: bool,
+    names: &[Reference],
+) -> Result<Vec<Output>, ProgramError> {
+    let mut outputs = texts.iter().map(|text| output(text)).collect::<Result<Vec<_>, _>>()?;
+    if push {
+        let images = outputs.iter_mut().filter_map(|output| match output {
+            Output::Image(image) => Some(image),
+            _ => None,
+        });
+        let pushed = images.map(|image| image.push.get_or_insert_default()).count();
+        if pushed == 0 {
+            let pushed = Output::parse("registry", &BTreeMap::new());
+            outputs.push(pushed.map_err(|error| wrong("--push", error))?);
+        }
+    }
+    if outputs.is_empty() {
+        return Ok(vec![Output::image(names.to_vec())]);
+    }
+    outputs.iter_mut().for_each(|output| output.name_first(names));
+    let nameless = |output: &Output| matches!(output, Output::Image(image) if image.push.is_some() && output.names().is_empty());
+    if outputs.iter().any(nameless) {
+        return Err(wrong("--output", "a tag is needed when pushing to registry"));
+    }
+    Ok(outputs)
+}
+
+fn output(text: &str) -> Result<Output, ProgramError> {
     let refuse = |why: String| wrong(format!("--output {text}"), why);
     if text == "-" {
-        return Ok(Output::Tar(Destination::Stdout));
+        return Ok(Output::tar(Destination::Stdout));
     }
     if !text.contains('=') {
         return Ok(Output::local(Destination::Path(PathBuf::from(text))));
     }
-    let (mut kind, mut to, mut names, mut split) = ("", None, names, None);
-    for field in text.split(',') {
+    let fields = split_fields(text).ok_or_else(|| refuse("a quotation mark is missing".to_owned()))?;
+    let mut attrs = BTreeMap::new();
+    for field in fields {
         let (key, value) =
             field.split_once('=').ok_or_else(|| refuse(format!("{field} is not name=value")))?;
-        match key {
-            "type" => kind = value,
-            "dest" if value == "-" => to = Some(Destination::Stdout),
-            "dest" => to = Some(Destination::Path(PathBuf::from(value))),
-            "name" => names.extend(references("--output name", &[value.to_owned()])?),
-            "platform-split" => {
-                split =
-                    Some(value.parse().map_err(|_| refuse(format!("{field} is neither true nor false")))?);
-            }
-            _ => return Err(refuse(format!("option {key} is not supported"))),
-        }
+        attrs.insert(key.trim().to_lowercase(), value.to_owned());
     }
-    if split.is_some() && kind != "local" {
-        return Err(refuse("platform-split means nothing for this type".to_owned()));
-    }
-    let stream = |to: Option<Destination>| match to {
-        Some(to) => Ok(to),
-        None if std::io::IsTerminal::is_terminal(&std::io::stdout()) => {
-            Err(refuse("give dest=FILE: an archive does not go to a terminal".to_owned()))
-        }
-        None => Ok(Destination::Stdout),
-    };
-    Ok(match (kind, to) {
-        ("image" | "moby", None) => Output::Image { names },
-        ("cacheonly", None) => Output::CacheOnly,
-        ("local", Some(to @ Destination::Path(_))) => Output::Local { to, split },
-        ("local", _) => return Err(refuse("needs dest=DIRECTORY".to_owned())),
-        ("tar", to) => Output::Tar(stream(to)?),
-        ("docker", to) => Output::Docker { names, to: stream(to)? },
-        ("oci", to) => Output::Oci { names, to: stream(to)? },
-        ("image" | "moby" | "cacheonly", Some(_)) => {
+    let kind = attrs.remove("type").ok_or_else(|| refuse("has no type".to_owned()))?;
+    let dest = attrs.remove("dest");
+    // An image stays here, as `docker build` has it: nothing is compressed that nobody asked for.
+    let kind = if kind == "image" { "moby" } else { &kind };
+    let output = Output::parse(kind, &attrs).map_err(|error| refuse(error.to_string()))?;
+    let is_stream = match &output {
+        Output::CacheOnly | Output::Image(_) if dest.is_some() => {
             return Err(refuse("dest means nothing for this type".to_owned()));
         }
-        ("", _) => return Err(refuse("has no type".to_owned())),
-        (other, _) => {
-            return Err(refuse(format!(
-                "type {other} is not supported: there are image, local, tar, docker, oci and cacheonly"
-            )));
+        Output::CacheOnly | Output::Image(_) => return Ok(output),
+        Output::Local(_) => false,
+        Output::Oci(layout) | Output::Docker(layout) => layout.tar,
+        Output::Tar(_) => true,
+    };
+    let to = match dest.as_deref() {
+        Some("-") if is_stream => Destination::Stdout,
+        Some(path) if path != "-" => Destination::Path(PathBuf::from(path)),
+        None if is_stream && std::io::IsTerminal::is_terminal(&std::io::stdout()) => {
+            return Err(refuse("give dest=FILE: an archive does not go to a terminal".to_owned()));
         }
-    })
+        None if is_stream => Destination::Stdout,
+        _ => return Err(refuse("needs dest=DIRECTORY".to_owned())),
+    };
+    output.send_to(to).map_err(|error| refuse(error.to_string()))
 }
 
 #[cfg(test)]
@@ -433,24 +448,41 @@ mod tests {
 
     #[test]
     fn outputs_are_as_dockers() {
-        let out = |text: &str| output(Some(text), Vec::new()).map_err(|error| error.to_string());
+        let out = |text: &str| output(text).map_err(|error| error.to_string());
         assert_eq!(out("out"), Ok(Output::local(Destination::Path("out".into()))));
-        assert_eq!(out("-"), Ok(Output::Tar(Destination::Stdout)));
-        assert_eq!(out("type=tar,dest=x.tar"), Ok(Output::Tar(Destination::Path("x.tar".into()))));
+        assert_eq!(out("-"), Ok(Output::tar(Destination::Stdout)));
+        assert_eq!(out("type=tar,dest=x.tar"), Ok(Output::tar(Destination::Path("x.tar".into()))));
         assert_eq!(out("type=cacheonly"), Ok(Output::CacheOnly));
-        let names = vec![Reference::parse("a:latest").unwrap()];
+        let names = ["a", "b:1"].map(|name| Reference::parse(name).unwrap()).to_vec();
         let to = Destination::Stdout;
-        assert_eq!(out("type=docker,name=a,dest=-"), Ok(Output::Docker { names, to }));
+        assert_eq!(out("type=docker,\"name=a,b:1\",dest=-"), Ok(Output::docker(names, to)));
         for (text, why) in [
             ("type=local", "needs dest"),
-            ("type=registry", "not supported"),
-            ("type=image,push=true", "option push"),
-            ("type=tar,platform-split=true,dest=x", "platform-split means nothing"),
-            ("type=local,platform-split=x,dest=x", "neither true nor false"),
+            ("type=oci,tar=false", "needs dest"),
+            ("type=zip,dest=x", "could not be found"),
+            ("type=image,push=maybe", "non-bool value specified for push"),
+            ("type=local,platform-split=x,dest=x", "non-bool value"),
             ("dest=x", "has no type"),
             ("type=image,dest=x", "dest means nothing"),
         ] {
             assert!(out(text).unwrap_err().contains(why), "{text}");
         }
+    }
+
+    #[test]
+    fn an_image_is_pushed_where_that_is_said() {
+        let names = [Reference::parse("r:5000/a:1").unwrap()];
+        let pushed = |texts: &[&str], push| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            let outputs = outputs(&texts, push, &names).unwrap();
+            let is_pushed = |output: &Output| matches!(output, Output::Image(image) if image.push.is_some());
+            outputs.iter().map(|output| (output.kind(), is_pushed(output))).collect::<Vec<_>>()
+        };
+        assert_eq!(pushed(&[], false), [("image", false)]);
+        assert_eq!(pushed(&[], true), [("image", true)]);
+        assert_eq!(pushed(&["type=registry"], false), [("image", true)]);
+        assert_eq!(pushed(&["type=image", "out"], true), [("image", true), ("local", false)]);
+        assert_eq!(pushed(&["out"], true), [("local", false), ("image", true)]);
+        assert!(outputs(&[], true, &[]).unwrap_err().to_string().contains("a tag is needed"));
     }
 }

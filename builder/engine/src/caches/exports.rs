@@ -427,7 +427,7 @@ impl Packer {
     async fn pack(mut self, tree: Tree) -> Result<(Self, Vec<Descriptor>), CacheFault> {
         CacheFault::blocking(move || {
             let options = BlobOptions {
-                compression: self.options.compression,
+                compression: self.options.compression.into(),
                 level: self.options.level,
                 force: self.options.force,
             };

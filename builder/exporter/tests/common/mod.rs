@@ -13,13 +13,14 @@ use lapstrake_api_proto::{
     fsutil::{Packet, packet::PacketType},
 };
 use lapstrake_builder_exporter::{
-    Destination, ExportError, ExportRequest, Exported, Exporter, Output, PlatformResult,
+    Destination, ExportError, ExportRequest, Exported, Exporter, LocalOutput, Output, PlatformResult,
+    TreeOutput,
 };
 use lapstrake_builder_progress::{Emit, Event, VertexHandle, VertexState};
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_oci::{Digest, History, ImageConfig, Platform, Reference};
 use lapstrake_layerstore_store::{LocalStore, Stores, Tree};
-use lapstrake_session::{SessionId, SessionInfo, Sessions, Wait};
+use lapstrake_session::{ExporterId, SessionId, SessionInfo, Sessions, Wait};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -112,7 +113,7 @@ impl Machine {
             ..History::default()
         };
         config.history = vec![step("COPY a", false), step("ENV X=1", true), step("RUN b", false)];
-        PlatformResult { platform, tree, config, epoch: None }
+        PlatformResult { platform, tree, config, base: None, epoch: None, attestations: Vec::new() }
     }
 
     pub(crate) async fn export(
@@ -143,8 +144,17 @@ impl Machine {
             VertexState::pending(Digest::sha256_of("vertex"), "exporting", Vec::new()),
         );
         let session = self.sessions.ids().pop();
-        let request = ExportRequest { output, results, multi_platform, session };
-        self.exporter.export(request, &self.sessions, &vertex, &self.cancel).await
+        let request = ExportRequest {
+            output,
+            number: ExporterId::default(),
+            results,
+            multi_platform,
+            names: Vec::new(),
+            session,
+            registry: None,
+        };
+        let export = self.exporter.export(request, &self.sessions, &vertex, &self.cancel).await?;
+        self.exporter.publish(export, &vertex, &self.cancel).await
     }
 
     pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
@@ -298,4 +308,10 @@ async fn receive(
             let _ = out.send(Ok(packet(PacketType::PacketFin, 0))).await;
         }
     }
+}
+
+/// A directory, one for all platforms or each its own.
+pub(crate) fn local_split(to: Destination, split: bool) -> Output {
+    let tree = TreeOutput { split: Some(split), ..TreeOutput::to(to) };
+    Output::Local(LocalOutput { tree, delete: false })
 }
