@@ -9,6 +9,7 @@
 mod agent;
 mod archive;
 mod base;
+pub mod buildkit;
 mod client;
 mod compare;
 mod daemon;
