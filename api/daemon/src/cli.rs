@@ -10,10 +10,11 @@ use lapstrake_graphdriver_adapter::DriverKind;
 
 use crate::{
     build::args::{BuildArgs, bytes},
+    config::{BuildkitdFlags, switch},
     debug::DebugArgs,
     history::HistoryArgs,
     host::Host,
-    logging::LogFormat,
+    logging::{LogFormat, LogLevel},
 };
 
 /// Builds container images for every Docker client, without dockerd, buildkitd or runc.
@@ -27,7 +28,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve the Docker Engine API: point DOCKER_HOST or a docker context at it
+    /// Serve the Docker Engine API and BuildKit's: point DOCKER_HOST, a docker context or BUILDKIT_HOST at it
+    #[command(version)]
     Daemon(Box<DaemonArgs>),
     /// Build an image here and now, without a daemon
     Build(Box<BuildArgs>),
@@ -91,9 +93,19 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) dns_search: Vec<String>,
 
-    /// Log what helps to find out why something failed
-    #[arg(long, short = 'D')]
+    /// Log what helps to find out why something failed: as --log-level debug
+    #[arg(long, short = 'D', num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        value_parser = switch, default_value = "false", hide_default_value = true)]
     pub(crate) debug: bool,
+
+    /// As --log-level trace
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch,
+        default_value = "false", hide = true)]
+    pub(crate) trace: bool,
+
+    /// How much is logged: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
 
     /// How lines of the log are written
     #[arg(long, value_name = "FORMAT", value_enum)]
@@ -109,7 +121,10 @@ fn entitlement(text: &str) -> Result<Entitlement, String> {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Takes the flags and the configuration of buildkitd: docs/buildkitd.md has all of them.
+
+Examples:
   lapstrake daemon
   lapstrake daemon -H unix:///run/lapstrake/lapstrake.sock -H tcp://10.0.0.5:2376 \\
       --tlscacert ca.pem --tlscert server.pem --tlskey server-key.pem
@@ -117,14 +132,15 @@ fn entitlement(text: &str) -> Result<Entitlement, String> {
 Then, in another terminal:
   DOCKER_HOST=unix:///run/lapstrake/lapstrake.sock docker build .
 
-Signals: SIGTERM and SIGINT cancel what is being built and end the daemon; a second one ends it at once.")]
+Signals: SIGTERM and SIGINT cancel what is being built and end the daemon; a second one ends it at once."
+)]
 pub(crate) struct DaemonArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 
     /// Listen here: unix:///path, tcp://address:port, or fd:// for systemd's sockets; may be repeated
     /// [default: unix:///run/lapstrake/lapstrake.sock; for others than root, unix://$XDG_RUNTIME_DIR/lapstrake/lapstrake.sock]
-    #[arg(long, short = 'H', value_name = "HOST")]
+    #[arg(long, short = 'H', visible_alias = "addr", value_name = "HOST")]
     pub(crate) host: Vec<Host>,
 
     /// Group, by name or number, that may use unix sockets [default: docker, where there is one]
@@ -141,7 +157,8 @@ pub(crate) struct DaemonArgs {
     pub(crate) allow_insecure_entitlement: Vec<Entitlement>,
 
     /// Offer no devices (CDI) to steps
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = switch,
+        default_value = "false", hide_default_value = true)]
     pub(crate) cdi_disabled: bool,
 
     /// Read specifications of devices (CDI) here; may be repeated [default: /etc/cdi, /var/run/cdi, /etc/buildkit/cdi]
@@ -175,6 +192,9 @@ pub(crate) struct DaemonArgs {
     /// Serve TCP without asking clients for a certificate: everybody who can connect is as good as root on this machine
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
+
+    #[command(flatten)]
+    pub(crate) buildkitd: BuildkitdFlags,
 }
 
 #[derive(Debug, Args)]

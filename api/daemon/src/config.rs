@@ -1,7 +1,13 @@
 //! `buildkitd.toml`, read as it is.
 //!
-//! Three kinds of keys: those that are honoured; those that BuildKit knows and this daemon does not (yet), which are named in a
-//! warning; and those that nobody knows, which are most likely misspelt and named too. A value of the wrong type is an error.
+//! What becomes of each key is in [`keys`]: it is honoured, has no effect, or is refused. Those that nobody knows are most likely misspelt, and
+//! named. A value of the wrong type is an error. A flag of buildkitd's that a key says the same as is put into the file's values
+//! ([`KeyFlag`]), so that both mean the same.
+
+mod flags;
+pub(crate) mod keys;
+
+pub(crate) use flags::{BuildkitdFlags, KeyFlag, switch};
 
 use std::{
     net::IpAddr,
@@ -15,7 +21,10 @@ use lapstrake_builder_executor::{DefaultNetwork, Subnet};
 use lapstrake_layerstore_registry::RegistryConfig;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::{error::ProgramError, logging::LogFormat};
+use crate::{
+    error::ProgramError,
+    logging::{LogFormat, LogLevel},
+};
 
 /// What of the file is honoured.
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -49,7 +58,7 @@ pub(crate) struct ConfigFile {
     pub(crate) dns: Dns,
     /// Registries by host.
     pub(crate) registry: RegistryConfig,
-    /// What the file says that is not honoured; filled in by [`ConfigFile::parse`].
+    /// What the file says that is not honoured; filled in by [`ConfigFile::with_flags`].
     #[serde(skip)]
     pub(crate) doubts: Vec<String>,
 }
@@ -140,6 +149,8 @@ impl HistoryFile {
 pub(crate) struct Log {
     /// `text` or `json`.
     pub(crate) format: Option<LogFormat>,
+    /// The least important that is written.
+    pub(crate) level: Option<LogLevel>,
 }
 
 /// `[grpc]`
@@ -148,7 +159,9 @@ pub(crate) struct Log {
 pub(crate) struct Grpc {
     /// Where to listen.
     pub(crate) address: Vec<String>,
-    /// The unix socket's group.
+    /// The unix sockets' owner.
+    pub(crate) uid: Option<u32>,
+    /// The unix sockets' group.
     pub(crate) gid: Option<u32>,
     /// For TCP.
     pub(crate) tls: Tls,
@@ -396,127 +409,33 @@ pub(crate) enum Snapshotter {
     Native,
 }
 
-/// Keys that are honoured; a `*` stands for everything below.
-const HONOURED: &[&str] = &[
-    "debug",
-    "trace",
-    "root",
-    "keepFailed",
-    "log.format",
-    "frontend.dockerfile.v0.servesOfficialImages",
-    "history.maxAge",
-    "history.maxEntries",
-    "grpc.address",
-    "grpc.gid",
-    "grpc.tls.cert",
-    "grpc.tls.key",
-    "grpc.tls.ca",
-    "insecure-entitlements",
-    "cdi.disabled",
-    "cdi.specDirs",
-    "cdi.autoAllowed",
-    "worker.oci.binary",
-    "worker.oci.snapshotter",
-    "worker.oci.max-parallelism",
-    "worker.oci.networkMode",
-    "worker.oci.bridgeSubnet",
-    "worker.oci.cniPoolSize",
-    "dns.nameservers",
-    "dns.options",
-    "dns.searchDomains",
-    "worker.oci.gc",
-    "worker.oci.gckeepstorage",
-    "worker.oci.reservedSpace",
-    "worker.oci.maxUsedSpace",
-    "worker.oci.minFreeSpace",
-    "worker.oci.gcpolicy",
-    "worker.containerd.gc",
-    "worker.containerd.gckeepstorage",
-    "worker.containerd.reservedSpace",
-    "worker.containerd.maxUsedSpace",
-    "worker.containerd.minFreeSpace",
-    "worker.containerd.gcpolicy",
-    "registry.*",
-];
-
-/// Keys that BuildKit knows, and what this daemon does in their place.
-const NOT_HONOURED: &[(&str, &str)] = &[
-    ("proxyNetwork", "steps have the network that they ask for"),
-    ("log.level", "use debug = true or trace = true"),
-    ("grpc.debugAddress", "there is no debug server"),
-    ("grpc.uid", "the socket's owner is who runs the daemon"),
-    ("grpc.securityDescriptor", "it is for Windows"),
-    ("otel.*", "traces are not exported"),
-    ("worker.oci.enabled", "this daemon has one worker, which is always on"),
-    ("worker.oci.labels.*", "workers are not chosen by label"),
-    ("worker.oci.platforms", "the platform is that of this machine"),
-    ("worker.oci.rootless", "whoever starts the daemon is who runs it"),
-    ("worker.oci.noProcessSandbox", "every step has a process namespace of its own"),
-    ("worker.oci.userRemapUnsupported", "users are not remapped"),
-    ("worker.oci.proxySnapshotterPath", "layers are in this daemon's own store"),
-    ("worker.oci.defaultCgroupParent", "steps run below /lapstrake"),
-    ("worker.oci.stargzSnapshotter.*", "layers are unpacked as they are pulled"),
-    ("worker.oci.apparmor-profile", "no AppArmor profile is applied"),
-    ("worker.oci.selinux", "no SELinux label is applied"),
-    ("worker.oci.cniConfigPath", "there is no CNI"),
-    ("worker.oci.cniBinaryPath", "there is no CNI"),
-    ("worker.oci.bridgeName", "the bridge is in a namespace of its own"),
-    ("worker.containerd.*", "containerd is not used"),
-    ("frontend.dockerfile.v0.enabled", "Dockerfiles are read by the built-in frontend"),
-    ("frontend.gateway.v0.*", "frontends that are images are not run"),
-    ("frontend.*", "there is the built-in frontend alone"),
-    ("system.*", "the platform is that of this machine"),
-    ("provenanceEnvDir", "no provenance is written"),
-    ("cache.*", "GitHub's cache service is not used"),
-    ("gha.*", "GitHub's cache service is not used"),
-    ("platformsCacheMaxAge", "the platform is that of this machine"),
-    ("maxRegistryConcurrency", "three layers are pulled at once, five pushed"),
-];
-
 impl ConfigFile {
-    /// Reads a file.
-    pub(crate) fn read(path: &Path) -> Result<Self, ProgramError> {
+    /// Reads a file, and puts flags over it.
+    pub(crate) fn read(path: &Path, flags: &[KeyFlag]) -> Result<Self, ProgramError> {
         let text = std::fs::read_to_string(path).map_err(ProgramError::file("read configuration", path))?;
-        Self::parse(&text).map_err(|source| ProgramError::Config { path: path.to_owned(), source })
+        let failed = |source| ProgramError::Config { path: path.to_owned(), source };
+        // As a whole first: these errors have lines and columns.
+        let _: Self = toml::from_str(&text).map_err(failed)?;
+        Self::with_flags(toml::from_str(&text).map_err(failed)?, flags)
     }
 
-    /// Reads a file's text. Pure.
-    pub(crate) fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        let mut file: ConfigFile = toml::from_str(text)?;
-        let table: toml::Table = toml::from_str(text)?;
-        let mut keys = Vec::new();
-        flatten("", &table, &mut keys);
-        file.doubts = keys.iter().filter_map(|key| doubt(key)).collect();
-        Ok(file)
-    }
-}
-
-/// Why a key has no effect, if it has none.
-fn doubt(key: &str) -> Option<String> {
-    if HONOURED.iter().any(|pattern| is_of(key, pattern)) {
-        return None;
-    }
-    match NOT_HONOURED.iter().find(|(pattern, _)| is_of(key, pattern)) {
-        Some((_, instead)) => Some(format!("{key} is not honoured: {instead}")),
-        None => Some(format!("{key} is no key that BuildKit or Lapstrake knows")),
-    }
-}
-
-fn is_of(key: &str, pattern: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(prefix) => key.starts_with(prefix),
-        None => key == pattern,
-    }
-}
-
-/// The keys of all values, with dots between the tables that they are in. A list of tables is one value.
-fn flatten(prefix: &str, table: &toml::Table, keys: &mut Vec<String>) {
-    for (name, value) in table {
-        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        match value {
-            toml::Value::Table(table) => flatten(&key, table, keys),
-            _ => keys.push(key),
+    /// What a file with these values says, and flags put over it. Pure.
+    pub(crate) fn with_flags(mut table: toml::Table, flags: &[KeyFlag]) -> Result<Self, ProgramError> {
+        for flag in flags {
+            flag.put_into(&mut table)?;
+            // One after the other, so that an error is about this one.
+            let parsed: Result<Self, toml::de::Error> = table.clone().try_into();
+            parsed.map_err(|error| ProgramError::setting(format!("--{}", flag.flag), error.message()))?;
         }
+        let verdict = keys::judge(&table);
+        if !verdict.refused.is_empty() {
+            return Err(ProgramError::setting("configuration", verdict.refused.join("; ")));
+        }
+        let mut file: Self = table
+            .try_into()
+            .map_err(|error: toml::de::Error| ProgramError::setting("configuration", error.message()))?;
+        file.doubts = verdict.doubts;
+        Ok(file)
     }
 }
 

@@ -4,14 +4,14 @@ use std::{
     fs, io,
     os::{
         fd::OwnedFd,
-        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use lapstrake_api_server::{AppState, ServeLimits, serve};
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, Uid};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -59,6 +59,7 @@ pub(crate) async fn bind(
 ) -> Result<Vec<(String, Listener)>, ProgramError> {
     let acceptor = tls::acceptor(&settings.tcp)?;
     let gid = group(settings.group.as_deref())?;
+    let owner = Owner { uid: settings.uid.map(Uid::from_raw), gid };
     let mut inherited: Vec<Option<(u32, OwnedFd)>> = inherited.into_iter().map(Some).collect();
     let mut listeners = Vec::new();
     for host in &settings.hosts {
@@ -66,7 +67,7 @@ pub(crate) async fn bind(
         let failed = |source| ProgramError::Listen { host: host.to_string(), source };
         match host {
             Host::Unix(path) => {
-                let (listener, file) = unix(path, gid).await.map_err(failed)?;
+                let (listener, file) = unix(path, owner).await.map_err(failed)?;
                 listeners.push((name, Listener::Unix(listener, Some(file))));
             }
             Host::Tcp(address) => {
@@ -101,10 +102,42 @@ fn secured(listener: TcpListener, acceptor: Option<TlsAcceptor>) -> Listener {
     }
 }
 
-/// Makes a unix socket that root and one group may use. A socket file that nobody listens on is replaced.
-async fn unix(path: &Path, gid: Option<Gid>) -> io::Result<(UnixListener, SocketFile)> {
+/// Whose a socket is; who makes it where nothing is said.
+#[derive(Debug, Clone, Copy, Default)]
+struct Owner {
+    uid: Option<Uid>,
+    gid: Option<Gid>,
+}
+
+impl Owner {
+    fn own(self, path: &Path) -> io::Result<()> {
+        if self.uid.is_none() && self.gid.is_none() {
+            return Ok(());
+        }
+        std::os::unix::fs::chown(path, self.uid.map(Uid::as_raw), self.gid.map(Gid::as_raw))
+    }
+}
+
+/// Makes a directory and those above it that are not there, for whoever may use the socket in it. As buildkitd's, but that those above are passable, too.
+fn directory(path: &Path, owner: Owner) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        directory(above, owner)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    owner.own(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o770))
+}
+
+/// Makes a unix socket that its owner and one group may use. A socket file that nobody listens on is replaced.
+async fn unix(path: &Path, owner: Owner) -> io::Result<(UnixListener, SocketFile)> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
+        directory(parent, owner)?;
     }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -122,9 +155,7 @@ async fn unix(path: &Path, gid: Option<Gid>) -> io::Result<(UnixListener, Socket
     let _ = fs::remove_file(&new); // left by a crash, or not there
     let listener = UnixListener::bind(&new)?;
     let place = || -> io::Result<SocketFile> {
-        if let Some(gid) = gid {
-            std::os::unix::fs::chown(&new, None, Some(gid.as_raw()))?;
-        }
+        owner.own(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o660))?;
         let inode = fs::symlink_metadata(&new)?.ino();
         fs::rename(&new, path)?;
@@ -214,12 +245,12 @@ mod tests {
     async fn a_socket_nobody_listens_on_is_replaced_and_one_in_use_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/er/x.sock");
-        let (first, file) = unix(&path, None).await.unwrap();
+        let (first, file) = unix(&path, Owner::default()).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        let error = unix(&path, None).await.err().unwrap();
+        let error = unix(&path, Owner::default()).await.err().unwrap();
         assert!(error.to_string().contains("another daemon"), "{error}");
         drop(first);
-        let (_second, second_file) = unix(&path, None).await.unwrap();
+        let (_second, second_file) = unix(&path, Owner::default()).await.unwrap();
         // The first socket's file is another's now.
         drop(file);
         assert!(path.exists());
@@ -228,11 +259,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn directories_that_are_made_are_for_who_may_use_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o751)).unwrap();
+        let owner = Owner { uid: Some(Uid::from_raw(12)), gid: Some(Gid::from_raw(34)) };
+        let path = dir.path().join("deep/er/x.sock");
+        let _socket = unix(&path, owner).await.unwrap();
+        let seen = |path: &Path| {
+            let found = fs::metadata(path).unwrap();
+            (found.mode() & 0o777, found.uid(), found.gid())
+        };
+        assert_eq!(seen(&path), (0o660, 12, 34));
+        assert_eq!(seen(path.parent().unwrap()), (0o770, 12, 34));
+        assert_eq!(seen(&dir.path().join("deep")), (0o770, 12, 34));
+        assert_eq!(seen(dir.path()).0, 0o751, "what was there stays as it was");
+    }
+
+    #[tokio::test]
     async fn a_file_in_the_sockets_place_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         fs::write(&path, "precious").unwrap();
-        let error = unix(&path, None).await.err().unwrap();
+        let error = unix(&path, Owner::default()).await.err().unwrap();
         assert!(error.to_string().contains("no socket"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }

@@ -18,6 +18,8 @@ pub(crate) enum LogFormat {
 pub(crate) enum LogLevel {
     /// What went wrong.
     Error,
+    /// And what may go wrong.
+    Warn,
     /// What an operator wants to read.
     #[default]
     Info,
@@ -27,12 +29,36 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
+impl std::str::FromStr for LogLevel {
+    type Err = String;
+
+    /// By the names that BuildKit (logrus) knows.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "panic" | "fatal" | "error" => Ok(Self::Error),
+            "warn" | "warning" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            "trace" => Ok(Self::Trace),
+            _ => Err(format!("{text:?} is no log level: error, warn, info, debug or trace")),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for LogLevel {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 /// Starts the log. `RUST_LOG` overrules the level, for the whole program or parts of it.
 pub(crate) fn start(format: LogFormat, level: LogLevel) {
     let ours = match level {
         LogLevel::Trace => "trace",
         LogLevel::Debug => "debug",
         LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
         LogLevel::Error => "error",
     };
     // Libraries have a lot to say about every frame.

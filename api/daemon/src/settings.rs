@@ -10,7 +10,7 @@ use lapstrake_layerstore_registry::RegistryConfig;
 
 use crate::{
     cli::{DaemonArgs, StoreArgs},
-    config::{ConfigFile, Gc, Snapshotter},
+    config::{ConfigFile, Gc, KeyFlag, Snapshotter},
     error::ProgramError,
     host::Host,
     logging::{LogFormat, LogLevel},
@@ -91,6 +91,8 @@ pub(crate) struct DaemonSettings {
     pub(crate) tcp: TcpSecurity,
     /// Whether TCP may be open to everybody who can connect.
     pub(crate) insecure_tcp: bool,
+    /// The owner of unix sockets; who runs the daemon when not said.
+    pub(crate) uid: Option<u32>,
     /// The group of unix sockets: a name or a number.
     pub(crate) group: Option<String>,
     /// Whether failed steps are kept of builds that do not say it.
@@ -102,10 +104,14 @@ pub(crate) struct DaemonSettings {
 impl StoreSettings {
     /// Reads the configuration and puts the command line over it.
     pub(crate) fn new(args: &StoreArgs) -> Result<(Self, ConfigFile), ProgramError> {
+        Self::with_flags(args, &[])
+    }
+
+    fn with_flags(args: &StoreArgs, flags: &[KeyFlag]) -> Result<(Self, ConfigFile), ProgramError> {
         let file = match &args.config {
-            Some(path) => ConfigFile::read(path)?,
-            None if Path::new(CONFIG_FILE).exists() => ConfigFile::read(Path::new(CONFIG_FILE))?,
-            None => ConfigFile::default(),
+            Some(path) => ConfigFile::read(path, flags)?,
+            None if Path::new(CONFIG_FILE).exists() => ConfigFile::read(Path::new(CONFIG_FILE), flags)?,
+            None => ConfigFile::with_flags(toml::Table::new(), flags)?,
         };
         Self::merge(args, file)
     }
@@ -117,11 +123,18 @@ impl StoreSettings {
             Some(Snapshotter::Overlayfs) => Some(DriverKind::Overlay2),
             Some(Snapshotter::Native) => Some(DriverKind::Vfs),
         });
-        let log_level = match (file.trace, args.debug || file.debug) {
-            (true, _) => LogLevel::Trace,
-            (_, true) => LogLevel::Debug,
-            _ => LogLevel::Info,
+        let first = |trace: bool, debug: bool| match (trace, debug) {
+            (true, _) => Some(LogLevel::Trace),
+            (_, true) => Some(LogLevel::Debug),
+            _ => None,
         };
+        // As BuildKit: the level, where one is said, goes before the older switches, in the file and on the command line.
+        let log_level = args
+            .log_level
+            .or(first(args.trace, args.debug))
+            .or(file.log.level)
+            .or(first(file.trace, file.debug))
+            .unwrap_or_default();
         let root = args.root.clone().or(file.root.take()).unwrap_or_else(default_root);
         let gc = file.worker.take_gc();
         // Whatever the disk's size: a rule that means nothing is told before anything is opened.
@@ -168,11 +181,12 @@ impl StoreSettings {
 impl DaemonSettings {
     /// Reads the configuration and puts the command line over it.
     pub(crate) fn new(args: &DaemonArgs) -> Result<Self, ProgramError> {
-        let (store, file) = StoreSettings::new(&args.store)?;
+        let (store, file) = StoreSettings::with_flags(&args.store, &args.buildkitd.0)?;
         Self::merge(args, store, file)
     }
 
     fn merge(args: &DaemonArgs, mut store: StoreSettings, file: ConfigFile) -> Result<Self, ProgramError> {
+        store.doubts.extend(args.buildkitd.doubts());
         if !args.allow_insecure_entitlement.is_empty() {
             store.entitlements = Some(args.allow_insecure_entitlement.clone());
         }
@@ -217,6 +231,7 @@ impl DaemonSettings {
             hosts,
             tcp,
             insecure_tcp: args.insecure_tcp,
+            uid: file.grpc.uid,
             group,
             keep_failed: args.keep_failed || file.keep_failed,
             pid_file: args.pidfile.clone(),
@@ -289,8 +304,8 @@ mod tests {
         let cli =
             Cli::try_parse_from(["lapstrake", "daemon"].iter().chain(args)).map_err(|e| e.to_string())?;
         let Command::Daemon(args) = cli.command else { panic!("daemon was asked for") };
-        let file = ConfigFile::parse(config).unwrap();
-        let (store, file) = StoreSettings::merge(&args.store, file).unwrap();
+        let file = ConfigFile::with_flags(toml::from_str(config).unwrap(), &args.buildkitd.0);
+        let (store, file) = StoreSettings::merge(&args.store, file.map_err(|e| e.to_string())?).unwrap();
         DaemonSettings::merge(&args, store, file).map_err(|e| e.to_string())
     }
 
@@ -310,6 +325,107 @@ mod tests {
         assert_eq!(default.hosts, [Host::default_socket()]);
         assert_eq!(default.store.driver, None);
         assert!(default.store.parallelism >= 1);
+    }
+
+    #[test]
+    fn buildkitds_own_tests_start_the_daemon_so() {
+        let line = [
+            "--oci-worker=true",
+            "--containerd-worker=false",
+            "--oci-worker-gc=false",
+            "--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true",
+            "--oci-worker-snapshotter=native",
+            "--config=/x/buildkitd.toml",
+            "--root",
+            "/x/root",
+            "--addr",
+            "unix:///x/buildkitd.sock",
+            "--debug",
+        ];
+        let config = "[registry.\"docker.io\"]\nmirrors=[\"localhost:1\"]\n[otel]\nsocketPath = \"/x/otel.sock\"\n[cdi]\nspecDirs = [\"/x/cdi\"]\n";
+        let settings = settings(&line, config).unwrap();
+        assert_eq!(settings.hosts, [Host::Unix("/x/buildkitd.sock".into())]);
+        assert_eq!(settings.store.root, Path::new("/x/root"));
+        assert_eq!(settings.store.driver, Some(DriverKind::Vfs));
+        assert_eq!(settings.store.log_level, LogLevel::Debug);
+        assert_eq!(settings.store.gc.rules(1 << 40).unwrap(), []);
+        assert_eq!(settings.store.registry.hosts["docker.io"].mirrors, ["localhost:1"]);
+        assert_eq!(settings.store.devices.directories, [Path::new("/x/cdi")]);
+    }
+
+    #[test]
+    fn flags_of_buildkitd_go_before_keys_of_the_file() {
+        let store = |args: &[&str], config: &str| settings(args, config).unwrap().store;
+        let file = "[worker.oci]\nmax-parallelism = 3\nbinary = \"/file\"\nnetworkMode = \"host\"\n";
+        let from_file = store(&[], file);
+        assert_eq!((from_file.parallelism, from_file.oci_runtime.as_deref()), (3, Some(Path::new("/file"))));
+        let line = ["--oci-max-parallelism", "5", "--oci-worker-binary=/line", "--oci-worker-net", "none"];
+        let from_line = store(&line, file);
+        assert_eq!((from_line.parallelism, from_line.oci_runtime.as_deref()), (5, Some(Path::new("/line"))));
+        assert_eq!(from_line.network.default, lapstrake_builder_executor::DefaultNetwork::None);
+        assert_eq!(
+            store(&["--oci-worker-gc-keepstorage", "9"], "").gc,
+            store(&[], "[worker.oci]\nreservedSpace = 9000000\nminFreeSpace = 0\nmaxUsedSpace = 0\n").gc
+        );
+    }
+
+    #[test]
+    fn what_would_be_without_effect_is_told_or_refused_by_name() {
+        let refused = |args: &[&str]| settings(args, "").unwrap_err();
+        for (flag, part) in [
+            ("--oci-worker=false", "worker.oci.enabled = false is refused: this daemon has one worker"),
+            (
+                "--containerd-worker=true",
+                "worker.containerd.enabled = true is refused: containerd is not used",
+            ),
+            ("--oci-worker-apparmor-profile=x", "worker.oci.apparmor-profile is refused: no AppArmor"),
+            ("--oci-worker-selinux", "worker.oci.selinux is refused"),
+            ("--proxy-network", "proxyNetwork is refused"),
+            ("--oci-worker-snapshotter=stargz", "--oci-worker-snapshotter: unknown variant `stargz`"),
+            ("--oci-worker-net=cni", "--oci-worker-net: unknown variant `cni`"),
+            ("--oci-max-parallelism=x", "--oci-max-parallelism: \"x\" is no number"),
+            ("--oci-worker-gc=maybe", "--oci-worker-gc: \"maybe\" is neither true nor false"),
+            ("--oci-worker-labels=x", "--oci-worker-labels: \"x\" is not NAME=VALUE"),
+            ("--log-level=loud", "\"loud\" is no log level"),
+        ] {
+            let error = refused(&[flag]);
+            assert!(error.contains(part), "{flag}: {error}");
+        }
+        // What this daemon does anyway.
+        for flag in [
+            "--oci-worker=auto",
+            "--containerd-worker=false",
+            "--proxy-network=false",
+            "--oci-worker-selinux=false",
+        ] {
+            assert_eq!(settings(&[flag], "").unwrap().store.doubts, [""; 0], "{flag}");
+        }
+        for (flag, doubt) in [
+            ("--debugaddr=x", "grpc.debugAddress is not honoured: there is no debug server"),
+            (
+                "--save-cache-debug",
+                "--save-cache-debug is not honoured: lapstrake history inspect tells why steps ran",
+            ),
+            (
+                "--containerd-worker-addr=/x",
+                "worker.containerd.address is not honoured: containerd is not used: images and layers are in this daemon's own store",
+            ),
+        ] {
+            assert_eq!(settings(&[flag], "").unwrap().store.doubts, [doubt], "{flag}");
+        }
+    }
+
+    #[test]
+    fn how_much_is_logged_is_said_in_buildkitds_ways() {
+        use LogLevel::{Debug, Error, Info, Trace, Warn};
+        let level = |args: &[&str], config: &str| settings(args, config).unwrap().store.log_level;
+        assert_eq!(level(&[], ""), Info);
+        assert_eq!(level(&[], "debug = true"), Debug);
+        assert_eq!(level(&[], "debug = true\n[log]\nlevel = \"warning\""), Warn);
+        assert_eq!(level(&["--debug"], "[log]\nlevel = \"error\""), Debug);
+        assert_eq!(level(&["--debug=false"], "[log]\nlevel = \"fatal\""), Error);
+        assert_eq!(level(&["--trace", "-D"], ""), Trace);
+        assert_eq!(level(&["--trace", "--log-level", "warn"], ""), Warn);
     }
 
     #[test]

@@ -207,6 +207,39 @@ fn over_tls_only_clients_with_a_certificate_get_in() {
     assert!(curl(&["--cert", "client.pem", "--key", "client-key.pem"]).status.success());
 }
 
+/// As BuildKit's own tests start a daemon (`util/testutil/workers`), with the socket in the store's directory.
+#[test]
+fn it_starts_as_buildkitd_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, config) = (dir.path().join("buildkitd.sock"), dir.path().join("buildkitd.toml"));
+    let text = format!(
+        "[registry.\"docker.io\"]\nmirrors=[\"localhost:1\"]\n[otel]\nsocketPath = {:?}\n[cdi]\nspecDirs = [{:?}]\n",
+        dir.path().join("otel.sock"),
+        dir.path()
+    );
+    fs::write(&config, text).unwrap();
+    let mut process = Process::start(
+        lapstrake()
+            .args(["daemon", "--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false"])
+            .arg("--oci-worker-labels=org.mobyproject.buildkit.worker.sandbox=true")
+            .arg("--oci-worker-snapshotter=native")
+            .arg(format!("--config={}", config.display()))
+            .arg("--root")
+            .arg(dir.path())
+            .args(["--addr", &host(&socket), "--debug"])
+            .env("BUILDKITD_DEBUGADDR", "unix:///nonexistent/x.sock")
+            .stderr(File::create(dir.path().join("log")).unwrap()),
+    );
+    wait_for_socket(&mut process, &socket);
+    assert_eq!(get(&socket, "/_ping"), "HTTP/1.1 200 OK");
+    assert!(process.stop().success());
+    let error =
+        failure(lapstrake().args(["daemon", "--containerd-worker=true", "--root"]).arg(dir.path().join("2")));
+    assert!(error.contains("worker.containerd.enabled = true is refused"), "{error}");
+    let version = success(lapstrake().args(["daemon", "--version"]));
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+}
+
 #[test]
 fn what_the_configuration_says_in_vain_is_in_the_log() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,16 @@
 use super::*;
+use crate::error::chain;
+
+/// What a file with this text says.
+fn parse(text: &str) -> Result<ConfigFile, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, text).unwrap();
+    ConfigFile::read(file.path(), &[]).map_err(|error| chain(&error))
+}
 
 #[test]
 fn buildkits_file_is_read_and_what_has_no_effect_is_named() {
-    let file = ConfigFile::parse(
+    let file = parse(
         r#"
         debug = true
         root = "/data"
@@ -52,7 +60,7 @@ fn buildkits_file_is_read_and_what_has_no_effect_is_named() {
 
 #[test]
 fn networks_are_as_the_file_says() {
-    let file = ConfigFile::parse(
+    let file = parse(
         r#"
         [dns]
           nameservers = ["1.1.1.1", "fd00::53"]
@@ -83,7 +91,7 @@ fn networks_are_as_the_file_says() {
 
 #[test]
 fn devices_are_where_the_file_says() {
-    let devices = |text: &str| ConfigFile::parse(text).unwrap().cdi.devices();
+    let devices = |text: &str| parse(text).unwrap().cdi.devices();
     assert_eq!(devices(""), CdiDevices::default());
     assert_eq!(devices("[cdi]\ndisabled = true\nspecDirs = [\"/x\"]"), CdiDevices::disabled());
     let own = devices("[cdi]\nspecDirs = [\"/x\", \"/y\"]\nautoAllowed = [\"v.com/a\"]");
@@ -93,7 +101,7 @@ fn devices_are_where_the_file_says() {
 
 #[test]
 fn rules_of_pruning_are_buildkits() {
-    let rules = |text: &str| ConfigFile::parse(text).unwrap().worker.take_gc().rules(1 << 40).unwrap();
+    let rules = |text: &str| parse(text).unwrap().worker.take_gc().rules(1 << 40).unwrap();
     let documented = r#"
         [worker.oci]
           gc = true
@@ -146,10 +154,10 @@ fn rules_that_mean_nothing_are_errors_that_say_what() {
         ("maxUsedSpace = -5", "not negative"),
         ("maxUsdSpace = 5", "maxUsdSpace"),
     ] {
-        let error = ConfigFile::parse(&format!("[[worker.oci.gcpolicy]]\n{rule}\n")).unwrap_err().to_string();
+        let error = parse(&format!("[[worker.oci.gcpolicy]]\n{rule}\n")).unwrap_err();
         assert!(error.contains(part), "{rule}: {error}");
     }
-    let mut file = ConfigFile::parse("[[worker.oci.gcpolicy]]\nfilters = [\"tpye==x\"]\n").unwrap();
+    let mut file = parse("[[worker.oci.gcpolicy]]\nfilters = [\"tpye==x\"]\n").unwrap();
     assert!(file.worker.take_gc().rules(1).unwrap_err().to_string().contains("tpye==x"));
 }
 
@@ -167,15 +175,169 @@ fn wrong_types_and_misspelt_registry_keys_are_errors_that_say_where() {
         ("insecure-entitlements = true", "sequence"),
         ("[cdi]\nspecDirs = \"/etc/cdi\"", "sequence"),
     ] {
-        let error = ConfigFile::parse(text).unwrap_err().to_string();
+        let error = parse(text).unwrap_err();
         assert!(error.contains(part), "{text}: {error}");
     }
-    assert_eq!(ConfigFile::parse("").unwrap(), ConfigFile::default());
+    assert_eq!(parse("").unwrap(), ConfigFile::default());
 }
 
+/// The complete example of BuildKit's documentation, with values that nobody is harmed by.
 #[test]
-fn no_key_is_both_honoured_and_not() {
-    for (pattern, _) in NOT_HONOURED {
-        assert!(!HONOURED.iter().any(|honoured| is_of(pattern, honoured)), "{pattern}");
+fn no_key_of_buildkits_is_unknown_and_what_protects_is_refused() {
+    let text = r#"
+        root = "/var/lib/buildkit"
+        insecure-entitlements = [ "network.host", "security.insecure", "device" ]
+        proxyNetwork = false
+        provenanceEnvDir = "/etc/buildkit/provenance.d"
+        [log]
+          format = "text"
+          level = "info"
+        [dns]
+          nameservers=["1.1.1.1","8.8.8.8"]
+          options=["edns0"]
+          searchDomains=["example.com"]
+        [grpc]
+          address = [ "tcp://0.0.0.0:1234" ]
+          debugAddress = "0.0.0.0:6060"
+          uid = 0
+          gid = 0
+          securityDescriptor = ""
+          [grpc.tls]
+            cert = "/etc/buildkit/tls.crt"
+            key = "/etc/buildkit/tls.key"
+            ca = "/etc/buildkit/tlsca.crt"
+        [otel]
+          socketPath = "/run/buildkit/otel-grpc.sock"
+        [cdi]
+          disabled = true
+          specDirs = ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"]
+          autoAllowed = ["vendor.example/gpu"]
+        [history]
+          maxAge = 172800
+          maxEntries = 50
+        [worker.oci]
+          enabled = true
+          platforms = [ "linux/amd64", "linux/arm64" ]
+          snapshotter = "auto"
+          rootless = false
+          noProcessSandbox = false
+          gc = true
+          reservedSpace = "30%"
+          maxUsedSpace = "60%"
+          minFreeSpace = "20GB"
+          gckeepstorage = 9000
+          binary = ""
+          apparmor-profile = ""
+          selinux = false
+          max-parallelism = 4
+          networkMode = "auto"
+          cniConfigPath = "/etc/buildkit/cni.json"
+          cniBinaryPath = "/opt/cni/bin"
+          cniPoolSize = 16
+          bridgeName = "buildkit0"
+          bridgeSubnet = "10.10.0.0/16"
+          proxySnapshotterPath = ""
+          userRemapUnsupported = ""
+          defaultCgroupParent = "buildkit"
+          [worker.oci.labels]
+            "foo" = "bar"
+          [worker.oci.stargzSnapshotter]
+            noprometheus = true
+          [[worker.oci.gcpolicy]]
+            reservedSpace = "512MB"
+            maxUsedSpace = "1GB"
+            minFreeSpace = "10GB"
+            keepDuration = "48h"
+            filters = [ "type==source.local", "type==exec.cachemount", "type==source.git.checkout"]
+          [[worker.oci.gcpolicy]]
+            all = true
+            keepBytes = 1024000000
+        [worker.containerd]
+          address = "/run/containerd/containerd.sock"
+          enabled = true
+          platforms = [ "linux/amd64", "linux/arm64" ]
+          namespace = "buildkit"
+          gc = true
+          [worker.containerd.labels]
+            "foo" = "bar"
+          [worker.containerd.runtime]
+            name = "io.containerd.runc.v2"
+            options = { BinaryName = "runc" }
+        [registry."docker.io"]
+          mirrors = ["yourmirror.local:5000", "core.harbor.domain/proxy.docker.io"]
+          http = true
+          insecure = true
+          ca=["/etc/config/myca.pem"]
+          [[registry."docker.io".keypair]]
+            key="/etc/config/key.pem"
+            cert="/etc/config/cert.pem"
+        [registry."yourmirror.local:5000"]
+          http = true
+        [frontend."dockerfile.v0"]
+          enabled = true
+        [frontend."gateway.v0"]
+          enabled = true
+          allowedRepositories = []
+        [system]
+          platformsCacheMaxAge = "1h"
+          maxRegistryConcurrency = 4
+        [cache.gha.verify]
+          required = false
+        [ghacache.sign]
+          cmd = ""
+        [ghacache.verify]
+          required = false
+          [ghacache.verify.policy]
+            timestampThreshold = 1
+    "#;
+    let file = parse(text).unwrap();
+    assert!(!file.doubts.iter().any(|doubt| doubt.contains("is no key")), "{:#?}", file.doubts);
+    assert_eq!(file.grpc.uid, Some(0));
+    for (was, is, refusal) in [
+        ("proxyNetwork = false", "proxyNetwork = true", "proxyNetwork is refused: no proxy"),
+        ("apparmor-profile = \"\"", "apparmor-profile = \"x\"", "worker.oci.apparmor-profile is refused"),
+        ("selinux = false", "selinux = true", "worker.oci.selinux is refused"),
+        (
+            "proxySnapshotterPath = \"\"",
+            "proxySnapshotterPath = \"/x\"",
+            "worker.oci.proxySnapshotterPath is refused",
+        ),
+        (
+            "userRemapUnsupported = \"\"",
+            "userRemapUnsupported = \"1:1\"",
+            "worker.oci.userRemapUnsupported is refused",
+        ),
+        (
+            "[worker.oci]\n          enabled = true",
+            "[worker.oci]\n          enabled = false",
+            "worker.oci.enabled = false is refused",
+        ),
+        (
+            "[worker.oci]\n          enabled = true",
+            "[worker.oci]\n",
+            "worker.containerd.enabled = true is refused",
+        ),
+    ] {
+        let text = text.replacen(was, is, 1);
+        let error = parse(&text).unwrap_err();
+        assert!(error.contains(refusal), "{is}: {error}");
+    }
+}
+
+/// What is documented is what is done, key by key.
+#[test]
+fn the_documentation_names_every_key_and_its_fate() {
+    let page = include_str!("../../../../docs/buildkitd.md");
+    for (key, fate) in keys::KEYS {
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{key}` |")))
+            .unwrap_or_else(|| panic!("{key} has no row"));
+        let word = match fate {
+            keys::Fate::Honoured => "| honoured |",
+            keys::Fate::Vain(_) => "| without effect |",
+            keys::Fate::Refused(_) => "| refused |",
+        };
+        assert!(row.contains(word), "{key}: {row}");
     }
 }
