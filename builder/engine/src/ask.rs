@@ -1,11 +1,15 @@
 //! Questions about a Dockerfile (`requestid`), which are answered without building it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use lapstrake_builder_dockerfile::{
     DockerfileOptions,
     subrequest::{Reply, Subrequest, SubrequestAnswer, answer},
 };
+use lapstrake_builder_llb::Definition;
 use lapstrake_builder_progress::Progress;
 use lapstrake_builder_source::BuildMark;
 use lapstrake_layerstore_registry::CredentialSource;
@@ -14,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     BuildId, ContextInput, Engine, EngineError, Resources,
-    plan::{Planned, place_context},
+    bridge::BuildParts,
+    plan::{Answered, Planned, place_context},
     scope::BuildScope,
 };
 
@@ -30,7 +35,7 @@ pub struct Question {
     /// Where its files are. Of them, the Dockerfile and ignore files are read.
     pub context: ContextInput,
     /// Further directories, as of builds.
-    pub directories: std::collections::BTreeMap<String, std::path::PathBuf>,
+    pub directories: BTreeMap<String, std::path::PathBuf>,
     /// The client's session.
     pub session: Option<SessionId>,
     /// Registry credentials that came with the request.
@@ -75,10 +80,28 @@ impl Engine {
             known: None,
         };
         place_context(&mut options, context, directories, &mut scope)?;
-        let scope = Arc::new(scope);
-        let loaded = self.load(&options, &scope, progress, cancel).await?;
-        let planned = self.rounds(&options, loaded, &scope, progress, cancel, |facts, warnings| {
-            Ok(match answer(request, &options, facts, warnings)? {
+        options.subrequest = Some(request.id().to_owned());
+        let build = BuildParts::new(Arc::new(scope), progress, cancel, Vec::new());
+        self.answer(&options, &BTreeMap::new(), &build).await
+    }
+
+    /// Answers what the options ask (`requestid`).
+    pub(crate) async fn answer(
+        &self,
+        options: &DockerfileOptions,
+        inputs: &BTreeMap<String, Definition>,
+        build: &Arc<BuildParts>,
+    ) -> Result<Reply, EngineError> {
+        let loaded = match self.load(options, inputs, build).await? {
+            Answered::BuiltIn(loaded) => loaded,
+            Answered::Elsewhere(result) => {
+                return Ok(Reply { metadata: result.metadata, ..Reply::default() });
+            }
+        };
+        // Only who answers knows what may be asked.
+        let request = Subrequest::parse(options.subrequest.as_deref().unwrap_or_default())?;
+        let planned = self.rounds(options, loaded, build, |facts, warnings| {
+            Ok(match answer(request, options, facts, warnings)? {
                 SubrequestAnswer::Need(needs) => Planned::Need(needs),
                 SubrequestAnswer::Reply(reply) => Planned::Done(reply),
             })

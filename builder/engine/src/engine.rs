@@ -1,7 +1,7 @@
 //! The engine: takes requests, runs builds, keeps track of those that run.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
@@ -9,7 +9,7 @@ use std::{
 
 use base64::Engine as _;
 use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
-use lapstrake_builder_dockerfile::Dialect;
+use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions};
 use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor, Ulimit};
 use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
@@ -22,11 +22,13 @@ use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::{SessionId, Sessions};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, Frontends, Input, Script, StepError,
+    Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendResult, Frontends, Input,
+    Script, StepError,
+    bridge::BuildParts,
     caches::{Solved, snapshots},
     classic::ClassicBuild,
     fault::in_graph,
@@ -34,7 +36,7 @@ use crate::{
     kept::FailedSteps,
     ops::{self, Workshop},
     outputs::Made,
-    plan::place_context,
+    plan::{Answered, place_context},
     scope::{BuildScope, EngineTypes},
 };
 
@@ -75,6 +77,8 @@ struct Inner {
     frontends: Frontends,
     entitlements: Vec<Entitlement>,
     running: Mutex<HashMap<BuildId, CancellationToken>>,
+    /// Those of builds whose client is the frontend.
+    bridges: watch::Sender<HashMap<BuildId, Arc<Bridge>>>,
     history: OnceLock<History>,
 }
 
@@ -102,6 +106,7 @@ impl Engine {
             frontends: parts.frontends,
             entitlements: parts.entitlements,
             running: Mutex::default(),
+            bridges: watch::Sender::default(),
             history: OnceLock::new(),
         }))
     }
@@ -185,6 +190,10 @@ impl Engine {
         self.0.workshop.executor.host_address().await
     }
 
+    pub(crate) fn bridges(&self) -> &watch::Sender<HashMap<BuildId, Arc<Bridge>>> {
+        &self.0.bridges
+    }
+
     pub(crate) fn exporter(&self) -> &Exporter {
         &self.0.exporter
     }
@@ -227,68 +236,83 @@ impl Engine {
             failed,
             known,
         };
+        let cache_from = request.cache_from.clone();
+        let build = |scope| BuildParts::new(Arc::new(scope), progress, cancel, cache_from);
         let mut classic = None;
-        let mut several = false;
-        let (scope, imports, targets): (_, _, Vec<Target>) = match request.input {
+        let (build, result) = match request.input {
             Input::Definition(definition) => {
-                let platform = Platform::host();
-                let config = ImageConfig::for_platform(&platform);
-                self.identify(&scope, None).await;
-                let scope = Arc::new(scope);
-                let imports = self.imports(&request.cache_from, &scope, progress, cancel);
-                (scope, imports, vec![Target { platform, definition, config, epoch: None }])
+                let build = build(scope);
+                self.identify(&build.scope, None).await;
+                let result = FrontendResult::one(self.reference(&build, definition, &[]));
+                (build, result)
+            }
+            Input::Frontend(asked) => {
+                let build = build(scope);
+                let result = self.ask_frontend(&build, asked).await?;
+                (build, result)
+            }
+            Input::Client { inputs } => {
+                let build = build(scope);
+                self.identify(&build.scope, None).await;
+                let (bridge, answered) = Bridge::new(self, &build, inputs);
+                let _offer = self.offer(&request.id, bridge);
+                // The offer holds the bridge, so that nobody else can have dropped the other end.
+                let result = answered.await.map_err(|_| EngineError::Canceled)??;
+                (build, result)
             }
             Input::Dockerfile { mut options, context, directories } => {
                 place_context(&mut options, context, directories, &mut scope)?;
-                let scope = Arc::new(scope);
-                // They are on their way while the build is planned, and while nothing needs them.
-                let imports = self.imports(&request.cache_from, &scope, progress, cancel);
-                let (mut plan, facts) = self.plan(&options, &scope, progress, cancel).await?;
-                several = plan.multi_platform;
-                let mut script = Script::of(&plan);
-                if options.dialect == Dialect::Classic {
-                    let planned = (*options, facts, plan);
-                    let from = &request.cache_from;
-                    let build = ClassicBuild::prepare(self, &scope, progress, cancel, planned, from).await?;
-                    plan = build.plan().clone();
-                    script = build.script().await;
-                    classic = Some(build);
+                let build = build(scope);
+                // Caches are on their way while the build is planned, and while nothing needs them.
+                let imports = self.import_all(&build);
+                match self.plan(&options, &BTreeMap::new(), &build).await? {
+                    Answered::Elsewhere(result) => (build, result),
+                    Answered::BuiltIn((mut plan, facts)) => {
+                        let mut script = Script::of(&plan);
+                        if options.dialect == Dialect::Classic {
+                            let planned = (DockerfileOptions::clone(&options), facts, plan);
+                            let (scope, from) = (&build.scope, &request.cache_from);
+                            let prepared =
+                                ClassicBuild::prepare(self, scope, progress, cancel, planned, from).await?;
+                            plan = prepared.plan().clone();
+                            script = prepared.script().await;
+                            classic = Some((prepared, imports));
+                        }
+                        if let Some(sender) = steps {
+                            // When nobody listens any more, nobody misses them.
+                            let _ = sender.send(script);
+                        }
+                        let result = self.planned(&plan, &options, &build)?;
+                        (build, result)
+                    }
                 }
-                if let Some(sender) = steps {
-                    // When nobody listens any more, nobody misses them.
-                    let _ = sender.send(script);
-                }
-                let targets = plan.targets.into_iter().map(|target| Target {
-                    platform: target.platform,
-                    definition: target.definition,
-                    config: target.config,
-                    epoch: target.epoch,
-                });
-                (scope, imports, targets.collect())
             }
         };
+        let several = result.is_multi_platform();
+        let targets = result.targets()?;
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
         // Before anything is built for nothing.
         request.outputs.iter().try_for_each(|output| output.admits(several))?;
-        let mut admitted = Vec::with_capacity(targets.len());
-        for target in &targets {
-            admitted.push(self.admit(&target.definition, &scope).await?);
+        for source in targets.iter().filter_map(|target| target.source.as_ref()) {
+            source.admit().await?;
         }
         let mut done = Vec::with_capacity(targets.len());
         match &mut classic {
             None => {
                 // All platforms at once; what they have in common is solved once.
-                let stores = imports.stores();
-                let each = admitted.iter().map(|graph| {
-                    self.resolve_admitted(graph.as_ref(), &scope, &stores, progress, leaves_cache)
+                let each = targets.iter().map(|target| async move {
+                    match &target.source {
+                        Some(source) => source.resolve(leaves_cache).await,
+                        None => Ok((Tree::empty(), BuildKeys::default())),
+                    }
                 });
                 let solved = futures::future::try_join_all(each).await?;
                 done.extend(targets.into_iter().zip(solved));
             }
-            Some(classic) => {
+            Some((classic, imports)) => {
                 for mut target in targets {
-                    let (tree, keys) = classic.resolve(&imports.stores(), leaves_cache).await?;
+                    let (tree, keys) = classic.resolve(imports, leaves_cache).await?;
                     target.config = classic.config(&tree, &keys).await?;
                     done.push((target, (tree, keys)));
                 }
@@ -315,8 +339,9 @@ impl Engine {
             });
         }
         let made = Made { results, several, names: Vec::new() };
-        let caches = self.export_caches(&request.cache_to, &solved, &imports, &scope, progress, cancel);
-        let exported = self.leave(request.outputs, made, &scope, progress, cancel, caches).await?;
+        let BuildParts { scope, imports, .. } = &*build;
+        let caches = self.export_caches(&request.cache_to, &solved, imports, scope, progress, cancel);
+        let exported = self.leave(request.outputs, made, scope, progress, cancel, caches).await?;
         imports.settle().await;
         Ok(exported)
     }
@@ -347,42 +372,64 @@ impl Engine {
         progress: &Progress,
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
-        let admitted = self.admit(definition, scope).await?;
+        let admitted = self.admit(&Arc::new(definition.clone()), scope).await?;
         self.resolve_admitted(admitted.as_ref(), scope, imports, progress, asks_keys).await
     }
 
     async fn resolve_admitted(
         &self,
-        admitted: Option<&Admitted<'_>>,
+        admitted: Option<&Admitted>,
         scope: &Arc<BuildScope>,
         imports: &[Arc<dyn CacheStore<Tree>>],
         progress: &Progress,
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
-        let Some(Admitted { definition, graph, devices }) = admitted else {
+        let Some(admitted) = admitted else {
             return Ok((Tree::empty(), BuildKeys::default()));
         };
+        let build = Arc::new(self.load_graph(admitted, scope, imports, progress)?);
+        self.resolve_loaded(admitted, &build, asks_keys).await
+    }
+
+    /// Takes up a graph; nothing of it runs yet.
+    pub(crate) fn load_graph(
+        &self,
+        admitted: &Admitted,
+        scope: &Arc<BuildScope>,
+        imports: &[Arc<dyn CacheStore<Tree>>],
+        progress: &Progress,
+    ) -> Result<Build<EngineTypes>, EngineError> {
+        let Admitted { definition, graph, devices } = admitted;
         let make = |vertex: &Vertex| {
             ops::op(&self.0.workshop, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
         };
-        let build = self.0.solver.load(graph, make, Arc::clone(scope), imports, progress)?;
+        let build = self.0.solver.load(graph, make, Arc::clone(scope), imports, progress);
+        build.map_err(|error| in_graph(error.into(), definition))
+    }
+
+    pub(crate) async fn resolve_loaded(
+        &self,
+        admitted: &Admitted,
+        build: &Arc<Build<EngineTypes>>,
+        asks_keys: bool,
+    ) -> Result<(Tree, BuildKeys), EngineError> {
         let resolved = build.resolve().await;
         let Resolved { value: tree, keys: target } =
-            resolved.map_err(|error| in_graph(error.into(), definition))?;
+            resolved.map_err(|error| in_graph(error.into(), &admitted.definition))?;
         let mut older = OlderNames::default();
         if asks_keys {
-            older = OlderNames::of(graph);
+            older = OlderNames::of(&admitted.graph);
             build.other_keys().iter().for_each(|(key, other)| older.source(key, other));
         }
-        Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(build) }))
+        Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(Arc::clone(build)) }))
     }
 
     /// Parses a graph and looks whether all its steps may do what they do; `None` for the empty tree.
-    async fn admit<'a>(
+    pub(crate) async fn admit(
         &self,
-        definition: &'a Definition,
+        definition: &Arc<Definition>,
         scope: &BuildScope,
-    ) -> Result<Option<Admitted<'a>>, EngineError> {
+    ) -> Result<Option<Admitted>, EngineError> {
         if definition.is_scratch() {
             return Ok(None);
         }
@@ -406,7 +453,7 @@ impl Engine {
                 }
             }
         }
-        Ok(Some(Admitted { definition, graph, devices }))
+        Ok(Some(Admitted { definition: Arc::clone(definition), graph, devices }))
     }
 
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
@@ -459,19 +506,12 @@ fn exec_of(vertex: &Vertex) -> Option<(&Vertex, &pb::ExecOp)> {
 }
 
 /// A graph whose steps may do what they do.
-struct Admitted<'a> {
+pub(crate) struct Admitted {
     /// As it came: errors show lines of it.
-    definition: &'a Definition,
+    definition: Arc<Definition>,
     graph: Arc<Graph>,
     /// Of the steps that get other devices than they ask for.
     devices: HashMap<Digest, Vec<pb::CdiDevice>>,
-}
-
-struct Target {
-    platform: Platform,
-    definition: Definition,
-    config: ImageConfig,
-    epoch: Option<i64>,
 }
 
 /// What a graph's results are known by.
@@ -481,13 +521,13 @@ pub(crate) struct BuildKeys {
     /// What older versions of BuildKit call the graph's outputs.
     pub(crate) older: Arc<OlderNames>,
     /// Holds what was made until it is exported. `None` for nothing.
-    build: Option<Build<EngineTypes>>,
+    build: Option<Arc<Build<EngineTypes>>>,
 }
 
 impl BuildKeys {
     /// The keys of all outputs of the graph. Caches that are still on their way are not asked.
     pub(crate) fn all(&self) -> Vec<Vec<KeyId>> {
-        self.build.as_ref().map(Build::keys).unwrap_or_default()
+        self.build.as_ref().map(|build| build.keys()).unwrap_or_default()
     }
 
     /// The result of one of the graph's vertices.

@@ -113,6 +113,32 @@ pub enum EngineError {
         /// Where it was asked for, if in the Dockerfile.
         lines: Option<LineRange>,
     },
+    /// A frontend failed, in its own words.
+    #[error("{}", .0.message)]
+    Returned(Box<Returned>),
+    /// What a frontend gave cannot be used.
+    #[error("{what} of a frontend's result: {why}")]
+    Result {
+        /// What of it.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A frontend asked for something in a way that means nothing.
+    #[error("{what}")]
+    Bridge {
+        /// What is wrong.
+        what: String,
+    },
+    /// A frontend asked for a file that it cannot have.
+    #[error(transparent)]
+    File(#[from] crate::FileError),
+    /// A frontend asked for something of a result that is not there.
+    #[error("no such ref: {id}")]
+    NoSuchRef {
+        /// Its name.
+        id: String,
+    },
     /// A client grants what nobody knows.
     #[error("unknown entitlement {text}")]
     UnknownEntitlement {
@@ -166,6 +192,17 @@ pub enum EngineError {
     /// The client went away or cancelled the build.
     #[error("context canceled")]
     Canceled,
+}
+
+/// A failure that a frontend gave back: a gRPC status.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Returned {
+    /// Its code.
+    pub code: i32,
+    /// What it says.
+    pub message: String,
+    /// What BuildKit's clients read: the vertex, lines of the source, ….
+    pub details: Vec<lapstrake_api_proto::google::protobuf::Any>,
 }
 
 /// The cause alone: BuildKit's clients show the vertex themselves.
@@ -249,7 +286,13 @@ impl EngineError {
             Self::Step(_) => ErrorKind::Internal,
             Self::NoSuchBuild { .. } => ErrorKind::NotFound,
             Self::Unsupported { .. } | Self::Frontend { .. } => ErrorKind::Unsupported,
-            Self::FrontendName { .. } => ErrorKind::Invalid,
+            Self::FrontendName { .. } | Self::Result { .. } | Self::Bridge { .. } => ErrorKind::Invalid,
+            Self::NoSuchRef { .. } => ErrorKind::NotFound,
+            Self::File(_) => ErrorKind::Invalid,
+            Self::Returned(returned) => match returned.code {
+                1 => ErrorKind::Canceled,
+                _ => ErrorKind::Internal,
+            },
             Self::Limits(_) | Self::UnknownEntitlement { .. } | Self::DeviceGrant { .. } => {
                 ErrorKind::Invalid
             }

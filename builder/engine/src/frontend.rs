@@ -5,15 +5,16 @@
 //!                                         └──► Gateway  ─► Engine::run_frontend, the one place that external frontends come to
 //! ```
 
-use std::convert::Infallible;
+use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_dockerfile::{
     Dialect, DockerfileOptions, LineRange,
     options::{Channel, FrontendOrigin},
 };
+use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_oci::Reference;
 
-use crate::{Engine, EngineError};
+use crate::{Engine, EngineError, FrontendResult, bridge::BuildParts};
 
 /// The newest version of `docker/dockerfile` that the built-in frontend is.
 const VERSION: (u64, u64) = (1, 26);
@@ -142,7 +143,13 @@ impl Newer {
 impl Engine {
     /// Runs a frontend that is an image. External frontends call back while they run; what answers such calls is not there yet, so that this
     /// refuses all of them.
-    pub(crate) async fn run_frontend(&self, frontend: GatewayFrontend) -> Result<Infallible, EngineError> {
+    pub(crate) async fn run_frontend(
+        &self,
+        frontend: GatewayFrontend,
+        _: &DockerfileOptions,
+        _: &BTreeMap<String, Definition>,
+        _: &Arc<BuildParts>,
+    ) -> Result<FrontendResult, EngineError> {
         tracing::debug!(command_line = frontend.command_line, "an external frontend is asked for");
         let GatewayFrontend { image, lines, .. } = frontend;
         let official = Channel::of(&image).is_some();

@@ -25,7 +25,8 @@ pub(crate) fn building(request: &BuildRequest) -> Building {
         building.frontend.clone_from(&asked.frontend);
         building.dockerfile = said("filename").unwrap_or_else(|| "Dockerfile".to_owned());
         building.target = said("target");
-        building.platforms = said("platform").iter().flat_map(|all| all.split(',')).map(str::to_owned).collect();
+        building.platforms =
+            said("platform").iter().flat_map(|all| all.split(',')).map(str::to_owned).collect();
         let args = asked.options.keys().filter_map(|key| key.strip_prefix("build-arg:"));
         building.build_args = args.map(str::to_owned).collect();
         building.context = said("context").map(|url| redact(&url).into_owned());

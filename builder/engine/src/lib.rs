@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod bridge;
 mod caches;
 mod classic;
 mod context;
@@ -32,6 +33,10 @@ mod request;
 mod scope;
 
 pub use ask::Question;
+pub use bridge::{
+    Bridge, BridgeService, FileError, FrontendResult, GatewayAttestation, Ref, Refs, bridge_service,
+    bridges_service, llb_caps, status_of,
+};
 pub use caches::{
     CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest,
 };
@@ -39,7 +44,7 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use entitlements::{Entitlement, Grants, Refusal};
-pub use error::{EngineError, OutOfMemory, StepError};
+pub use error::{EngineError, OutOfMemory, Returned, StepError};
 pub use fault::Fault;
 pub use frontend::Frontends;
 pub use kept::{
@@ -47,7 +52,7 @@ pub use kept::{
     FAILED_STEP_LABEL, FailedImage, KeepFailed,
 };
 pub use platforms::platforms;
-pub use request::{BuildId, BuildRequest, ContextInput, Input};
+pub use request::{BuildId, BuildRequest, ContextInput, FrontendRequest, Input};
 
 pub use lapstrake_builder_dockerfile::{
     Step, StepKind,

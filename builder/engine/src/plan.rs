@@ -26,7 +26,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ContextInput, Engine, EngineError, StepError,
+    ContextInput, Engine, EngineError, FrontendResult, StepError,
+    bridge::BuildParts,
     classic::{unreadable, why_missing},
     engine::internal_vertex,
     epoch::epoch_of,
@@ -95,15 +96,17 @@ impl Engine {
     pub(crate) async fn plan(
         &self,
         options: &DockerfileOptions,
-        scope: &Arc<BuildScope>,
-        progress: &Progress,
-        cancel: &CancellationToken,
-    ) -> Result<(Plan, Facts), EngineError> {
+        inputs: &BTreeMap<String, Definition>,
+        build: &Arc<BuildParts>,
+    ) -> Result<Answered<(Plan, Facts)>, EngineError> {
         if let Some(id) = &options.subrequest {
             return Err(EngineError::Unsupported { what: format!("the request {id} as a build") });
         }
-        let loaded = self.load(options, scope, progress, cancel).await?;
-        let planned = self.rounds(options, loaded, scope, progress, cancel, |facts, warnings| {
+        let loaded = match self.load(options, inputs, build).await? {
+            Answered::BuiltIn(loaded) => loaded,
+            Answered::Elsewhere(result) => return Ok(Answered::Elsewhere(result)),
+        };
+        let planned = self.rounds(options, loaded, build, |facts, warnings| {
             let planning = plan_and_warn(options, facts);
             *warnings = planning.warnings;
             let answer = planning.result.map_err(|error| match options.dialect {
@@ -115,18 +118,18 @@ impl Engine {
                 Answer::Plan(plan) => Planned::Done(*plan),
             })
         });
-        planned.await
+        Ok(Answered::BuiltIn(planned.await?))
     }
 
-    /// Reads the Dockerfile, and sees to it that it is one for the built-in frontend.
+    /// Reads the Dockerfile, for the built-in frontend, if that is whom it is for; otherwise asks whom it is for.
     pub(crate) async fn load(
         &self,
         options: &DockerfileOptions,
-        scope: &Arc<BuildScope>,
-        progress: &Progress,
-        cancel: &CancellationToken,
-    ) -> Result<Loaded, EngineError> {
-        let mut facts = Facts::default();
+        inputs: &BTreeMap<String, Definition>,
+        build: &Arc<BuildParts>,
+    ) -> Result<Answered<Loaded>, EngineError> {
+        let BuildParts { scope, progress, cancel, .. } = &**build;
+        let mut facts = Facts { inputs: inputs.clone(), ..Facts::default() };
         if let ContextSource::Http { url } = &options.context {
             facts.http_context_is_archive = Some(self.is_archive(url, scope, progress, cancel).await?);
         }
@@ -135,7 +138,10 @@ impl Engine {
         self.identify(scope, Some(&facts.dockerfile)).await;
         let located = |error| in_dockerfile(error, options, &facts);
         match Frontend::choose(options, &facts.dockerfile, self.frontends()).map_err(located)? {
-            Frontend::Gateway(image) => match self.run_frontend(image).await.map_err(located)? {},
+            Frontend::Gateway(image) => {
+                let result = self.run_frontend(image, options, inputs, build).await.map_err(located)?;
+                return Ok(Answered::Elsewhere(result));
+            }
             Frontend::BuiltIn { newer: None } => {}
             Frontend::BuiltIn { newer: Some(newer) } => {
                 let lines = newer.lines.iter().flat_map(|lines| lines.lines()).collect();
@@ -143,7 +149,7 @@ impl Engine {
                 tell(vec![told], options, &definition, &facts, progress)?;
             }
         }
-        Ok(Loaded { facts, definition })
+        Ok(Answered::BuiltIn(Loaded { facts, definition }))
     }
 
     /// Asks the frontend, and finds out what it needs to know, until it has an answer. Tells what it doubts, also where it fails.
@@ -151,11 +157,10 @@ impl Engine {
         &self,
         options: &DockerfileOptions,
         loaded: Loaded,
-        scope: &Arc<BuildScope>,
-        progress: &Progress,
-        cancel: &CancellationToken,
+        build: &Arc<BuildParts>,
         ask: impl Fn(&Facts, &mut Vec<Warning>) -> Result<Planned<T>, DockerfileError>,
     ) -> Result<(T, Facts), EngineError> {
+        let BuildParts { scope, progress, cancel, .. } = &**build;
         let Loaded { mut facts, definition } = loaded;
         let missing = Missing::default();
         for _ in 0..ROUNDS {
@@ -395,6 +400,14 @@ impl Engine {
             cancel: cancel.clone(),
         }
     }
+}
+
+/// Who answered.
+pub(crate) enum Answered<T> {
+    /// The built-in frontend: this.
+    BuiltIn(T),
+    /// An image.
+    Elsewhere(FrontendResult),
 }
 
 /// A Dockerfile, and the graph that it was read by.

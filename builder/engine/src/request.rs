@@ -57,6 +57,24 @@ pub enum Input {
     },
     /// A graph, as it is.
     Definition(Definition),
+    /// What a frontend makes of it.
+    Frontend(FrontendRequest),
+    /// The client is the frontend (buildx, compose, bake): it calls the build's [`Bridge`](crate::Bridge), and says with `Return` what came of it.
+    Client {
+        /// Graphs that it gave itself, by name.
+        inputs: BTreeMap<String, Definition>,
+    },
+}
+
+/// A question to a frontend.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FrontendRequest {
+    /// Its name: `dockerfile.v0`, or `gateway.v0` for the image that option `source` names.
+    pub frontend: String,
+    /// As the client sent them: `filename`, `build-arg:NAME`, `context:NAME`, ….
+    pub options: BTreeMap<String, String>,
+    /// Graphs that the client gave, by name.
+    pub inputs: BTreeMap<String, Definition>,
 }
 
 /// Where the files of a Dockerfile build come from.

@@ -18,8 +18,9 @@ use lapstrake_layerstore_oci::{
 };
 use lapstrake_layerstore_store::{StoreError, Tree};
 use lapstrake_layerstore_transfer::stored_index;
+use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinHandle};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     CacheFault, CacheSource, UNCOMPRESSED,
@@ -44,24 +45,25 @@ pub(super) struct Brought {
     pub(super) blobs: Option<Arc<dyn BlobSource>>,
 }
 
-/// The caches of one build. Dropping them ends what is still under way.
+/// The caches of one build, each fetched once however many of its graphs name it. Dropping them ends what is still under way.
 pub(crate) struct Imports {
-    coming: Vec<Arc<Coming>>,
-    tasks: Vec<JoinHandle<()>>,
+    coming: Mutex<Vec<(CacheSource, Arc<Coming>)>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Cancels the tasks.
-    unneeded: DropGuard,
+    unneeded: CancellationToken,
 }
 
 impl Imports {
-    /// As the solver takes them.
-    pub(crate) fn stores(&self) -> Vec<Arc<dyn CacheStore<Tree>>> {
-        self.coming.iter().map(|coming| Arc::<Coming>::clone(coming) as Arc<dyn CacheStore<Tree>>).collect()
+    /// None yet, of a build that `cancel` cancels.
+    pub(crate) fn new(cancel: &CancellationToken) -> Self {
+        Self { coming: Mutex::default(), tasks: Mutex::default(), unneeded: cancel.child_token() }
     }
 
     /// Waits for all, and tells what came.
     pub(super) async fn all(&self) -> Vec<Brought> {
+        let coming: Vec<_> = self.coming.lock().iter().map(|(_, coming)| Arc::clone(coming)).collect();
         let mut all = Vec::new();
-        for coming in &self.coming {
+        for coming in coming {
             coming.ready().await;
             all.extend_from_slice(coming.found());
         }
@@ -69,12 +71,19 @@ impl Imports {
     }
 
     /// The build is done: what is still under way is told to be of no use any more.
-    pub(crate) async fn settle(self) {
-        self.unneeded.disarm().cancel();
-        for task in self.tasks {
+    pub(crate) async fn settle(&self) {
+        self.unneeded.cancel();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
             // One that panicked has told what it knew.
             let _ = task.await;
         }
+    }
+}
+
+impl Drop for Imports {
+    fn drop(&mut self) {
+        self.unneeded.cancel();
     }
 }
 
@@ -152,45 +161,65 @@ impl CacheSource {
 }
 
 impl Engine {
-    /// Begins to fetch caches. One that cannot be had, or has nothing, is told to the client and is no failure, as with BuildKit.
-    pub(crate) fn imports(
+    /// Begins to fetch those caches that nobody has asked for yet, and gives all of them as the solver takes them. One that cannot be had, or has
+    /// nothing, is told to the client and is no failure, as with BuildKit.
+    pub(crate) fn import(
         &self,
+        imports: &Imports,
         sources: &[CacheSource],
         scope: &Arc<BuildScope>,
         progress: &Progress,
         cancel: &CancellationToken,
-    ) -> Imports {
-        let unneeded = cancel.child_token();
-        let (mut coming, mut tasks) = (Vec::new(), Vec::new());
+    ) -> Vec<Arc<dyn CacheStore<Tree>>> {
+        let mut known = imports.coming.lock();
+        let mut stores: Vec<Arc<dyn CacheStore<Tree>>> = Vec::with_capacity(sources.len());
         for source in sources {
-            let name = match source {
-                CacheSource::Registry { .. } => format!("importing cache manifest from {}", source.shown()),
-                // BuildKit names it by the manifest's digest, which nobody knows.
-                CacheSource::Local { .. } => {
-                    format!("importing cache manifest from local:{}", source.shown())
-                }
-            };
-            let vertex = internal_vertex(progress, name);
-            let cx = self.source_context(scope, vertex.clone(), cancel);
-            let found = Arc::new(OnceLock::new());
-            let (ends, ended) = watch::channel(());
-            let (workshop, source, slot, stop) =
-                (Arc::clone(self.workshop()), source.clone(), Arc::clone(&found), unneeded.clone());
-            tasks.push(tokio::spawn(async move {
-                let import = Import { workshop, cx, vertex: vertex.clone() };
-                vertex.start();
-                tokio::select! {
-                    result = import.run(&source) => tell(&vertex, &source, result, &slot),
-                    () = stop.cancelled() => {
-                        vertex.log(Stream::Stderr, b"the build needs no other cache\n".to_vec());
-                        vertex.complete();
-                    }
-                }
-                drop(ends);
-            }));
-            coming.push(Arc::new(Coming { found, ended }));
+            let found = known.iter().find(|(other, _)| other == source).map(|(_, coming)| Arc::clone(coming));
+            let coming = found.unwrap_or_else(|| {
+                let (coming, task) = self.fetch_cache(source, imports, scope, progress, cancel);
+                imports.tasks.lock().push(task);
+                known.push((source.clone(), Arc::clone(&coming)));
+                coming
+            });
+            stores.push(coming);
         }
-        Imports { coming, tasks, unneeded: unneeded.drop_guard() }
+        stores
+    }
+
+    fn fetch_cache(
+        &self,
+        source: &CacheSource,
+        imports: &Imports,
+        scope: &Arc<BuildScope>,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> (Arc<Coming>, JoinHandle<()>) {
+        let name = match source {
+            CacheSource::Registry { .. } => format!("importing cache manifest from {}", source.shown()),
+            // BuildKit names it by the manifest's digest, which nobody knows.
+            CacheSource::Local { .. } => {
+                format!("importing cache manifest from local:{}", source.shown())
+            }
+        };
+        let vertex = internal_vertex(progress, name);
+        let cx = self.source_context(scope, vertex.clone(), cancel);
+        let found = Arc::new(OnceLock::new());
+        let (ends, ended) = watch::channel(());
+        let (workshop, source, slot, stop) =
+            (Arc::clone(self.workshop()), source.clone(), Arc::clone(&found), imports.unneeded.clone());
+        let task = tokio::spawn(async move {
+            let import = Import { workshop, cx, vertex: vertex.clone() };
+            vertex.start();
+            tokio::select! {
+                result = import.run(&source) => tell(&vertex, &source, result, &slot),
+                () = stop.cancelled() => {
+                    vertex.log(Stream::Stderr, b"the build needs no other cache\n".to_vec());
+                    vertex.complete();
+                }
+            }
+            drop(ends);
+        });
+        (Arc::new(Coming { found, ended }), task)
     }
 }
 

@@ -116,7 +116,15 @@ impl Default for CacheExportOptions {
 impl CacheSource {
     /// Reads `type=registry,ref=NAME`, `type=local,src=DIRECTORY[,tag=TAG][,digest=DIGEST]`, or a name alone.
     pub fn parse(text: &str) -> Result<Self, EngineError> {
-        let mut fields = Fields::parse(text)?;
+        Self::of(Fields::parse(text)?)
+    }
+
+    /// The same as clients of the daemon send it: its type, and everything else. Their directories are theirs, and not of this machine.
+    pub fn from_attrs(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
+        Self::of(Fields::of(kind, attrs)?)
+    }
+
+    fn of(mut fields: Fields) -> Result<Self, EngineError> {
         let source = match fields.kind.as_str() {
             "registry" => Self::Registry {
                 reference: fields.reference()?,
@@ -144,7 +152,15 @@ impl CacheSource {
 impl CacheTarget {
     /// Reads `type=inline`, `type=registry,ref=NAME[,…]`, `type=local,dest=DIRECTORY[,…]`, or a name alone.
     pub fn parse(text: &str) -> Result<Self, EngineError> {
-        let mut fields = Fields::parse(text)?;
+        Self::of(Fields::parse(text)?)
+    }
+
+    /// The same as clients of the daemon send it: its type, and everything else. Their directories are theirs, and not of this machine.
+    pub fn from_attrs(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
+        Self::of(Fields::of(kind, attrs)?)
+    }
+
+    fn of(mut fields: Fields) -> Result<Self, EngineError> {
         let target = match fields.kind.as_str() {
             "inline" => Self::Inline,
             "registry" => Self::Registry {
@@ -191,6 +207,17 @@ impl Fields {
         }
         let kind = values.remove("type").ok_or_else(|| refuse("type is missing".to_owned()))?;
         Ok(Self { text: text.to_owned(), kind, values })
+    }
+
+    fn of(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
+        let values: BTreeMap<String, String> =
+            attrs.iter().map(|(key, value)| (key.to_ascii_lowercase(), value.clone())).collect();
+        let shown: String = values.iter().map(|(key, value)| format!(",{key}={value}")).collect();
+        let fields = Self { text: format!("type={kind}{shown}"), kind: kind.to_owned(), values };
+        match kind {
+            "local" => Err(fields.refuse("a client's directory is not supported")),
+            _ => Ok(fields),
+        }
     }
 
     fn refuse(&self, why: impl Into<String>) -> EngineError {

@@ -1,0 +1,152 @@
+//! Solving: of a graph, or of what a further frontend makes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use lapstrake_builder_dockerfile::{DockerfileOptions, Plan};
+use lapstrake_builder_llb::Definition;
+use lapstrake_builder_solver::CacheStore;
+use lapstrake_layerstore_oci::Platform;
+use lapstrake_layerstore_store::Tree;
+use lapstrake_session::SessionId;
+
+use super::{Bridge, BuildParts, FrontendResult, Ref, Refs, Target};
+use crate::{CacheSource, Engine, EngineError, FrontendRequest, engine::internal_vertex, plan::Answered};
+
+/// What a frontend asks to be solved.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SolveOrder {
+    /// A graph; without one, and without a frontend, the answer is nothing.
+    pub(crate) definition: Option<Definition>,
+    /// A further frontend.
+    pub(crate) frontend: Option<FrontendRequest>,
+    /// Caches to use, besides the build's.
+    pub(crate) caches: Vec<CacheSource>,
+    /// Whether the answer waits until all of it is solved.
+    pub(crate) evaluate: bool,
+}
+
+impl Bridge {
+    /// Solves a graph, or what a further frontend makes. Unless it is to be evaluated, nothing of a graph is run yet.
+    pub(crate) async fn solve(&self, order: SolveOrder) -> Result<FrontendResult, EngineError> {
+        let SolveOrder { definition, frontend, caches, evaluate } = order;
+        let result = match (definition, frontend) {
+            (Some(_), Some(_)) => {
+                let what = "cannot solve with both Definition and Frontend specified".to_owned();
+                return Err(EngineError::Bridge { what });
+            }
+            (Some(definition), None) => {
+                FrontendResult::one(self.engine.reference(&self.build, definition, &caches))
+            }
+            (None, Some(request)) => self.engine.ask_frontend(&self.build, request).await?,
+            (None, None) => FrontendResult::default(),
+        };
+        if evaluate {
+            futures::future::try_join_all(result.refs.iter().map(Ref::evaluate)).await?;
+        }
+        Ok(result)
+    }
+}
+
+impl Engine {
+    /// A graph's result, not solved yet. Uses the caches of the build and these.
+    pub(crate) fn reference(
+        &self,
+        build: &Arc<BuildParts>,
+        definition: impl Into<Arc<Definition>>,
+        caches: &[CacheSource],
+    ) -> Ref {
+        let BuildParts { scope, progress, cancel, imports, .. } = &**build;
+        let mut stores = self.import_all(build);
+        stores.extend(self.import(imports, caches, scope, progress, cancel));
+        Ref::new(self, build, definition, stores)
+    }
+
+    /// Begins to fetch the caches that the build was asked to use.
+    pub(crate) fn import_all(&self, build: &BuildParts) -> Vec<Arc<dyn CacheStore<Tree>>> {
+        let BuildParts { scope, progress, cancel, imports, cache_from } = build;
+        self.import(imports, cache_from, scope, progress, cancel)
+    }
+
+    /// What a frontend makes.
+    pub(crate) async fn ask_frontend(
+        &self,
+        build: &Arc<BuildParts>,
+        request: FrontendRequest,
+    ) -> Result<FrontendResult, EngineError> {
+        let FrontendRequest { frontend, options, inputs } = request;
+        match frontend.as_str() {
+            "dockerfile.v0" | "gateway.v0" => self.ask_dockerfile(build, options, inputs).await,
+            _ => Err(EngineError::Bridge { what: format!("invalid frontend: {frontend}") }),
+        }
+    }
+
+    /// What the built-in Dockerfile frontend makes, or the one that the Dockerfile or the options name.
+    async fn ask_dockerfile(
+        &self,
+        build: &Arc<BuildParts>,
+        options: BTreeMap<String, String>,
+        inputs: BTreeMap<String, Definition>,
+    ) -> Result<FrontendResult, EngineError> {
+        let session = build.scope.session.as_ref().map(SessionId::to_string);
+        let names: Vec<String> = inputs.keys().cloned().collect();
+        let options = DockerfileOptions::from_frontend_attrs(&options, Platform::host(), session, &names)?;
+        if options.subrequest.is_some() {
+            let reply = self.answer(&options, &inputs, build).await?;
+            return Ok(FrontendResult { metadata: reply.metadata, ..FrontendResult::default() });
+        }
+        match self.plan(&options, &inputs, build).await? {
+            Answered::Elsewhere(result) => Ok(result),
+            Answered::BuiltIn((plan, _)) => self.planned(&plan, &options, build),
+        }
+    }
+
+    /// A cache as clients name it. One that is not understood is told to the client and is no failure, as one that cannot be had.
+    pub(crate) fn wanted_cache(
+        &self,
+        kind: &str,
+        attrs: &BTreeMap<String, String>,
+        build: &BuildParts,
+    ) -> Option<CacheSource> {
+        match CacheSource::from_attrs(kind, attrs) {
+            Ok(source) => Some(source),
+            Err(error) => {
+                let vertex =
+                    internal_vertex(&build.progress, format!("importing cache manifest from {kind}"));
+                vertex.start();
+                vertex.fail(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// A plan as other frontends would give it.
+    pub(crate) fn planned(
+        &self,
+        plan: &Plan,
+        options: &DockerfileOptions,
+        build: &Arc<BuildParts>,
+    ) -> Result<FrontendResult, EngineError> {
+        let mut caches = Vec::with_capacity(options.cache_imports.len());
+        for import in &options.cache_imports {
+            caches.extend(self.wanted_cache(&import.kind, &import.attrs, build));
+        }
+        let mut result = FrontendResult::default();
+        if plan.multi_platform {
+            result.refs = Refs::ByKey(BTreeMap::new());
+        }
+        let mut targets = Vec::with_capacity(plan.targets.len());
+        for planned in &plan.targets {
+            let target = Target {
+                key: planned.platform.to_full_string(),
+                platform: planned.platform.clone(),
+                source: Some(self.reference(build, planned.definition.clone(), &caches)),
+                config: planned.config.clone(),
+                epoch: planned.epoch,
+            };
+            result.add(&target, planned.base_config.as_ref())?;
+            targets.push(target);
+        }
+        result.finish(&targets);
+        Ok(result)
+    }
+}
