@@ -89,7 +89,7 @@ caps! {
     SOURCE_HTTP_UID_GID = "soruce.http.uidgid";
     SOURCE_HTTP_HEADER = "source.http.header";
     SOURCE_HTTP_SIGNATURE_VERIFY = "source.http.signatureverify", without: "signatures of files are not verified";
-    SOURCE_IMAGE_BLOB = "source.imageblob", without: "blobs are not a source yet";
+    SOURCE_IMAGE_BLOB = "source.imageblob";
     SOURCE_OCI_LAYOUT = "source.ocilayout";
     BUILD_OP_FILE_NAME = "source.buildop.llbfilename", without: "build ops are not run yet";
     EXEC_META_BASE = "exec.meta.base";
@@ -135,7 +135,7 @@ caps! {
     CACHE_AZBLOB = "cache.azblob", without: "caches in Azure are neither read nor written";
     MERGE_OP = "mergeop";
     DIFF_OP = "diffop";
-    PASSTHROUGH_OP = "passthroughop", without: "passthrough ops are not run yet";
+    PASSTHROUGH_OP = "passthroughop";
     EXPORTER_ANNOTATIONS = "exporter.image.annotations";
     EXPORTER_ATTESTATIONS = "exporter.image.attestations";
     EXPORTER_EPOCH = "exporter.sourcedateepoch";

@@ -6,6 +6,7 @@
 //!
 //!   docker-image://  image   local image store │ registry ─► documents ─► layers unpacked onto each other
 //!   oci-layout://    layout  session's content store ─► documents ─► layers unpacked onto each other
+//!   …+blob://        blob    registry │ session's content store ─► one file
 //!   local://         local   session │ directory │ tree ─► fresh draft, unchanged files hard-linked
 //!   http(s)://       http    server │ session's upload ─► one file
 //!   git://           git     the git program ─► bare repository ─► checkout
@@ -16,10 +17,12 @@
 #![forbid(unsafe_code)]
 
 mod attrs;
+mod blob;
 mod context;
 mod error;
 mod git;
 mod http;
+mod identifier;
 mod image;
 mod layout;
 mod local;
@@ -29,4 +32,5 @@ mod turns;
 
 pub use context::{BuildMark, LocalProvider, Source, SourceContext, SourceKind};
 pub use error::{ErrorKind, SourceError};
+pub use identifier::canonical_identifier;
 pub use sources::{SourceLimits, Sources, SourcesOptions};

@@ -164,6 +164,8 @@ impl Sources {
             "http" | "https" => crate::http::open(&self.shared, op),
             "local" => crate::local::open(&self.shared, rest, op),
             "oci-layout" => crate::layout::open(&self.shared, rest, op, platform),
+            "docker-image+blob" => crate::blob::open(&self.shared, "docker-image+blob", rest, op),
+            "oci-layout+blob" => crate::blob::open(&self.shared, "oci-layout+blob", rest, op),
             scheme => Err(unsupported(scheme)),
         }
     }

@@ -258,3 +258,21 @@ fn nonsense_is_refused_by_name_before_anything_is_asked() {
         assert_eq!(refused(identifier, &attrs).0, ErrorKind::Unsupported);
     }
 }
+
+#[tokio::test]
+async fn a_blob_of_a_registry_is_a_file() {
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let cx = bench.context();
+    let digest = Digest::sha256_of(&image.config);
+    let name = format!("docker-image+blob://{}/team/app@{digest}", registry.host());
+    let (_, tree) = bench.get(&cx, &name, &[]).await.unwrap();
+    let text = String::from_utf8(image.config.clone()).unwrap();
+    assert_eq!(bench.list(&tree), [(digest.hex().to_owned(), format!("f:{text}"))]);
+    let (_, named) = bench.get(&cx, &name, &[("http.filename", "../config.json")]).await.unwrap();
+    assert_eq!(bench.list(&named)[0].0, "config.json");
+    // What the store has is no way around the registry: the blob is not of this repository.
+    let elsewhere = format!("docker-image+blob://{}/team/other@{digest}", registry.host());
+    let error = bench.get(&cx, &elsewhere, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}

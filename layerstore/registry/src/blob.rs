@@ -1,10 +1,10 @@
 //! Downloading one blob: shared, resumed, bounded, verified.
 
-use lapstrake_layerstore_oci::{Descriptor, Reference};
+use lapstrake_layerstore_oci::{Descriptor, Digest, Reference};
 use lapstrake_layerstore_store::StoreError;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE},
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE},
 };
 use url::Url;
 
@@ -37,6 +37,36 @@ enum Ended {
 }
 
 impl RegistryClient {
+    /// How long a blob is, as the registry says to one who may pull it. A mirror's word counts as the registry's.
+    pub async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64, RegistryError> {
+        let subject = Subject::blob(reference, Access::Pull, digest);
+        let endpoints = self.shared.config.endpoints(reference, Access::Pull);
+        self.first_of(&endpoints, |endpoint| Box::pin(self.size_at(endpoint, &subject, digest))).await
+    }
+
+    async fn size_at(
+        &self,
+        endpoint: &Endpoint,
+        subject: &Subject<'_>,
+        digest: &Digest,
+    ) -> Result<u64, RegistryError> {
+        let path = format!("/{}/blobs/{digest}", subject.reference.path());
+        let request = Request {
+            method: Method::HEAD,
+            target: Target::Api(path, Vec::new()),
+            headers: HeaderMap::new(),
+            body: &no_body,
+        };
+        let response = self.send(endpoint, subject, &request).await?;
+        if !response.status().is_success() {
+            return Err(self.failure(endpoint, subject, response).await);
+        }
+        // The length of what a GET would give: an answer to HEAD has no body of its own.
+        let length =
+            response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        length.ok_or_else(|| malformed(endpoint, subject, "a blob without Content-Length"))
+    }
+
     /// Makes sure that a blob is in the store, held by the target's lease, downloading it if need be.
     ///
     /// Concurrent calls for one blob download it once. Dropping the future leaves nothing behind.

@@ -148,6 +148,18 @@ impl GitSpec {
     }
 }
 
+/// The name of a repository's tree for policies, as BuildKit's `GitIdentifier.String` has it: without how it is reached, and as whom.
+pub(crate) fn canonical(rest: &str, op: &pb::SourceOp) -> Option<String> {
+    let (remote, reference, subdir) = split_fragment(rest);
+    let remote = op.attrs.get("git.fullurl").filter(|url| !url.is_empty()).unwrap_or(&remote);
+    let place = Remote::parse(remote).ok()?.place();
+    Some(match (reference.as_str(), subdir.as_str()) {
+        ("", "") => format!("git://{place}"),
+        (reference, "") => format!("git://{place}#{reference}"),
+        (reference, subdir) => format!("git://{place}#{reference}:{subdir}"),
+    })
+}
+
 /// Opens `git://`.
 pub(crate) fn open(
     shared: &Arc<Shared>,

@@ -40,6 +40,15 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
+    /// Host and path, however it is reached.
+    pub(super) fn place(&self) -> String {
+        let path = match self.url.split_once("://") {
+            Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path),
+            None => self.url.split_once(':').map_or("", |(_, path)| path),
+        };
+        format!("{}{}", self.host, clean_path(&format!("/{path}")))
+    }
+
     /// Everything before the path, with the slash.
     pub(super) fn server(&self) -> &str {
         let after = self.url.find("://").map_or(0, |at| at + 3);

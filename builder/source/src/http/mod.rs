@@ -15,7 +15,11 @@ use lapstrake_session::UPLOAD_HOST;
 use url::Url;
 
 use self::name::file_name;
-pub(crate) use self::request::{MAX_REDIRECTS, Resolved, client};
+pub(crate) use self::{
+    name::safe_name,
+    request::{MAX_REDIRECTS, Resolved, client},
+    save::{FileSpec, Saved, save},
+};
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
     attrs::{Attrs, shown},
@@ -105,6 +109,19 @@ impl HttpSpec {
     /// The URL for people: without a password.
     fn origin(&self) -> String {
         shown(self.url.as_str())
+    }
+
+    /// The file that its content is to be.
+    fn file(&self, name: &str, modified: Option<i64>) -> FileSpec {
+        let Self { mode, uid, gid, .. } = *self;
+        FileSpec {
+            origin: self.origin(),
+            name: name.to_owned(),
+            mode,
+            uid,
+            gid,
+            modified: modified.unwrap_or(0),
+        }
     }
 
     fn is_upload(&self) -> bool {

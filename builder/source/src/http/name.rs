@@ -12,20 +12,20 @@ const DEFAULT: &str = "download";
 /// The file's name: what the op says, else the server (`Content-Disposition`), else the URL. Never one that leads anywhere.
 pub(super) fn file_name(url: &Url, wanted: Option<&str>, disposition: Option<&str>) -> String {
     if let Some(wanted) = wanted {
-        return safe(wanted);
+        return safe_name(wanted);
     }
     if let Some(name) = disposition.and_then(disposition_name)
         && !name.is_empty()
         && !name.ends_with('/')
     {
-        return safe(&name);
+        return safe_name(&name);
     }
     let path = percent_decode(url.path());
-    safe(path.trim_end_matches('/'))
+    safe_name(path.trim_end_matches('/'))
 }
 
 /// The last name of a path, if it is one that a file can have.
-fn safe(path: &str) -> String {
+pub(crate) fn safe_name(path: &str) -> String {
     let name = path.trim().trim_end_matches('/');
     let name = name.rsplit('/').next().unwrap_or_default();
     let bad = name.is_empty() || name == "." || name == ".." || name.chars().any(char::is_control);

@@ -226,7 +226,7 @@ async fn download(
         return Err(SourceError::TooLarge { origin: spec.origin(), limit });
     }
     let content = answer.bytes_stream().map(|chunk| chunk.map_err(|error| failed(spec, error))).boxed();
-    let Saved { tree, digest } = save(&shared.stores, spec, &filename, modified, limit, content).await?;
+    let Saved { tree, digest } = save(&shared.stores, spec.file(&filename, modified), limit, content).await?;
     let memory = Memory { digest: digest.to_string(), filename: filename.clone(), etag: tag, modified };
     remember(shared, spec, key, &tree, &memory).await?;
     Ok(Resolved { digest, filename, modified, tree: Some(tree) })
@@ -272,7 +272,7 @@ async fn upload(
                 let filename = file_name(&spec.url, spec.filename.as_deref(), None);
                 let limit = shared.limits.http_bytes;
                 let Saved { tree, digest } =
-                    save(&shared.stores, spec, &filename, None, limit, content).await?;
+                    save(&shared.stores, spec.file(&filename, None), limit, content).await?;
                 return Ok(Resolved { digest, filename, modified: None, tree: Some(tree) });
             }
         }

@@ -9,26 +9,39 @@ use lapstrake_layerstore_store::{Stores, Tree};
 use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use tokio::io::AsyncWriteExt;
 
-use super::HttpSpec;
 use crate::SourceError;
 
-/// A saved file.
-pub(super) struct Saved {
-    pub(super) tree: Tree,
-    pub(super) digest: Digest,
+/// What a file is to be, once its content is there.
+#[derive(Debug, Clone)]
+pub(crate) struct FileSpec {
+    /// Whose content it is, for errors.
+    pub(crate) origin: String,
+    /// Of one component.
+    pub(crate) name: String,
+    /// Permission bits; 0600 when 0.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Seconds since 1970.
+    pub(crate) modified: i64,
 }
 
-/// Writes `content` to the file `name` of a new tree. Nothing stays when it fails or is dropped.
-pub(super) async fn save(
+/// A saved file.
+pub(crate) struct Saved {
+    pub(crate) tree: Tree,
+    pub(crate) digest: Digest,
+}
+
+/// Writes `content`, of at most `limit` bytes, to a file of a new tree. Nothing stays when it fails or is dropped.
+pub(crate) async fn save(
     stores: &Stores,
-    spec: &HttpSpec,
-    name: &str,
-    modified: Option<i64>,
+    spec: FileSpec,
     limit: u64,
     mut content: impl Stream<Item = Result<Bytes, SourceError>> + Unpin,
 ) -> Result<Saved, SourceError> {
+    let FileSpec { origin, name, mode, uid, gid, modified } = spec;
     let (draft, file) = {
-        let (stores, name) = (stores.clone(), name.to_owned());
+        let (stores, name) = (stores.clone(), name.clone());
         SourceError::blocking(move || {
             let draft = stores.begin(&Tree::empty())?;
             let open = draft.open()?;
@@ -39,7 +52,7 @@ pub(super) async fn save(
         })
         .await?
     };
-    let written = || SourceError::io("write", name);
+    let written = || SourceError::io("write", &name);
     let mut file = tokio::fs::File::from_std(file);
     let mut digest = Digester::new(Algorithm::Sha256);
     let mut length: u64 = 0;
@@ -47,21 +60,20 @@ pub(super) async fn save(
         let chunk = chunk?;
         length = length.saturating_add(chunk.len() as u64);
         if length > limit {
-            return Err(SourceError::TooLarge { origin: spec.origin(), limit });
+            return Err(SourceError::TooLarge { origin, limit });
         }
         digest.update(&chunk);
         file.write_all(&chunk).await.map_err(written())?;
     }
     file.flush().await.map_err(written())?;
     let file = file.into_std().await;
-    let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.gid));
-    let mode = Mode::from_raw_mode(if spec.mode == 0 { 0o600 } else { spec.mode });
-    let name = name.to_owned();
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let mode = Mode::from_raw_mode(if mode == 0 { 0o600 } else { mode });
     let tree = SourceError::blocking(move || {
         let settle = || -> rustix::io::Result<()> {
             rustix::fs::fchown(file.as_fd(), Some(uid), Some(gid))?;
             rustix::fs::fchmod(file.as_fd(), mode)?;
-            let time = Timespec { tv_sec: modified.unwrap_or(0), tv_nsec: 0 };
+            let time = Timespec { tv_sec: modified, tv_nsec: 0 };
             rustix::fs::futimens(file.as_fd(), &Timestamps { last_access: time, last_modification: time })
         };
         settle().map_err(|errno| SourceError::io("set metadata of", &name)(errno.into()))?;

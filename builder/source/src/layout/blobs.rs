@@ -10,14 +10,13 @@ use lapstrake_layerstore_store::{BlobInfo, BlobWriter, Lease, Resource, StoreErr
 use lapstrake_session::{SessionCaller, Wait};
 use tokio::sync::mpsc;
 
-use super::LayoutSpec;
 use crate::{SourceContext, SourceError, sources::Shared};
 
 /// Chunks that may wait for the thread that writes them.
 const WRITE_AHEAD: usize = 16;
 
 /// A layout, with the client that offers it.
-pub(super) struct ClientLayout {
+pub(crate) struct ClientLayout {
     shared: Arc<Shared>,
     caller: SessionCaller,
     layout: String,
@@ -26,23 +25,25 @@ pub(super) struct ClientLayout {
 
 impl ClientLayout {
     /// Finds the client: that of the session that the op names, or any of those that wait.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         shared: &Arc<Shared>,
-        spec: &LayoutSpec,
+        session: Option<&str>,
+        layout: &str,
+        origin: String,
         cx: &SourceContext,
     ) -> Result<Self, SourceError> {
         let mut last = None;
-        let ids = spec.session.as_deref().into_iter().chain(cx.sessions.iter().map(|id| id.as_str()));
+        let ids = session.into_iter().chain(cx.sessions.iter().map(|id| id.as_str()));
         for id in ids {
             match shared.sessions.get(id, Wait::default()).await {
                 Ok(caller) => {
-                    let (shared, layout) = (Arc::clone(shared), spec.layout.clone());
-                    return Ok(Self { shared, caller, layout, origin: spec.origin() });
+                    let (shared, layout) = (Arc::clone(shared), layout.to_owned());
+                    return Ok(Self { shared, caller, layout, origin });
                 }
-                Err(error) => last = Some(SourceError::session(&spec.origin())(error)),
+                Err(error) => last = Some(SourceError::session(&origin)(error)),
             }
         }
-        Err(last.unwrap_or_else(|| SourceError::NoDirectory { origin: spec.origin() }))
+        Err(last.unwrap_or(SourceError::NoDirectory { origin }))
     }
 
     fn unsuitable(&self, why: String) -> SourceError {
@@ -152,7 +153,8 @@ impl ClientLayout {
         }
     }
 
-    async fn read(&self, digest: &Digest) -> Result<lapstrake_session::ClientBlob, SourceError> {
+    /// A blob's bytes, as the client sends them.
+    pub(crate) async fn read(&self, digest: &Digest) -> Result<lapstrake_session::ClientBlob, SourceError> {
         let read = self.caller.layout_blob(&self.layout, digest.as_str()).await;
         read.map_err(SourceError::session(&self.origin))
     }

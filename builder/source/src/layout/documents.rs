@@ -8,7 +8,7 @@ use lapstrake_layerstore_oci::{
 use lapstrake_layerstore_store::Lease;
 use lapstrake_layerstore_transfer::LayerBlob;
 
-use super::{LayoutSpec, blobs::ClientLayout};
+use super::LayoutSpec;
 use crate::{SourceContext, SourceError, image::document_type, sources::Shared};
 
 /// Longest manifest or index.
@@ -35,7 +35,7 @@ impl Documents {
         spec: &LayoutSpec,
         cx: &SourceContext,
     ) -> Result<Self, SourceError> {
-        let client = ClientLayout::connect(shared, spec, cx).await?;
+        let client = spec.client(shared, cx).await?;
         let unsuitable = |why: String| SourceError::Unsuitable { origin: spec.origin(), why };
         let lease = Arc::new(shared.stores.leases.create());
         let size = client.size(&spec.digest).await?;

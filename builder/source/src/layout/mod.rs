@@ -19,7 +19,8 @@ use lapstrake_layerstore_oci::{ChainId, Digest, Platform, Reference};
 use lapstrake_layerstore_store::Tree;
 use lapstrake_layerstore_transfer::{LayerBlob, TransferError, unpack, unpacked};
 
-use self::{blobs::ClientLayout, documents::Documents};
+pub(crate) use self::blobs::ClientLayout;
+use self::documents::Documents;
 use crate::{
     Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
@@ -64,6 +65,10 @@ impl LayoutSpec {
 
     fn origin(&self) -> String {
         format!("oci-layout://{}", self.reference)
+    }
+
+    async fn client(&self, shared: &Arc<Shared>, cx: &SourceContext) -> Result<ClientLayout, SourceError> {
+        ClientLayout::connect(shared, self.session.as_deref(), &self.layout, self.origin(), cx).await
     }
 }
 
@@ -179,7 +184,7 @@ impl LayoutSource {
         let lease = Arc::new(self.shared.stores.leases.create());
         let missing = &layers[there..];
         if !missing.is_empty() {
-            let client = cx.or_canceled(ClientLayout::connect(&self.shared, &self.spec, cx)).await??;
+            let client = cx.or_canceled(self.spec.client(&self.shared, cx)).await??;
             let transfers: Vec<BoxFuture<'_, _>> = missing
                 .iter()
                 .map(|layer| Box::pin(client.store_blob(&layer.descriptor, &lease, &cx.vertex)) as _)
