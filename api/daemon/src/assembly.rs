@@ -60,6 +60,11 @@ impl OpenStore {
         Ok(Self { stores, metadata: store.metadata, cache, history, collector, driver, rules })
     }
 
+    /// How the cache is pruned without being asked.
+    pub(crate) fn rules(&self) -> &[PruneRequest] {
+        &self.rules
+    }
+
     /// What keeps the cache within its bounds.
     pub(crate) fn tidier(&self) -> Tidier {
         Tidier {

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use lapstrake_api_server::{AppState, EngineBuilds, Parts, RequestLimits, SystemFacts};
+use lapstrake_api_server::{AppState, EngineBuilds, Parts, RequestLimits, SystemFacts, Worker};
 use lapstrake_builder_engine::{Entitlement, KeepFailed};
 use lapstrake_layerstore_oci::Digest;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +81,12 @@ fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep, stop: &C
         collector: Arc::clone(&store.collector),
         sessions: assembly.sessions.clone(),
         builds: Arc::new(Swept::new(Arc::<EngineBuilds>::clone(&builds), sweep.clone(), stop.clone())),
+        worker: Some(Worker {
+            engine: assembly.engine.clone(),
+            collector: Arc::clone(&store.collector),
+            rules: store.rules().to_vec(),
+            host_gateway: settings.store.host_gateway.clone(),
+        }),
         cache: builds,
         transfer: Arc::new(StoreTransfer::new(
             store.stores.clone(),
@@ -118,7 +124,11 @@ fn facts(settings: &DaemonSettings, assembly: &Assembly) -> SystemFacts {
         build_time: option_env!("LAPSTRAKE_BUILD_TIME").unwrap_or_default().to_owned(),
         root: root.clone(),
         driver: assembly.store.driver.to_string(),
-        driver_status: vec![("Root Dir".to_owned(), root.display().to_string())],
+        driver_status: vec![
+            ("Root Dir".to_owned(), root.display().to_string()),
+            // By this, buildx and compose know that images of several platforms can be loaded, and are named by their manifests.
+            ("driver-type".to_owned(), "io.containerd.snapshotter.v1".to_owned()),
+        ],
         runtimes: vec![(runtime.clone(), program)],
         default_runtime: runtime,
         security_options: std::iter::once(format!(

@@ -58,8 +58,8 @@ pub(crate) fn acceptor(security: &TcpSecurity) -> Result<Option<TlsAcceptor>, Pr
         cert.display(),
         key.display()
     )))?;
-    // The Engine API is HTTP/1.1; offering h2 would send its clients to a protocol that its hijacks are not made for.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // gRPC's clients ask for h2 alone. Who takes either is better off with HTTP/1.1, as the Engine API's hijacks need it: so that is first.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 

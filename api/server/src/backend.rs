@@ -7,6 +7,7 @@ use futures::{Stream, future::BoxFuture};
 use lapstrake_api_types::{
     AuthConfig, BuildQuery, CachePruneReport, CacheRecord, DistributionInspect, PruneQuery,
 };
+use lapstrake_builder_engine::{BuildRequest, EngineError, Exported};
 use lapstrake_builder_progress::{Progress, classic::ClassicScript};
 use lapstrake_layerstore_oci::{Digest, ImageId, Platform, Reference};
 use lapstrake_session::SessionId;
@@ -82,6 +83,14 @@ pub trait Builds: Send + Sync {
         progress: Progress,
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<Built, ApiError>>;
+
+    /// The same for a build that its client described in the engine's own terms.
+    fn solve(
+        &self,
+        request: BuildRequest,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<Exported, EngineError>>;
 }
 
 /// The build cache. Methods block.

@@ -32,6 +32,8 @@ pub(crate) enum Body {
         /// Cancels the work behind the stream when the client is gone.
         _cancel: Option<DropGuard>,
     },
+    /// Messages and a status, as gRPC's services write them.
+    Grpc(tonic::body::Body),
 }
 
 impl Body {
@@ -57,6 +59,7 @@ impl http_body::Body for Body {
             Self::Stream { chunks, .. } => {
                 chunks.poll_recv(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
             }
+            Self::Grpc(body) => Pin::new(body).poll_frame(cx).map_err(io::Error::other),
         }
     }
 
@@ -64,6 +67,7 @@ impl http_body::Body for Body {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             Self::Stream { .. } => false,
+            Self::Grpc(body) => body.is_end_stream(),
         }
     }
 
@@ -71,6 +75,7 @@ impl http_body::Body for Body {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream { .. } => SizeHint::default(),
+            Self::Grpc(body) => body.size_hint(),
         }
     }
 }

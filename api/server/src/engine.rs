@@ -14,12 +14,10 @@ use lapstrake_api_types::{
     HostGateway, KeepFailed as QueryKeepFailed, NetworkMode, ProgressForm, PruneQuery, Timestamp, bool_value,
 };
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
-use lapstrake_builder_dockerfile::{
-    Dialect, DockerfileOptions, Error as DockerfileError, LowerError,
-};
+use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, ContextInput, Engine, EngineError, Entitlement,
-    ErrorKind, FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
+    BuildId, BuildRequest, CacheSource, ContextInput, Engine, EngineError, Entitlement, ErrorKind, Exported,
+    FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
@@ -140,6 +138,17 @@ impl Builds for EngineBuilds {
         }
         .boxed()
     }
+
+    fn solve(
+        &self,
+        mut request: BuildRequest,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<Exported, EngineError>> {
+        // Its client has no way to say it.
+        request.keep_failed = self.keep_failed.clone();
+        async move { self.engine.build(request, progress, None, cancel).await }.boxed()
+    }
 }
 
 /// `stream` until it ends, or `stop` says its first and last word.
@@ -231,8 +240,8 @@ fn outputs(query: &BuildQuery) -> Result<Vec<Output>, ApiError> {
     let parse = |BuildOutput { kind, attrs }: &BuildOutput| {
         // As Moby: its image store is what there is.
         let kind = if kind == "image" { "moby" } else { kind.as_str() };
-        let mut output =
-            Output::parse(kind, attrs).map_err(|error| ApiError::invalid(format!("output {kind}: {}", chain(&error))))?;
+        let mut output = Output::parse(kind, attrs)
+            .map_err(|error| ApiError::invalid(format!("output {kind}: {}", chain(&error))))?;
         output.name_first(&query.tags);
         Ok(output)
     };
@@ -438,7 +447,8 @@ mod tests {
         assert_eq!(of(r#"{"Type":"local","Attrs":{"dest":"x"}}"#), Ok(Output::local(Destination::Session)));
         assert_eq!(
             of(r#"{"Type":"local","Attrs":{"platform-split":"false"}}"#),
-            Output::parse("local", &[("platform-split".to_owned(), "false".to_owned())].into()).map_err(|_| String::new())
+            Output::parse("local", &[("platform-split".to_owned(), "false".to_owned())].into())
+                .map_err(|_| String::new())
         );
         assert_eq!(
             of(r#"{"Type":"local","Attrs":{"platform-split":"maybe"}}"#),
@@ -456,7 +466,10 @@ mod tests {
         );
         let pushed = of(r#"{"Type":"image","Attrs":{"push":"true"}}"#);
         assert!(matches!(pushed, Ok(Output::Image(image)) if image.push.is_some()));
-        assert_eq!(of(r#"{"Type":"nope"}"#), Err("output nope: exporter \"nope\" could not be found".to_owned()));
+        assert_eq!(
+            of(r#"{"Type":"nope"}"#),
+            Err("output nope: exporter \"nope\" could not be found".to_owned())
+        );
     }
 
     #[test]

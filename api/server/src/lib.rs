@@ -8,11 +8,12 @@
 //!
 //! ```text
 //!   Accept (unix, tcp, tls) ──► serve ──► one connection ──► service: version, route, common headers
-//!                                             │                  │
-//!                                  (HTTP/2: raw gRPC,            ├─ system   /_ping /version /info /events /auth /system/df
-//!                                   not here yet)                ├─ images   list, inspect, history, tag, delete, prune
-//!                                                                ├─ transfer pull, push, load, save, import   → ImageTransfer
-//!                                                                ├─ session  101, hijacked stream             → Sessions
+//!                                  ▲          │                  │
+//!                                  │      HTTP/2, gRPC           ├─ system   /_ping /version /info /events /auth /system/df
+//!                                  │          ▼                  ├─ images   list, inspect, history, tag, delete, prune
+//!                                  │        grpc: Control        ├─ transfer pull, push, load, save, import   → ImageTransfer
+//!                                  └──────── POST /grpc ─────────┤
+//!                                            101, HTTP/2         ├─ session  101, hijacked stream             → Sessions
 //!                                                                ├─ build    transcript or trace              → Builds
 //!                                                                ├─ history  what was built                   → History
 //!                                                                └─ elsewhere: empty lists, 404, 501
@@ -29,6 +30,7 @@ mod elsewhere;
 mod engine;
 mod error;
 mod events;
+mod grpc;
 mod history;
 mod images;
 mod opening;
@@ -50,6 +52,7 @@ pub use backend::{
 pub use engine::EngineBuilds;
 pub use error::{ApiError, ApiErrorKind, ErrorPlace, chain};
 pub use events::EventBus;
+pub use grpc::Worker;
 pub use history::{build_detail, build_item};
 pub use images::check_platform;
 pub use serve::{Accept, ServeLimits, serve};

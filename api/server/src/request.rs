@@ -26,6 +26,13 @@ impl DoorRequest {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
+    /// Whether the connection is to be HTTP/2 from now on.
+    pub(crate) fn wants_h2c(&self) -> bool {
+        let asked =
+            self.headers.get_all(http::header::UPGRADE).iter().filter_map(|value| value.to_str().ok());
+        asked.flat_map(|value| value.split(',')).any(|protocol| protocol.trim().eq_ignore_ascii_case("h2c"))
+    }
+
     /// `X-Registry-Auth`. As in Moby, what cannot be read is no credentials: the registry then says what is missing.
     pub(crate) fn auth(&self) -> AuthConfig {
         AuthConfig::from_header(self.header("x-registry-auth")).unwrap_or_default()

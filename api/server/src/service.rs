@@ -9,19 +9,27 @@ use lapstrake_api_types::{ApiTypeError, ApiVersion, Form};
 use crate::{
     ApiError, ApiErrorKind, AppState,
     body::{self, Answer, Body},
-    build, elsewhere, history, images,
+    build, elsewhere, grpc, history, images,
     request::DoorRequest,
     route::{Route, route, split_version},
+    serve::Connection,
     session, system, transfer,
     unread::Unread,
 };
 
 /// Answers one request. Errors become answers here and nowhere else.
-pub(crate) async fn respond(state: Arc<AppState>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+pub(crate) async fn respond(
+    connection: Connection,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    if grpc::is_grpc(&request) {
+        return Ok(grpc::respond(&connection.state, request).await);
+    }
+    let state = Arc::clone(&connection.state);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let unread = Unread::default();
-    let mut answer = match enter(&state, request, &unread).await {
+    let mut answer = match enter(&connection, request, &unread).await {
         Ok(answer) => answer,
         Err(Refusal { error, is_plain }) => {
             if error.kind == ApiErrorKind::Internal {
@@ -60,16 +68,10 @@ impl<E: Into<ApiError>> From<E> for Refusal {
 }
 
 async fn enter(
-    state: &Arc<AppState>,
+    connection: &Connection,
     mut request: Request<Incoming>,
     unread: &Unread,
 ) -> Result<Answer, Refusal> {
-    if request.version() == Version::HTTP_2 {
-        return Err(ApiError::not_implemented(
-            "gRPC on this listener is not here yet: use the Docker Engine API over HTTP/1.1",
-        )
-        .into());
-    }
     let path = percent_decode(request.uri().path())?;
     let (version, path) = split_version(&path);
     let api = match version {
@@ -80,13 +82,22 @@ async fn enter(
         })?,
     };
     let door = route(request.method(), path, api);
-    // Only the session's door takes the connection over, and it does so before the request is taken apart.
-    let upgrade = (door == Route::Session).then(|| hyper::upgrade::on(&mut request));
+    // These doors take the connection over, and they do so before the request is taken apart.
+    let upgrade = match door {
+        Route::Session | Route::Grpc if request.version() == Version::HTTP_2 => {
+            return Err(ApiError::invalid(
+                "this needs a connection of HTTP/1.1, as it takes it over; on HTTP/2 there is gRPC itself",
+            )
+            .into());
+        }
+        Route::Session | Route::Grpc => Some(hyper::upgrade::on(&mut request)),
+        _ => None,
+    };
     let (parts, body) = request.into_parts();
     let body = unread.watch(body);
     let form = Form::parse(parts.uri.query().unwrap_or_default())?;
     let request = DoorRequest { method: parts.method, api, form, headers: Arc::new(parts.headers), body };
-    let state = Arc::clone(state);
+    let state = Arc::clone(&connection.state);
     let answer = match door {
         Route::Options => Ok(body::status(http::StatusCode::OK)),
         Route::Ping => Ok(system::ping(&request)),
@@ -95,7 +106,8 @@ async fn enter(
         Route::Events => system::events(&state, &request),
         Route::DiskUsage => system::disk_usage(state, request).await,
         Route::Auth => system::auth(state, request).await,
-        Route::Session => session::open(&state, &request, upgrade.expect("made for this door")),
+        Route::Session => session::open(connection, &request, upgrade.expect("made for this door")),
+        Route::Grpc => grpc::open(connection, &request, upgrade.expect("made for this door")),
         Route::Build => build::build(state, request).await,
         Route::BuildCancel => build::cancel(&state, &request),
         Route::BuildPrune => build::prune(state, request).await,

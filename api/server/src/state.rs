@@ -10,7 +10,7 @@ use lapstrake_builder_history::History;
 use lapstrake_layerstore_store::{Collector, Stores};
 use lapstrake_session::Sessions;
 
-use crate::{BuildCache, Builds, EventBus, ImageTransfer, build::Jobs};
+use crate::{BuildCache, Builds, EventBus, ImageTransfer, Worker, build::Jobs, grpc::Spools};
 
 /// What the daemon makes and the doors use.
 pub struct Parts {
@@ -22,6 +22,8 @@ pub struct Parts {
     pub sessions: Sessions,
     /// Runs builds.
     pub builds: Arc<dyn Builds>,
+    /// What gRPC's clients work with; `None` where there is nothing for them.
+    pub worker: Option<Worker>,
     /// The build cache.
     pub cache: Arc<dyn BuildCache>,
     /// Moves images.
@@ -37,6 +39,7 @@ pub struct AppState {
     pub(crate) parts: Parts,
     pub(crate) events: EventBus,
     pub(crate) jobs: Jobs,
+    pub(crate) spools: Spools,
     pub(crate) pruning: tokio::sync::Mutex<()>,
     pub(crate) history: OnceLock<History>,
 }
@@ -48,6 +51,7 @@ impl AppState {
             parts,
             events: EventBus::default(),
             jobs: Jobs::default(),
+            spools: Spools::default(),
             pruning: tokio::sync::Mutex::default(),
             history: OnceLock::new(),
         }

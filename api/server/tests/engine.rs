@@ -128,6 +128,7 @@ impl Daemon {
             collector,
             sessions,
             builds: builds.clone(),
+            worker: None,
             cache: builds,
             transfer: Arc::new(NoTransfer),
             facts: SystemFacts { root, driver: "vfs".to_owned(), ..SystemFacts::default() },

@@ -119,6 +119,11 @@ impl HostGateway {
         }
         Ok((!addresses.is_empty()).then_some(Self(addresses)))
     }
+
+    /// The addresses; at least one.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.0
+    }
 }
 
 /// A limit of `setrlimit`. Whether it means something is known to who sets it.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use lapstrake_builder_executor::{DeviceList, DeviceRequest, ExecError};
 use lapstrake_builder_llb::pb;
 
-use crate::EngineError;
+use crate::{Engine, EngineError};
 
 /// Something that a step may do only if it is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +49,13 @@ impl FromStr for Entitlement {
     fn from_str(text: &str) -> Result<Self, EngineError> {
         let found = Self::ALL.into_iter().find(|entitlement| entitlement.as_str() == text);
         found.ok_or_else(|| EngineError::UnknownEntitlement { text: text.to_owned() })
+    }
+}
+
+impl Engine {
+    /// The devices of this machine, as their descriptions are now. Blocks.
+    pub fn devices(&self) -> DeviceList {
+        self.workshop().devices.scan()
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use lapstrake_api_server::{ApiError, BodyStream, BuildOrder, Builds, Built, ReceivedContext};
+use lapstrake_builder_engine::{BuildRequest, EngineError, Exported};
 use lapstrake_builder_progress::Progress;
 use tokio_util::sync::CancellationToken;
 
@@ -53,9 +54,27 @@ impl Builds for Swept {
         progress: Progress,
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
+        self.run(self.builds.build(order, progress, cancel.clone()), cancel)
+    }
+
+    fn solve(
+        &self,
+        request: BuildRequest,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<Exported, EngineError>> {
+        self.run(self.builds.solve(request, progress, cancel.clone()), cancel)
+    }
+}
+
+impl Swept {
+    fn run<'a, T: Send + 'a>(
+        &'a self,
+        mut build: BoxFuture<'a, T>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'a, T> {
         let running = self.sweep.building();
         Box::pin(async move {
-            let mut build = self.builds.build(order, progress, cancel.clone());
             let built = tokio::select! {
                 built = &mut build => built,
                 () = self.stop.cancelled() => {

@@ -20,6 +20,7 @@ use lapstrake_api_server::{
 use lapstrake_api_types::{
     AuthConfig, CachePruneReport, CacheRecord, DistributionInspect, PruneQuery, parse_unix_time,
 };
+use lapstrake_builder_engine::{BuildRequest, EngineError, Exported};
 use lapstrake_builder_progress::Progress;
 use lapstrake_graphdriver_adapter::{Adapter, Vfs};
 use lapstrake_layerstore_oci::{
@@ -94,6 +95,15 @@ impl Builds for FakeBuilds {
     ) -> BoxFuture<'_, Result<Built, ApiError>> {
         let build = self.build.lock().unwrap().clone().expect("a test that builds says what a build does");
         build(order, progress, cancel)
+    }
+
+    fn solve(
+        &self,
+        request: BuildRequest,
+        _progress: Progress,
+        _cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<Exported, EngineError>> {
+        panic!("nobody should solve {}", request.id.0)
     }
 }
 
@@ -287,6 +297,7 @@ impl Daemon {
             collector: Arc::new(Collector::new(stores.clone(), Vec::new())),
             sessions: sessions.clone(),
             builds: builds.clone(),
+            worker: None,
             cache: cache.clone(),
             transfer: transfer.clone(),
             facts: SystemFacts {

@@ -13,8 +13,21 @@ use crate::Error;
 use crate::lower::LowerError;
 use crate::text::{csv_fields, parse_bool};
 
-/// What does not concern the plan: who asked, where the source is kept, what goes beside the image.
-const PASSED: &[&str] = &["source", "cmdline", "frontend.caps", "requestid-format", "no-warn"];
+/// What does not concern the plan: who asked, where the source is kept, what goes beside the image, and limits, which hold for the whole build.
+const PASSED: &[&str] = &[
+    "source",
+    "cmdline",
+    "frontend.caps",
+    "requestid-format",
+    "no-warn",
+    "memory",
+    "memswap",
+    "cpushares",
+    "cpuperiod",
+    "cpuquota",
+    "cpusetcpus",
+    "cpusetmems",
+];
 const PASSED_PREFIXES: &[&str] = &["attest:", "vcs:", "local-sessionid:", "sharedkey:", "input-metadata:"];
 
 type Attrs = BTreeMap<String, String>;
@@ -133,11 +146,6 @@ impl DockerfileOptions {
             "override-copy-image" if value.is_empty() => {}
             "override-copy-image" => {
                 return Err(refuse("support for \"override-copy-image\" was removed in BuildKit 0.11"));
-            }
-            "memory" | "memswap" | "cpushares" | "cpuperiod" | "cpuquota" | "cpusetcpus" | "cpusetmems" => {
-                if !value.is_empty() {
-                    return Err(LowerError::Unsupported(format!("frontend option {key:?}")).nowhere());
-                }
             }
             _ => return Err(LowerError::UnknownOption(key.to_owned()).nowhere()),
         }
@@ -395,7 +403,6 @@ mod tests {
             ("ulimit", "nofile", "failed to parse ulimit: invalid ulimit argument: nofile"),
             ("multi-platform", "x", "invalid boolean value for multi-platform: x"),
             ("cache-imports", "{", "failed to unmarshal cache-imports"),
-            ("memory", "1", "frontend option \"memory\" is not supported"),
             (
                 "build-arg:BUILDKIT_DISABLE_FILEOP",
                 "1",
