@@ -38,7 +38,7 @@ impl<D: GraphDriver> Adapter<D> {
         let Some(name) = name else {
             return Ok(Vec::new());
         };
-        Ok(self.records.chain(name)?.into_iter().map(|record| record.id).collect())
+        self.records.chain(name)
     }
 
     fn key_is_free(&self, key: &SnapshotKey) -> Result<(), StoreError> {

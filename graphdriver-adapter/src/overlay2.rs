@@ -58,6 +58,8 @@ impl Overlay2 {
         let home = root.join("overlay2");
         files::make_directory(&home, 0o710)?;
         files::make_directory(&home.join("l"), 0o710)?;
+        // Without links, so that nobody has to follow them for each layer of each step.
+        let home = fs::canonicalize(&home).map_err(StoreError::io("follow", &home))?;
         Ok(Self { home, syntax })
     }
 
@@ -100,15 +102,31 @@ impl Overlay2 {
             return Ok(());
         }
         files::make_directory(&directory.join("work"), 0o700)?;
-        let mut lower = Vec::with_capacity(parents.len());
-        for parent in parents {
-            let short = self.short_name(parent)?.ok_or_else(|| StoreError::Damaged {
-                path: self.directory(parent).join("link"),
-                why: "missing or not a short name".to_owned(),
-            })?;
-            lower.push(format!("l/{short}"));
+        write(&directory.join("lower"), &self.lower_names(parents)?)
+    }
+
+    /// What `lower` says of a child of these: the first's short name, and what its own `lower` says of the others.
+    fn lower_names(&self, parents: &[SnapshotId]) -> Result<String, StoreError> {
+        let Some((parent, above)) = parents.split_first() else { return Ok(String::new()) };
+        let short = self.short_name(parent)?.ok_or_else(|| StoreError::Damaged {
+            path: self.directory(parent).join("link"),
+            why: "missing or not a short name".to_owned(),
+        })?;
+        let mut names = format!("l/{short}");
+        if above.is_empty() {
+            return Ok(names);
         }
-        write(&directory.join("lower"), &lower.join(":"))
+        let path = self.directory(parent).join("lower");
+        let rest = match fs::read_to_string(&path) {
+            Ok(rest) if rest.split(':').count() == above.len() => rest,
+            // A view's own directory has none; one that was cut short by a power cut is made up for.
+            Ok(_) => self.lower_names(above)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.lower_names(above)?,
+            Err(error) => return Err(StoreError::io("read", path)(error)),
+        };
+        names.push(':');
+        names.push_str(&rest);
+        Ok(names)
     }
 }
 

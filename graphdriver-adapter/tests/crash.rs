@@ -103,7 +103,7 @@ impl SnapshotRecords for MortalRecords {
     fn by_name(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
         self.0.by_name(name)
     }
-    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {
+    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotId>, StoreError> {
         self.0.chain(name)
     }
     fn children(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {

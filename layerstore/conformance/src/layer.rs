@@ -1,7 +1,7 @@
 //! The suite of [`LayerStore`](lapstrake_layerstore_store::LayerStore).
 
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, MediaType};
-use lapstrake_layerstore_store::{Layer, StoreError};
+use lapstrake_layerstore_store::{Layer, SnapshotName, StoreError};
 
 use crate::{Check, Fixture};
 
@@ -10,6 +10,7 @@ pub const SUITE: &[(&str, Check)] = &[
     ("a layer is found by its snapshot and by its chain", finds),
     ("recording the same layer again is success, another is refused", record_again),
     ("a layer needs a committed snapshot", needs_snapshot),
+    ("layers are recorded all or none", all_or_none),
     ("two snapshots may have one chain", one_chain_twice),
     ("a layer goes with its snapshot", goes_with_snapshot),
     ("blobs of a layer come oldest first, with their descriptors whole", blobs),
@@ -35,41 +36,48 @@ fn finds(f: &Fixture) {
     let layer = layer(f, "one");
     assert_eq!(f.layers.by_snapshot(&layer.snapshot).expect("by snapshot"), None);
     assert_eq!(f.layers.by_chain(&layer.chain_id).expect("by chain"), None);
-    f.layers.record(&layer).expect("record");
+    f.layers.record(std::slice::from_ref(&layer)).expect("record");
     assert_eq!(f.layers.by_snapshot(&layer.snapshot).expect("by snapshot"), Some(layer.clone()));
     assert_eq!(f.layers.by_chain(&layer.chain_id).expect("by chain"), Some(layer));
 }
 
 fn record_again(f: &Fixture) {
     let layer = layer(f, "one");
-    f.layers.record(&layer).expect("record");
-    f.layers.record(&layer).expect("record again");
+    f.layers.record(std::slice::from_ref(&layer)).expect("record");
+    f.layers.record(std::slice::from_ref(&layer)).expect("record again");
     let other = Layer { diff_id: DiffId(Digest::sha256_of("other")), ..layer.clone() };
-    assert!(matches!(f.layers.record(&other), Err(StoreError::AlreadyExists { .. })));
+    assert!(matches!(f.layers.record(std::slice::from_ref(&other)), Err(StoreError::AlreadyExists { .. })));
     assert_eq!(f.layers.by_snapshot(&layer.snapshot).expect("by snapshot"), Some(layer));
 }
 
 fn needs_snapshot(f: &Fixture) {
     let layer = layer(f, "one");
     f.records.remove(&layer.snapshot).expect("remove");
-    let error = f.layers.record(&layer).expect_err("refused");
+    let error = f.layers.record(std::slice::from_ref(&layer)).expect_err("refused");
     assert!(
         matches!(&error, StoreError::NotFound { kind: "snapshot", id } if id == layer.snapshot.as_str()),
         "{error}"
     );
 }
 
+fn all_or_none(f: &Fixture) {
+    let (known, mut unknown) = (layer(f, "known"), layer(f, "unknown"));
+    unknown.snapshot = SnapshotName::new("nobody's");
+    f.layers.record(&[known.clone(), unknown]).expect_err("refused");
+    assert_eq!(f.layers.by_snapshot(&known.snapshot).expect("by snapshot"), None);
+    f.layers.record(&[]).expect("nothing");
+}
+
 fn one_chain_twice(f: &Fixture) {
     let (first, second) = (layer(f, "same"), layer(f, "same"));
-    f.layers.record(&first).expect("record");
-    f.layers.record(&second).expect("record");
+    f.layers.record(&[first.clone(), second.clone()]).expect("record");
     f.records.remove(&first.snapshot).expect("remove");
     assert_eq!(f.layers.by_chain(&first.chain_id).expect("by chain"), Some(second));
 }
 
 fn goes_with_snapshot(f: &Fixture) {
     let layer = layer(f, "one");
-    f.layers.record(&layer).expect("record");
+    f.layers.record(std::slice::from_ref(&layer)).expect("record");
     f.records.remove(&layer.snapshot).expect("remove");
     assert_eq!(f.layers.by_snapshot(&layer.snapshot).expect("by snapshot"), None);
     assert_eq!(f.layers.by_chain(&layer.chain_id).expect("by chain"), None);

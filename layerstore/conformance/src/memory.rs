@@ -100,11 +100,13 @@ impl SnapshotRecords for MemoryRecords {
         find_name(&self.lock(), name).cloned()
     }
 
-    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {
+    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotId>, StoreError> {
         let records = self.lock();
-        let mut chain = vec![find_name(&records, name)?.clone()];
-        while let Some(parent) = chain.last().and_then(|record| record.parent.clone()) {
-            chain.push(find_name(&records, &parent)?.clone());
+        let mut record = find_name(&records, name)?;
+        let mut chain = vec![record.id.clone()];
+        while let Some(parent) = &record.parent {
+            record = find_name(&records, parent)?;
+            chain.push(record.id.clone());
         }
         Ok(chain)
     }

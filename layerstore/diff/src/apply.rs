@@ -67,13 +67,13 @@ pub fn apply(tar: impl Read, target: &DiffSource, limits: &Limits) -> Result<App
                 return Err(DiffError::NotEmpty { path: upper.clone() });
             }
             let before = rustix::fs::fstat(&root).map_err(DiffError::path("stat", upper))?;
-            Extractor::new(root, Lower::overlay(lower)?, RULES).run(&mut reader)?;
+            Extractor::new(root, Lower::overlay(lower), RULES).run(&mut reader)?;
             restore_times(upper, &before)?;
         }
         DiffSource::Trees { upper, .. } => {
             let staging = Staging::beside(upper)?;
             // What is in the tree now is the parent's.
-            let lower = Lower::tree(upper)?;
+            let lower = Lower::tree(upper);
             let rules = Rules { mark_opaque: false, ..RULES };
             let mut extractor = Extractor::new(open_root(&staging.0)?, lower, rules);
             extractor.run(&mut reader)?;

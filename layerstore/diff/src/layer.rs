@@ -55,9 +55,9 @@ pub fn write_layer(
     out: impl Write,
 ) -> Result<LayerDigest, DiffError> {
     let (upper, lower, scope) = match source {
-        DiffSource::OverlayUpper { upper, lower } => (upper, Lower::overlay(lower)?, Scope::OVERLAY),
+        DiffSource::OverlayUpper { upper, lower } => (upper, Lower::overlay(lower), Scope::OVERLAY),
         DiffSource::Trees { upper, lower: None } => (upper, Lower::none(), Scope::TREES),
-        DiffSource::Trees { upper, lower: Some(lower) } => (upper, Lower::tree(lower)?, Scope::TREES),
+        DiffSource::Trees { upper, lower: Some(lower) } => (upper, Lower::tree(lower), Scope::TREES),
     };
     let root = rustix::fs::openat(CWD, upper, fsat::HANDLE | OFlags::DIRECTORY, Mode::empty())
         .map_err(DiffError::path("open", upper))?;

@@ -4,7 +4,7 @@
 //! layer below has something else, a whiteout, or a directory above is opaque.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     collections::{BTreeSet, HashMap, HashSet},
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
@@ -21,7 +21,10 @@ pub(crate) type Members = Rc<Vec<PathBuf>>;
 
 /// Layers below the one that is worked on. They are committed, so nothing in them changes.
 pub(crate) struct Lower {
-    roots: Members,
+    /// As they were given. Steps often leave nothing, and then nobody looks into them.
+    given: Vec<PathBuf>,
+    /// Their paths without symbolic links, once somebody has looked.
+    roots: OnceCell<Members>,
     /// Whether whiteouts and opaque marks mean something in them (overlayfs's form) or are files like others.
     marks: bool,
     /// Directories that the layer above makes opaque.
@@ -35,17 +38,35 @@ const KNOWN_LIMIT: usize = 256;
 impl Lower {
     /// No layers at all.
     pub(crate) fn none() -> Self {
-        Self { roots: Rc::default(), marks: false, hidden: HashSet::new(), known: RefCell::default() }
+        Self::of(&[], false)
+    }
+
+    fn of(roots: &[PathBuf], marks: bool) -> Self {
+        Self {
+            given: roots.to_vec(),
+            roots: OnceCell::new(),
+            marks,
+            hidden: HashSet::new(),
+            known: RefCell::default(),
+        }
     }
 
     /// Layers in overlayfs's form, top-most first.
-    pub(crate) fn overlay(roots: &[PathBuf]) -> Result<Self, DiffError> {
-        Ok(Self { roots: canonical(roots)?, marks: true, ..Self::none() })
+    pub(crate) fn overlay(roots: &[PathBuf]) -> Self {
+        Self::of(roots, true)
     }
 
     /// One complete tree.
-    pub(crate) fn tree(root: &Path) -> Result<Self, DiffError> {
-        Ok(Self { roots: canonical(&[root.to_path_buf()])?, ..Self::none() })
+    pub(crate) fn tree(root: &Path) -> Self {
+        Self::of(&[root.to_path_buf()], false)
+    }
+
+    fn roots(&self) -> Result<&Members, DiffError> {
+        if let Some(roots) = self.roots.get() {
+            return Ok(roots);
+        }
+        let roots = canonical(&self.given)?;
+        Ok(self.roots.get_or_init(|| roots))
     }
 
     /// From now on nothing below this directory shows.
@@ -60,11 +81,11 @@ impl Lower {
 
     /// The directories that merge at a path; none when the lower layers have no directory there.
     pub(crate) fn members(&self, path: &[u8]) -> Result<Members, DiffError> {
-        if self.roots.is_empty() || self.hidden.contains(path) {
+        if self.given.is_empty() || self.hidden.contains(path) {
             return Ok(Rc::default());
         }
         if path.is_empty() {
-            return Ok(self.roots.clone());
+            return Ok(self.roots()?.clone());
         }
         if let Some(known) = self.known.borrow().get(path) {
             return Ok(known.clone());
@@ -78,7 +99,7 @@ impl Lower {
                 return Ok(Rc::default());
             }
             if parent.is_empty() {
-                break self.roots.clone();
+                break self.roots()?.clone();
             }
             if let Some(known) = self.known.borrow().get(parent) {
                 break known.clone();

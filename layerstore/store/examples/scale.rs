@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                         diff_id,
                         size: 1,
                     };
-                    store.layers.record(&layer)?;
+                    store.layers.record(std::slice::from_ref(&layer))?;
                     below.push(layer);
                 }
                 // As long as configs are.

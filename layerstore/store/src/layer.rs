@@ -27,11 +27,11 @@ pub trait LayerStore: Send + Sync {
     /// A layer with this chain id, if any snapshot has it.
     fn by_chain(&self, chain: &ChainId) -> Result<Option<Layer>, StoreError>;
 
-    /// Records a layer. Recording the same again is success; two snapshots may have one chain id.
+    /// Records layers: all, or after an error none. Recording the same again is success; two snapshots may have one chain id.
     ///
     /// Errors: [`StoreError::NotFound`] when there is no such committed snapshot, [`StoreError::AlreadyExists`] when it is
     /// recorded as another layer.
-    fn record(&self, layer: &Layer) -> Result<(), StoreError>;
+    fn record(&self, layers: &[Layer]) -> Result<(), StoreError>;
 
     /// The blobs in the content store whose decompressed bytes have this diff id, oldest first.
     fn blobs(&self, diff_id: &DiffId) -> Result<Vec<Descriptor>, StoreError>;

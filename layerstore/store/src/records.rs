@@ -57,8 +57,8 @@ pub trait SnapshotRecords: Send + Sync {
     /// The committed snapshot with this name. Errors: [`StoreError::NotFound`].
     fn by_name(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError>;
 
-    /// A committed snapshot and all below it, top-most first, as of one instant. Errors: [`StoreError::NotFound`].
-    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError>;
+    /// The ids of a committed snapshot and all below it, top-most first, as of one instant. Errors: [`StoreError::NotFound`].
+    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotId>, StoreError>;
 
     /// The snapshots whose parent is `name`, of every kind, in order of their ids; empty when there is no such snapshot.
     fn children(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError>;

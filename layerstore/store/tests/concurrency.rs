@@ -54,7 +54,7 @@ fn hold_layer(stores: &Stores, lease: &Lease, text: &str) -> Layer {
     lease.hold(Resource::Snapshot(name.clone()));
     stores.snapshots.commit(&key, &name).expect("commit");
     let layer = Layer { snapshot: name, diff_id, chain_id, size: text.len() as u64 };
-    stores.layers.record(&layer).expect("record");
+    stores.layers.record(std::slice::from_ref(&layer)).expect("record");
     layer
 }
 

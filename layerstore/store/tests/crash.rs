@@ -88,7 +88,11 @@ fn check(root: &Path, present: &[ImageId], absent: &[ImageId]) {
         let chain = store.records.chain(image.top.as_ref().expect("has layers")).expect("chain");
         assert_eq!(chain.len(), image.diff_ids.len());
         snapshots += chain.len();
-        for (record, diff_id) in chain.iter().zip(image.diff_ids.iter().rev()) {
+        let mut name = image.top.clone();
+        for (id, diff_id) in chain.iter().zip(image.diff_ids.iter().rev()) {
+            let record = store.records.by_name(name.as_ref().expect("as many as ids")).expect("record");
+            assert_eq!(record.id, *id);
+            name = record.parent.clone();
             let SnapshotKind::Committed(name) = &record.kind else { panic!("{record:?}") };
             let layer = stores.layers.by_snapshot(name).expect("by snapshot").expect("its layer");
             assert_eq!(layer.diff_id, *diff_id);

@@ -107,8 +107,9 @@ fn a_chain_is_top_most_first_and_children_are_in_order_of_ids() {
     let top = committed(records, "top", Some("middle"));
     let side = active("side", Some("base"));
     records.insert(&side).expect("insert");
-    assert_eq!(records.chain(&name("top")).expect("chain"), [top, middle.clone(), base.clone()]);
-    assert_eq!(records.chain(&name("base")).expect("chain"), [base]);
+    let ids = [&top.id, &middle.id, &base.id].map(SnapshotId::clone);
+    assert_eq!(records.chain(&name("top")).expect("chain"), ids);
+    assert_eq!(records.chain(&name("base")).expect("chain"), [base.id]);
     is_not_found(records.chain(&name("side")), "side");
     let mut children = [middle, side];
     children.sort_by(|a, b| a.id.cmp(&b.id));

@@ -18,6 +18,7 @@ pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError>
         snapshots.push(name);
     }
     let mut layers: Vec<Layer> = Vec::with_capacity(snapshots.len());
+    let mut learnt = Vec::new();
     for snapshot in snapshots.into_iter().rev() {
         let layer = match stores.layers.by_snapshot(&snapshot)? {
             Some(layer) => layer,
@@ -28,11 +29,14 @@ pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError>
                 let chain_id = ChainId::on(layers.last().map(|below| &below.chain_id), &written.diff_id);
                 let layer =
                     Layer { snapshot, diff_id: written.diff_id, chain_id, size: written.content_size };
-                stores.layers.record(&layer)?;
+                learnt.push(layer.clone());
                 layer
             }
         };
         layers.push(layer);
+    }
+    if !learnt.is_empty() {
+        stores.layers.record(&learnt)?;
     }
     Ok(layers)
 }

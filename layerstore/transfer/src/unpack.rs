@@ -129,11 +129,11 @@ pub(crate) fn unpack_stream(
     }
     let tree = draft.commit()?;
     let snapshot = tree.snapshot().expect("a committed draft is a snapshot").clone();
-    stores.layers.record(&Layer {
+    stores.layers.record(&[Layer {
         snapshot,
         diff_id: applied.diff_id,
         chain_id: chain_id.clone(),
         size: applied.size,
-    })?;
+    }])?;
     Ok((tree, compression))
 }

@@ -1,7 +1,7 @@
 //! Layer records in the metadata database.
 
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::{LocalContent, Metadata, records::exists, schema};
 use crate::{ContentStore, Layer, LayerStore, SnapshotName, StoreError};
@@ -24,6 +24,23 @@ impl LocalLayers {
     fn one(&self, sql: &str, id: &str) -> Result<Option<Layer>, StoreError> {
         self.metadata.read(|db| layer(&self.metadata, db, sql, id))
     }
+
+    fn insert(&self, txn: &Transaction, layer: &Layer) -> Result<(), StoreError> {
+        let size = schema::size("layer", &layer.snapshot, layer.size)?;
+        match by_snapshot(&self.metadata, txn, &layer.snapshot)? {
+            Some(known) if known == *layer => return Ok(()),
+            Some(_) => return Err(StoreError::already_exists("layer of snapshot", &layer.snapshot)),
+            None => {}
+        }
+        if !exists(txn, "SELECT 1 FROM snapshot WHERE name = ?1", layer.snapshot.as_str())? {
+            return Err(StoreError::not_found("snapshot", &layer.snapshot));
+        }
+        let columns = (layer.snapshot.as_str(), layer.diff_id.as_str(), layer.chain_id.as_str(), size);
+        txn.prepare_cached("INSERT INTO layer (snapshot, diff_id, chain_id, size) VALUES (?1, ?2, ?3, ?4)")
+            .and_then(|mut insert| insert.execute(columns))
+            .map_err(StoreError::metadata("record layer"))?;
+        Ok(())
+    }
 }
 
 impl LayerStore for LocalLayers {
@@ -37,31 +54,8 @@ impl LayerStore for LocalLayers {
         self.one(sql, chain.as_str())
     }
 
-    fn record(&self, layer: &Layer) -> Result<(), StoreError> {
-        let size = schema::size("layer", &layer.snapshot, layer.size)?;
-        self.metadata.write_lazily(|txn| {
-            match self::layer(&self.metadata, txn, BY_SNAPSHOT, layer.snapshot.as_str())? {
-                Some(known) if known == *layer => return Ok(()),
-                Some(_) => return Err(StoreError::already_exists("layer of snapshot", &layer.snapshot)),
-                None => {}
-            }
-            if !exists(txn, "SELECT 1 FROM snapshot WHERE name = ?1", layer.snapshot.as_str())? {
-                return Err(StoreError::not_found("snapshot", &layer.snapshot));
-            }
-            txn.prepare_cached(
-                "INSERT INTO layer (snapshot, diff_id, chain_id, size) VALUES (?1, ?2, ?3, ?4)",
-            )
-            .and_then(|mut insert| {
-                insert.execute((
-                    layer.snapshot.as_str(),
-                    layer.diff_id.as_str(),
-                    layer.chain_id.as_str(),
-                    size,
-                ))
-            })
-            .map_err(StoreError::metadata("record layer"))?;
-            Ok(())
-        })
+    fn record(&self, layers: &[Layer]) -> Result<(), StoreError> {
+        self.metadata.write_lazily(|txn| layers.iter().try_for_each(|layer| self.insert(txn, layer)))
     }
 
     fn blobs(&self, diff_id: &DiffId) -> Result<Vec<Descriptor>, StoreError> {

@@ -91,17 +91,18 @@ impl SnapshotRecords for LocalRecords {
         self.metadata.read(|db| by_name(db, name))
     }
 
-    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {
-        let chain = self.metadata.read(|db| {
-            // A child's `seq` is greater than its parent's: the order is top-most first.
-            let sql = format!(
-                "WITH RECURSIVE below (link, up) AS (
-                    SELECT seq, parent FROM snapshot WHERE name = ?1
-                    UNION ALL
-                    SELECT seq, parent FROM below JOIN snapshot ON name = up
-                ) SELECT {COLUMNS} FROM below JOIN snapshot ON seq = link ORDER BY seq DESC"
-            );
-            all(db, &sql, [name.as_str()])
+    fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotId>, StoreError> {
+        // A child's `seq` is greater than its parent's: the order is top-most first.
+        let sql = "WITH RECURSIVE below (seq, id, up) AS (
+                       SELECT seq, id, parent FROM snapshot WHERE name = ?1
+                       UNION ALL
+                       SELECT snapshot.seq, snapshot.id, snapshot.parent FROM below JOIN snapshot ON name = up
+                   ) SELECT id FROM below ORDER BY seq DESC";
+        let chain: Vec<SnapshotId> = self.metadata.read(|db| {
+            let id = |row: &Row<'_>| row.get::<_, String>(0).map(SnapshotId::new);
+            db.prepare_cached(sql)
+                .and_then(|mut select| select.query_map([name.as_str()], id)?.collect())
+                .map_err(StoreError::metadata("read snapshots"))
         })?;
         if chain.is_empty() { Err(StoreError::not_found("snapshot", name)) } else { Ok(chain) }
     }

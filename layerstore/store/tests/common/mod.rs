@@ -165,7 +165,7 @@ pub(crate) fn layer(stores: &Stores, parent: Option<&Layer>, text: &str) -> Resu
         None => ChainId(diff_id.0.clone()),
     };
     let layer = Layer { snapshot: name, diff_id, chain_id, size: text.len() as u64 };
-    stores.layers.record(&layer)?;
+    stores.layers.record(std::slice::from_ref(&layer))?;
     Ok(layer)
 }
 
