@@ -46,12 +46,12 @@ impl Fixture {
         let diff_id = DiffId(Digest::sha256_of(text));
         let top = self.snapshot(None);
         self.layers
-            .record(&Layer {
+            .record(&[Layer {
                 snapshot: top.clone(),
                 diff_id: diff_id.clone(),
                 chain_id: ChainId(diff_id.0.clone()),
                 size: 1,
-            })
+            }])
             .expect("record layer");
         NewImage { top: Some(top), ..bare(text, vec![diff_id]) }
     }

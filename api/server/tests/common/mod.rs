@@ -398,7 +398,7 @@ impl Daemon {
             let size = text.len() as u64;
             self.stores
                 .layers
-                .record(&Layer { snapshot: snapshot.clone(), diff_id, chain_id, size })
+                .record(&[Layer { snapshot: snapshot.clone(), diff_id, chain_id, size }])
                 .unwrap();
             top = Some(snapshot);
         }
