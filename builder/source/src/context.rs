@@ -81,6 +81,31 @@ pub enum SourceKind {
     Http,
 }
 
+/// What can be told of a source without getting it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceFacts {
+    /// No more than its name.
+    Name,
+    /// It is a file.
+    File {
+        /// Of its content.
+        digest: Digest,
+        /// What it is called.
+        filename: String,
+        /// When it was changed, in seconds since 1970, if the server says so.
+        modified: Option<i64>,
+    },
+    /// It is a tree of a repository.
+    Commit {
+        /// What the reference names: a commit, or an annotated tag.
+        object: String,
+        /// The reference's whole name.
+        reference: String,
+        /// The commit that an annotated tag names.
+        commit: Option<String>,
+    },
+}
+
 /// One source, as an op names it.
 ///
 /// `pin` finds out which state of the source it is, and `fetch` gets that very state: what `pin` found is kept in between.
@@ -98,6 +123,12 @@ pub trait Source: Send + Sync {
     /// Other digests that stand for the same, by which caches of other builders may know it. Asked after `pin`.
     fn also_known_as(&self) -> Vec<Digest> {
         Vec::new()
+    }
+
+    /// What it is, as far as that can be told.
+    fn facts<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceFacts, SourceError>> {
+        let _ = cx;
+        Box::pin(std::future::ready(Ok(SourceFacts::Name)))
     }
 
     /// Gets it. Called after `pin`.

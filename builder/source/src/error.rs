@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use lapstrake_builder_cache::CacheError;
 use lapstrake_builder_dockerfile::ignore::PatternError;
+use lapstrake_builder_llb::PolicyError;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::{self as registry, RegistryError};
 use lapstrake_layerstore_store::{self as store, StoreError};
@@ -168,6 +169,9 @@ pub enum SourceError {
         /// What, and why.
         why: String,
     },
+    /// The client's policy does not let it pass.
+    #[error("could not resolve image due to policy: {0}")]
+    Policy(#[source] PolicyError),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -247,7 +251,9 @@ impl SourceError {
             },
             Self::HttpStatus { status: 404 | 410, .. } | Self::GitNotFound { .. } => ErrorKind::NotFound,
             Self::HttpStatus { status: 401, .. } => ErrorKind::Unauthorized,
-            Self::HttpStatus { status: 403, .. } | Self::Refused { .. } => ErrorKind::Denied,
+            Self::HttpStatus { status: 403, .. } | Self::Refused { .. } | Self::Policy(_) => {
+                ErrorKind::Denied
+            }
             Self::Git { message, .. } => of_git(message),
             Self::Http { .. } | Self::HttpStatus { .. } => ErrorKind::Unavailable,
             Self::Store(source) | Self::Cache(CacheError::Store(source)) => of_store(source),

@@ -30,7 +30,8 @@ mod resolutions;
 mod sources;
 mod turns;
 
-pub use context::{BuildMark, LocalProvider, Source, SourceContext, SourceKind};
+pub use context::{BuildMark, LocalProvider, Source, SourceContext, SourceFacts, SourceKind};
 pub use error::{ErrorKind, SourceError};
+pub use http::SuffixedDigest;
 pub use identifier::canonical_identifier;
 pub use sources::{SourceLimits, Sources, SourcesOptions};

@@ -7,7 +7,7 @@ use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::pb;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::RegistryClient;
-use lapstrake_layerstore_store::Stores;
+use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::{Sessions, fsutil};
 use reqwest::redirect::Policy;
 
@@ -16,7 +16,7 @@ use crate::{
     attrs::shown,
     error::chain,
     git::{Pinned, sweep},
-    http::{MAX_REDIRECTS, Resolved, client},
+    http::{MAX_REDIRECTS, Resolved, SuffixedDigest, client},
     image::Images,
     resolutions::Resolutions,
     turns::Turns,
@@ -191,6 +191,20 @@ impl Sources {
     /// The registry client with the logins of those who wait: for what is no image, such as an exported cache.
     pub fn registry(&self, cx: &SourceContext) -> RegistryClient {
         self.shared.images.client(cx)
+    }
+
+    /// The digest of a file of a tree followed by `suffix`, as clients that verify signatures ask for it.
+    ///
+    /// # Errors
+    /// [`SourceError::Io`], [`SourceError::Store`].
+    pub async fn suffixed_digest(
+        &self,
+        tree: &Tree,
+        name: &str,
+        kind: SuffixedDigest,
+        suffix: &[u8],
+    ) -> Result<String, SourceError> {
+        crate::http::suffixed_digest(&self.shared, tree, name, kind, suffix).await
     }
 
     /// Whether what an URL gives is an archive of a build context; else it is a Dockerfile.

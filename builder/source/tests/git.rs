@@ -14,7 +14,7 @@ use common::{
     git::{Upstream, git, key},
     server::{Server, empty, status},
 };
-use lapstrake_builder_source::{ErrorKind, SourceError, SourceKind, SourceLimits};
+use lapstrake_builder_source::{ErrorKind, SourceError, SourceFacts, SourceKind, SourceLimits};
 use lapstrake_layerstore_store::SnapshotRecords as _;
 use session::Client;
 
@@ -86,6 +86,10 @@ async fn an_annotated_tag_counts_as_its_commit_unless_it_is_to_be_seen() {
     let (commit, tag) = (upstream.head("repo"), git(&repo, &["rev-parse", "v1"]));
     assert_ne!(commit, tag);
     assert_eq!(upstream.get(&bench, "#v1", &[]).await.unwrap().0, key(&commit));
+    let source = bench.open("git://x/repo#v1", &[("git.fullurl", &upstream.url("repo"))]).unwrap();
+    let facts = source.facts(&bench.context()).await.unwrap();
+    let reference = "refs/tags/v1".to_owned();
+    assert_eq!(facts, SourceFacts::Commit { object: tag.clone(), reference, commit: Some(commit.clone()) });
     let kept = upstream.get(&bench, "#v1", &[("git.keepgitdir", "true")]).await.unwrap();
     assert_eq!(kept.0, key(&format!("{tag}.git#refs/tags/v1")));
     let checkout = bench.directory(&kept.1);

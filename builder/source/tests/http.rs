@@ -13,7 +13,9 @@ use common::{
     Bench,
     server::{Server, empty, status},
 };
-use lapstrake_builder_source::{BuildMark, ErrorKind, SourceContext, SourceError, SourceLimits};
+use lapstrake_builder_source::{
+    BuildMark, ErrorKind, SourceContext, SourceError, SourceFacts, SourceLimits, SuffixedDigest,
+};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::SnapshotRecords as _;
 use parking_lot::Mutex;
@@ -113,8 +115,14 @@ async fn with_a_checksum_nobody_is_asked_until_the_file_is_needed_and_it_must_be
     let right = Digest::sha256_of("right");
     let source = bench.open(&server.url("/f"), &[("http.checksum", right.as_str())]).unwrap();
     source.pin(&bench.context()).await.unwrap();
+    let facts = SourceFacts::File { digest: right.clone(), filename: "f".to_owned(), modified: None };
+    assert_eq!(source.facts(&bench.context()).await.unwrap(), facts);
     assert_eq!(server.count("GET"), 0);
-    assert_eq!(bench.read(&source.fetch(&bench.context()).await.unwrap(), "f"), b"right");
+    let tree = source.fetch(&bench.context()).await.unwrap();
+    assert_eq!(bench.read(&tree, "f"), b"right");
+    let suffixed =
+        bench.sources.suffixed_digest(&tree, "f", SuffixedDigest::Sha256, b" or wrong").await.unwrap();
+    assert_eq!(suffixed, Digest::sha256_of("right or wrong").to_string());
     let wrong = Digest::sha256_of("wrong");
     let error = bench
         .get(&bench.context(), &server.url("/g"), &[("http.checksum", wrong.as_str())])

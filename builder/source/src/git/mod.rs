@@ -28,7 +28,7 @@ use self::{
     url::{Remote, is_commit, is_reference, split_fragment},
 };
 use crate::{
-    Source, SourceContext, SourceError, SourceKind,
+    Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
     http::MAX_REDIRECTS,
     sources::{Shared, cache_key},
@@ -274,6 +274,13 @@ impl Source for GitSource {
 
     fn pin<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>> {
         Box::pin(async move { Ok(cache_key(&self.key(&self.pinned(cx).await?))) })
+    }
+
+    fn facts<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceFacts, SourceError>> {
+        Box::pin(async move {
+            let Pinned { reference, object, peeled } = self.pinned(cx).await?;
+            Ok(SourceFacts::Commit { object, reference, commit: peeled })
+        })
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {

@@ -28,11 +28,11 @@ use crate::SourceError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pinned {
     /// The reference's whole name, or the commit that was asked for.
-    pub(super) reference: String,
+    pub(crate) reference: String,
     /// What the reference names: a commit, or an annotated tag.
-    pub(super) object: String,
+    pub(crate) object: String,
     /// The commit that an annotated tag names.
-    pub(super) peeled: Option<String>,
+    pub(crate) peeled: Option<String>,
 }
 
 impl Pinned {

@@ -5,13 +5,14 @@ mod name;
 mod request;
 mod save;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_llb::pb;
 use lapstrake_layerstore_oci::{Algorithm, Digest, gojson};
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::UPLOAD_HOST;
+use rustix::fs::OFlags;
 use url::Url;
 
 use self::name::file_name;
@@ -21,8 +22,9 @@ pub(crate) use self::{
     save::{FileSpec, Saved, save},
 };
 use crate::{
-    Source, SourceContext, SourceError, SourceKind,
+    Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
+    local::open_beneath,
     sources::{Shared, cache_key},
 };
 
@@ -247,9 +249,66 @@ impl Source for HttpSource {
         Box::pin(async move { Ok(self.spec.cache_key(&self.resolve(cx).await?)) })
     }
 
+    fn facts<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceFacts, SourceError>> {
+        Box::pin(async move {
+            let Resolved { digest, filename, modified, .. } = self.resolve(cx).await?;
+            Ok(SourceFacts::File { digest, filename, modified })
+        })
+    }
+
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {
         Box::pin(self.get(cx))
     }
+}
+
+/// How the digest of a file with something after it is made: what signatures are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is exactly what its name says")]
+pub enum SuffixedDigest {
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+/// The digest of a file and what is to follow it.
+pub(crate) async fn suffixed_digest(
+    shared: &Arc<Shared>,
+    tree: &Tree,
+    name: &str,
+    kind: SuffixedDigest,
+    suffix: &[u8],
+) -> Result<String, SourceError> {
+    let (stores, tree) = (shared.stores.clone(), tree.clone());
+    let (name, suffix) = (name.to_owned(), suffix.to_vec());
+    SourceError::blocking(move || {
+        let Some(open) = stores.open(&tree)? else {
+            return Err(SourceError::io("open", &name)(std::io::ErrorKind::NotFound.into()));
+        };
+        let digest = || {
+            let file = open_beneath(open.root(), Path::new(&name), OFlags::NONBLOCK)?;
+            let file = std::fs::File::from(file);
+            Ok(match kind {
+                SuffixedDigest::Sha256 => format!("sha256:{}", digest_of::<sha2::Sha256>(file, &suffix)?),
+                SuffixedDigest::Sha384 => format!("sha384:{}", digest_of::<sha2::Sha384>(file, &suffix)?),
+                SuffixedDigest::Sha512 => format!("sha512:{}", digest_of::<sha2::Sha512>(file, &suffix)?),
+            })
+        };
+        digest().map_err(SourceError::io("read", &name))
+    })
+    .await
+}
+
+fn digest_of<D: sha2::Digest>(mut file: impl std::io::Read, suffix: &[u8]) -> std::io::Result<String> {
+    let mut digest = D::new();
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut piece)? {
+            0 => break,
+            read => digest.update(&piece[..read]),
+        }
+    }
+    digest.update(suffix);
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Whether a URL that is a build context is an archive; otherwise it is a Dockerfile.
