@@ -17,6 +17,8 @@ pub trait Types: Send + Sync + 'static {
     type Scope: Clone + Send + Sync + 'static;
     /// How ops fail.
     type Error: std::error::Error + Send + Sync + 'static;
+    /// What is known of ops afterwards ([`Op::told`]).
+    type Told: Clone + Send + Sync + 'static;
 
     /// Whether a build's client is still there, where that can be told. An op's failure while a client went away is not held against
     /// other builds: they run it again.
@@ -38,6 +40,11 @@ pub trait Op<X: Types>: Send + Sync {
     /// them.
     fn aliases(&self) -> Vec<Alias> {
         Vec::new()
+    }
+
+    /// What is known of the op once [`Op::cache_map`] has answered, for who asks afterwards what a result was made of.
+    fn told(&self) -> Option<X::Told> {
+        None
     }
 
     /// The digest of what counts of input `input`; asked only where the cache map says that content counts.

@@ -229,6 +229,12 @@ impl<X: Types> Build<X> {
         sources.filter_map(of_node).flatten().collect()
     }
 
+    /// What is known of the ops that were looked at ([`Op::told`]), inputs first. Makes nothing.
+    pub fn told(&self) -> Vec<X::Told> {
+        let asked = self.nodes.iter().filter(|node| node.stages.cache_map.done().is_some());
+        asked.filter_map(|node| node.op.told()).collect()
+    }
+
     /// The keys that the build's results are known by, one set for each output that the graph uses, inputs first: what a cache export is
     /// about. Asked after [`Build::resolve`]; nothing is run or waited for, and what was not looked at has no keys.
     pub fn keys(&self) -> Vec<Vec<KeyId>> {

@@ -14,7 +14,7 @@ use lapstrake_layerstore_store::{BlobReader, StoreError, Tree};
 use tokio::sync::mpsc;
 
 use crate::{
-    Source, SourceContext, SourceError, SourceKind,
+    Material, Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
     http::{FileSpec, Saved, safe_name, save},
     layout::ClientLayout,
@@ -223,6 +223,15 @@ impl Source for BlobSource {
 
     fn pin<'a>(&'a self, _: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>> {
         Box::pin(std::future::ready(Ok(self.spec.key())))
+    }
+
+    fn material<'a>(&'a self, _: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
+        let BlobSpec { reference, digest, place, .. } = &self.spec;
+        Box::pin(std::future::ready(Ok(Material::Blob {
+            reference: reference.to_string(),
+            digest: digest.clone(),
+            is_local: matches!(place, Place::Layout { .. }),
+        })))
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {

@@ -14,7 +14,7 @@ use lapstrake_layerstore_store::Tree;
 use lapstrake_session::SessionId;
 use tokio_util::sync::CancellationToken;
 
-use crate::SourceError;
+use crate::{Material, SourceError};
 
 /// Stands for one build, from its first fact to its last step: a build sees one state of what is not pinned, however often it
 /// asks. What is remembered for a build is forgotten with the last clone of its mark.
@@ -124,6 +124,9 @@ pub trait Source: Send + Sync {
     fn also_known_as(&self) -> Vec<Digest> {
         Vec::new()
     }
+
+    /// What it turned out to be. Called after `pin`.
+    fn material<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>>;
 
     /// What it is, as far as that can be told.
     fn facts<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceFacts, SourceError>> {

@@ -26,6 +26,7 @@ mod identifier;
 mod image;
 mod layout;
 mod local;
+mod material;
 mod resolutions;
 mod sources;
 mod turns;
@@ -34,4 +35,5 @@ pub use context::{BuildMark, LocalProvider, Source, SourceContext, SourceFacts, 
 pub use error::{ErrorKind, SourceError};
 pub use http::SuffixedDigest;
 pub use identifier::canonical_identifier;
+pub use material::Material;
 pub use sources::{SourceLimits, Sources, SourcesOptions};

@@ -1,13 +1,13 @@
 //! Sources: what comes into the graph from outside.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
 use lapstrake_builder_history::MissReason;
 use lapstrake_builder_llb::pb;
 use lapstrake_builder_solver::{Alias, CacheMap, Miss, MissCause, Op, OpContext};
-use lapstrake_builder_source::{Source, SourceContext, SourceKind};
+use lapstrake_builder_source::{Material, Source, SourceContext, SourceKind};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::Tree;
 
@@ -20,6 +20,8 @@ use crate::{
 pub(crate) struct SourceStep {
     workshop: Arc<Workshop>,
     source: Arc<dyn Source>,
+    /// What it turned out to be.
+    material: OnceLock<Material>,
 }
 
 impl SourceStep {
@@ -29,7 +31,7 @@ impl SourceStep {
         platform: Option<pb::Platform>,
     ) -> Result<Self, StepError> {
         let source = workshop.sources.open(op, platform.as_ref())?;
-        Ok(Self { workshop, source })
+        Ok(Self { workshop, source, material: OnceLock::new() })
     }
 
     async fn fetch(&self, cx: &OpContext<EngineTypes>) -> Result<Vec<Tree>, StepError> {
@@ -62,7 +64,10 @@ fn context(cx: &OpContext<EngineTypes>) -> SourceContext {
 impl Op<EngineTypes> for SourceStep {
     fn cache_map<'a>(&'a self, cx: &'a OpContext<EngineTypes>) -> BoxFuture<'a, Result<CacheMap, StepError>> {
         Box::pin(async move {
-            let digest = self.source.pin(&context(cx)).await?;
+            let context = context(cx);
+            let digest = self.source.pin(&context).await?;
+            let material = self.source.material(&context).await?;
+            self.material.get_or_init(|| material);
             // A client's directory is known by its content only.
             let ephemeral = self.source.kind() == SourceKind::Local;
             Ok(CacheMap { digest, deps: Vec::new(), ephemeral })
@@ -72,6 +77,10 @@ impl Op<EngineTypes> for SourceStep {
     fn aliases(&self) -> Vec<Alias> {
         let digests = self.source.also_known_as().into_iter();
         digests.map(|digest| Alias { name: digest.as_str().into(), selectors: Vec::new() }).collect()
+    }
+
+    fn told(&self) -> Option<Material> {
+        self.material.get().cloned()
     }
 
     fn content<'a>(

@@ -28,6 +28,19 @@ async fn a_cached_target_needs_no_results_of_its_inputs() {
 }
 
 #[tokio::test]
+async fn what_a_result_was_made_of_is_told_also_where_it_was_cached() {
+    let bench = Bench::new();
+    let nodes = [node("base", &[]), node("other", &[]), node("target", &[0, 1])];
+    assert!(bench.load(&nodes).told().is_empty(), "nothing was looked at yet");
+    for _ in 0..2 {
+        let build = bench.load(&nodes);
+        build.resolve().await.unwrap();
+        assert_eq!(build.told(), ["base", "other", "target"]);
+    }
+    assert_eq!(bench.world.executions(), 3);
+}
+
+#[tokio::test]
 async fn a_pruned_result_is_made_again() {
     let bench = Bench::new();
     let nodes = [node("base", &[]), node("target", &[0])];

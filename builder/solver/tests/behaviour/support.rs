@@ -48,6 +48,7 @@ impl Client {
 impl Types for Toy {
     type Value = String;
     type Scope = Client;
+    type Told = String;
     type Error = ToyError;
 
     fn alive(client: &Client) -> bool {
@@ -147,6 +148,10 @@ impl Op<Toy> for ToyOp {
             ephemeral: behaviour.ephemeral,
         };
         Box::pin(async move { Ok(map) })
+    }
+
+    fn told(&self) -> Option<String> {
+        Some(self.name.clone())
     }
 
     fn content<'a>(

@@ -28,7 +28,7 @@ use self::{
     url::{Remote, is_commit, is_reference, split_fragment},
 };
 use crate::{
-    Source, SourceContext, SourceError, SourceFacts, SourceKind,
+    Material, Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
     http::MAX_REDIRECTS,
     sources::{Shared, cache_key},
@@ -280,6 +280,24 @@ impl Source for GitSource {
         Box::pin(async move {
             let Pinned { reference, object, peeled } = self.pinned(cx).await?;
             Ok(SourceFacts::Commit { object, reference, commit: peeled })
+        })
+    }
+
+    fn material<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
+        Box::pin(async move {
+            let Pinned { object, .. } = self.pinned(cx).await?;
+            let spec = &self.spec;
+            let url = match spec.reference.as_str() {
+                "" => spec.remote.url.clone(),
+                reference => format!("{}#{reference}", spec.remote.url),
+            };
+            let secrets = [&spec.token_secret, &spec.header_secret].into_iter().flatten().cloned();
+            Ok(Material::Git {
+                url,
+                commit: object,
+                secrets: secrets.collect(),
+                ssh_agent: spec.ssh_agent.clone(),
+            })
         })
     }
 

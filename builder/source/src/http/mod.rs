@@ -22,7 +22,7 @@ pub(crate) use self::{
     save::{FileSpec, Saved, save},
 };
 use crate::{
-    Source, SourceContext, SourceError, SourceFacts, SourceKind,
+    Material, Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
     local::open_beneath,
     sources::{Shared, cache_key},
@@ -253,6 +253,13 @@ impl Source for HttpSource {
         Box::pin(async move {
             let Resolved { digest, filename, modified, .. } = self.resolve(cx).await?;
             Ok(SourceFacts::File { digest, filename, modified })
+        })
+    }
+
+    fn material<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
+        Box::pin(async move {
+            let Resolved { digest, .. } = self.resolve(cx).await?;
+            Ok(Material::Http { url: self.spec.text.clone(), digest })
         })
     }
 

@@ -21,7 +21,7 @@ pub(crate) use self::progress::PullProgress;
 use self::resolve::Found;
 pub(crate) use self::resolve::{Images, document_type};
 use crate::{
-    Source, SourceContext, SourceError, SourceKind,
+    Material, Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
     sources::{Shared, cache_key},
 };
@@ -232,6 +232,19 @@ impl Source for ImageSource {
 
     fn also_known_as(&self) -> Vec<Digest> {
         self.by_manifest.get().cloned().unwrap_or_default()
+    }
+
+    fn material<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
+        Box::pin(async move {
+            let found = self.found(cx).await?;
+            let ImageSpec { reference, platform, .. } = &self.spec;
+            Ok(Material::Image {
+                reference: reference.to_string(),
+                platform: Some(platform.clone()),
+                digest: Some(found.digest(reference)),
+                is_local: false,
+            })
+        })
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {

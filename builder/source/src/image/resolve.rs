@@ -54,6 +54,18 @@ impl Found {
         }
     }
 
+    /// What names it, found by `reference`: an index or a manifest; its config where nobody made a manifest of it yet.
+    pub(super) fn digest(&self, reference: &Reference) -> Digest {
+        match self {
+            Self::Local { record, .. } => {
+                let named = record.names.iter().find(|name| name.reference == *reference);
+                let target = named.and_then(|name| name.target.as_ref()).map(|target| &target.digest);
+                target.or(record.manifest.as_ref()).unwrap_or(record.id.digest()).clone()
+            }
+            Self::Remote { image, .. } => image.root.digest.clone(),
+        }
+    }
+
     /// Its config's bytes.
     pub(super) fn config(&self) -> &[u8] {
         match self {

@@ -22,7 +22,7 @@ use lapstrake_layerstore_transfer::{LayerBlob, TransferError, unpack, unpacked};
 pub(crate) use self::blobs::ClientLayout;
 use self::documents::Documents;
 use crate::{
-    Source, SourceContext, SourceError, SourceKind,
+    Material, Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
     image::{PullProgress, from_proto, manifest_key},
     sources::{Shared, cache_key},
@@ -228,6 +228,16 @@ impl Source for LayoutSource {
 
     fn also_known_as(&self) -> Vec<Digest> {
         self.by_manifest.get().cloned().into_iter().collect()
+    }
+
+    fn material<'a>(&'a self, _: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
+        let LayoutSpec { reference, platform, digest, .. } = &self.spec;
+        Box::pin(std::future::ready(Ok(Material::Image {
+            reference: reference.to_string(),
+            platform: Some(platform.clone()),
+            digest: Some(digest.clone()),
+            is_local: true,
+        })))
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {

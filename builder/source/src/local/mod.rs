@@ -18,7 +18,7 @@ use lapstrake_session::fsutil::{Compare, Index};
 pub(crate) use self::select::Selection;
 pub(crate) use self::walk::{Owner, Seen, SelectedTree, open as open_beneath};
 use crate::{
-    LocalProvider, Source, SourceContext, SourceError, SourceKind,
+    LocalProvider, Material, Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
     sources::{Shared, cache_key},
 };
@@ -161,6 +161,11 @@ impl Source for LocalSource {
 
     fn pin<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Digest, SourceError>> {
         Box::pin(async move { self.key(cx) })
+    }
+
+    fn material<'a>(&'a self, _: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
+        let name = self.spec.name.clone();
+        Box::pin(std::future::ready(Ok(Material::Local { name })))
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {
