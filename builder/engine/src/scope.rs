@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use lapstrake_builder_solver::Types;
-use lapstrake_builder_source::{BuildMark, LocalProvider};
+use lapstrake_builder_source::{BuildMark, LocalProvider, Material};
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::{SessionId, Sessions};
@@ -43,6 +43,7 @@ impl Types for EngineTypes {
     type Value = Tree;
     type Scope = Arc<BuildScope>;
     type Error = StepError;
+    type Told = Material;
 
     fn alive(scope: &Arc<BuildScope>) -> bool {
         scope.session.as_ref().is_none_or(|session| scope.live.is_live(session))
