@@ -137,7 +137,7 @@ impl Engine {
         let known = recording.as_ref().map(|recording| Arc::new(Knowledge::new(&request, recording)));
         let failed = FailedSteps::of(&request.id, request.keep_failed.clone());
         let work = async {
-            let result = self.run(request, &progress, steps, &running.cancel, known, failed.clone()).await;
+            let result = self.run(request, &progress, steps, &running.cancel, known.clone(), failed.clone()).await;
             match (result, &failed) {
                 (Err(error), Some(failed)) => {
                     Err(failed.keep(error, &self.0.exporter, self.stores(), &progress).await)
@@ -150,7 +150,7 @@ impl Engine {
             () = running.cancel.cancelled() => Err(EngineError::Canceled),
         };
         if let Some(recording) = recording {
-            recording.end(history::outcome(&result));
+            history::end(recording, known.as_deref(), &result, self.stores());
         }
         result
     }
@@ -251,7 +251,7 @@ impl Engine {
                 let result = self.ask_frontend(&build, asked).await?;
                 (build, result)
             }
-            Input::Client { inputs } => {
+            Input::Client { inputs, .. } => {
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
                 let (bridge, answered) = Bridge::new(self, &build, inputs);

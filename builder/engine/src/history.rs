@@ -4,32 +4,48 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
 use lapstrake_builder_exporter::{Exported, Output};
-use lapstrake_builder_history::{BuildNotes, Building, History, Mark, Outcome, Project, Recording};
+use lapstrake_builder_history::{
+    Attachment, AttachmentKind, BuildNotes, Building, History, Mark, Outcome, Project, Recording,
+    ResultRecord,
+};
 use lapstrake_builder_progress::redact;
-use lapstrake_layerstore_oci::{Platform, Reference};
-use lapstrake_session::{Sessions, Wait};
+use lapstrake_layerstore_oci::{ImageId, Platform, Reference};
+use lapstrake_layerstore_store::Stores;
+use lapstrake_session::{ExporterId, Sessions, Wait};
 use parking_lot::Mutex;
+use prost::Message as _;
 
-use crate::{BuildRequest, ContextInput, EngineError, Input};
-
-/// Build-args that are no part of what is built, and may hold credentials.
-const PROXY_ARGS: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
+use crate::{
+    BuildRequest, ContextInput, EngineError, FrontendRequest, Input,
+    bridge::rpc_status,
+    recorded::{self, PROXY_ARGS},
+};
 
 /// A build as it is recorded when it begins. Nothing in it is secret: values of build-args are left out, credentials in URLs masked.
 pub(crate) fn building(request: &BuildRequest) -> Building {
     let (kind, names) = outputs(&request.outputs);
     let names: Vec<String> = names.iter().map(Reference::familiar).collect();
-    let mut building = Building { id: request.id.0.clone(), output: kind, ..Building::default() };
-    if let Input::Frontend(asked) = &request.input {
-        let said = |key: &str| asked.options.get(key).filter(|value| !value.is_empty()).cloned();
-        building.frontend.clone_from(&asked.frontend);
+    let mut building = Building {
+        id: request.id.0.clone(),
+        output: kind,
+        options: recorded::options(&request.input),
+        outputs: recorded::outputs(&request.outputs),
+        ..Building::default()
+    };
+    if let Input::Frontend(FrontendRequest { options, .. }) | Input::Client { options, .. } = &request.input
+        && (!options.is_empty() || matches!(request.input, Input::Frontend(_)))
+    {
+        let said = |key: &str| options.get(key).filter(|value| !value.is_empty()).cloned();
         building.dockerfile = said("filename").unwrap_or_else(|| "Dockerfile".to_owned());
         building.target = said("target");
         building.platforms =
             said("platform").iter().flat_map(|all| all.split(',')).map(str::to_owned).collect();
-        let args = asked.options.keys().filter_map(|key| key.strip_prefix("build-arg:"));
+        let args = options.keys().filter_map(|key| key.strip_prefix("build-arg:"));
         building.build_args = args.map(str::to_owned).collect();
         building.context = said("context").map(|url| redact(&url).into_owned());
+    }
+    if let Input::Frontend(asked) = &request.input {
+        building.frontend.clone_from(&asked.frontend);
     }
     if let Input::Dockerfile { options, context, .. } = &request.input {
         building.frontend = "dockerfile.v0".to_owned();
@@ -57,13 +73,36 @@ pub(crate) fn building(request: &BuildRequest) -> Building {
     building
 }
 
-/// How a build ended, as it is recorded.
-pub(crate) fn outcome(result: &Result<Exported, EngineError>) -> Outcome {
-    match result {
-        Ok(exported) => Outcome::Completed { image: exported.digest().map(ToString::to_string) },
+/// The media type of an error, by BuildKit's spelling.
+const FAILURE: &str = "application/vnd.googeapis.google.rpc.status+proto";
+
+/// A build ended: how, and what is kept of it.
+pub(crate) fn end(
+    recording: Recording,
+    known: Option<&Knowledge>,
+    result: &Result<Exported, EngineError>,
+    stores: &Stores,
+) {
+    let outcome = match result {
+        Ok(exported) => Outcome::Completed {
+            image: exported.digest().map(ToString::to_string),
+            response: exported.response(),
+            results: known.map(|known| known.results(stores)).unwrap_or_default(),
+        },
         Err(error) if error.is_canceled() => Outcome::Canceled,
-        Err(error) => Outcome::Failed { error: redact(&chain(error)).into_owned() },
-    }
+        Err(error) => {
+            let mut status = rpc_status(error);
+            status.message = redact(&status.message).into_owned();
+            recording.attach(Attachment {
+                kind: AttachmentKind::Failure,
+                media_type: FAILURE.to_owned(),
+                annotations: BTreeMap::new(),
+                data: status.encode_to_vec(),
+            });
+            Outcome::Failed { error: status.message, code: status.code }
+        }
+    };
+    recording.end(outcome);
 }
 
 /// An error and those of its causes that it does not name itself.
@@ -103,6 +142,8 @@ pub(crate) struct Knowledge {
     dockerfile: String,
     /// Digests of images, by reference.
     images: Mutex<BTreeMap<String, String>>,
+    /// What outputs left, by number.
+    left: Mutex<BTreeMap<u32, Exported>>,
 }
 
 impl Knowledge {
@@ -117,17 +158,37 @@ impl Knowledge {
             context: None,
             dockerfile: String::new(),
             images: Mutex::default(),
+            left: Mutex::default(),
         };
+        if let Input::Frontend(FrontendRequest { options, .. }) | Input::Client { options, .. } =
+            &request.input
+        {
+            let said = |key: &str| options.get(key).filter(|value| !value.is_empty());
+            known.dockerfile = said("filename").map_or_else(|| "Dockerfile".to_owned(), String::clone);
+            known.context = said("context").filter(|context| context.contains("://")).cloned();
+            let args =
+                options.iter().filter_map(|(key, value)| Some((key.strip_prefix("build-arg:")?, value)));
+            known.build_args = marks(args);
+        }
         if let Input::Dockerfile { options, context, .. } = &request.input {
             known.dockerfile.clone_from(&options.dockerfile_name);
             known.context = place(options, context);
-            let args = options
-                .build_args
-                .iter()
-                .filter(|(name, _)| !PROXY_ARGS.contains(&name.to_lowercase().as_str()));
-            known.build_args = args.map(|(name, value)| (name.clone(), Mark::of(value))).collect();
+            known.build_args = marks(options.build_args.iter().map(|(name, value)| (name.as_str(), value)));
         }
         known
+    }
+
+    /// An output left something.
+    pub(crate) fn note_output(&self, number: ExporterId, exported: &Exported) {
+        self.left.lock().insert(number.0, exported.clone());
+    }
+
+    fn results(&self, stores: &Stores) -> BTreeMap<u32, ResultRecord> {
+        let config_bytes = |image: &ImageId| Some(stores.content.info(image.digest()).ok()??.size);
+        let left = self.left.lock();
+        left.iter()
+            .filter_map(|(number, left)| Some((*number, recorded::result(left, config_bytes)?)))
+            .collect()
     }
 
     /// The Dockerfile was read, if there is one: now it is known which project this is.
@@ -163,6 +224,12 @@ impl Knowledge {
     pub(crate) fn image(&self, reference: &str) -> Option<String> {
         self.images.lock().get(reference).cloned()
     }
+}
+
+/// Marks of build-args that are part of what is built.
+fn marks<'a>(args: impl Iterator<Item = (&'a str, &'a String)>) -> BTreeMap<String, Mark> {
+    let args = args.filter(|(name, _)| !PROXY_ARGS.contains(&name.to_lowercase().as_str()));
+    args.map(|(name, value)| (name.to_owned(), Mark::of(value))).collect()
 }
 
 /// What tells one context from another, where the request itself says it.

@@ -29,6 +29,7 @@ mod outputs;
 mod plan;
 mod platforms;
 mod reasons;
+mod recorded;
 mod request;
 mod scope;
 

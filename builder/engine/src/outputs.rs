@@ -108,8 +108,10 @@ impl Engine {
             self.exporter().publish(export, &vertex, stop).await
         };
         let result = vertex.track(work).await;
-        if result.is_err() {
-            stop.cancel();
+        match (&result, &scope.known) {
+            (Ok(exported), Some(known)) => known.note_output(number, exported),
+            (Ok(_), None) => {}
+            (Err(_), _) => stop.cancel(),
         }
         Ok(result?)
     }

@@ -61,6 +61,8 @@ pub enum Input {
     Frontend(FrontendRequest),
     /// The client is the frontend (buildx, compose, bake): it calls the build's [`Bridge`](crate::Bridge), and says with `Return` what came of it.
     Client {
+        /// What it would have asked of a frontend, for the history alone.
+        options: BTreeMap<String, String>,
         /// Graphs that it gave itself, by name.
         inputs: BTreeMap<String, Definition>,
     },

@@ -21,15 +21,20 @@ use lapstrake_builder_progress::{Progress, StatusResponse, Subscription};
 use lapstrake_layerstore_store::{Metadata, StoreError, random_id};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{broadcast, watch},
+};
 
 use crate::{
-    BuildLog, BuildNotes, BuildRecord, BuildStatus, BuildSummary, HistoryError, VertexRecord, log::LogWriter,
-    record::Tally, rows,
+    Attachment, BuildLog, BuildNotes, BuildRecord, BuildStatus, BuildSummary, HistoryError, LogRecord,
+    OutputRecord, Recording, ResultRecord, VertexRecord, documents, log::LogWriter, record::Tally, rows,
 };
 
 /// Bytes of unpacked vertices of one build: 100,000 of some hundred bytes.
 const VERTEX_BYTES: u64 = 256 << 20;
+/// Changes that a listener may be behind.
+const NEWS: usize = 1024;
 /// Longest id, in characters.
 const ID_CHARS: usize = 64;
 
@@ -76,6 +81,10 @@ pub struct Building {
     pub output: String,
     /// Names of the image.
     pub names: Vec<String>,
+    /// See [`BuildSummary::options`].
+    pub options: BTreeMap<String, String>,
+    /// See [`BuildSummary::outputs`].
+    pub outputs: Vec<OutputRecord>,
 }
 
 /// How a build ended.
@@ -85,11 +94,17 @@ pub enum Outcome {
     Completed {
         /// The image that was made.
         image: Option<String>,
+        /// See [`BuildSummary::response`].
+        response: BTreeMap<String, String>,
+        /// See [`BuildSummary::results`].
+        results: BTreeMap<u32, ResultRecord>,
     },
     /// With an error.
     Failed {
         /// The whole message.
         error: String,
+        /// See [`BuildSummary::failure_code`].
+        code: i32,
     },
     /// Nobody wanted it any more.
     Canceled,
@@ -97,13 +112,26 @@ pub enum Outcome {
 
 /// The builds of one store. Cheap to clone.
 #[derive(Clone)]
-pub struct History(Arc<Inner>);
+pub struct History(pub(crate) Arc<Inner>);
 
-struct Inner {
-    metadata: Metadata,
-    directory: PathBuf,
+/// Something happened to a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// It began.
+    Begun(String),
+    /// It was written down, or its record was changed.
+    Recorded(String),
+    /// It was forgotten.
+    Forgotten(String),
+}
+
+pub(crate) struct Inner {
+    pub(crate) metadata: Metadata,
+    pub(crate) directory: PathBuf,
     limits: Limits,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
+    /// Who listens is told what happens.
+    pub(crate) news: broadcast::Sender<News>,
     /// Changes when a build has been written down.
     written: watch::Sender<u64>,
     /// Held by whoever writes a log: one at a time, as packing is work for a processor.
@@ -111,15 +139,17 @@ struct Inner {
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     /// Ids of builds that are written down.
-    known: BTreeSet<String>,
+    pub(crate) known: BTreeSet<String>,
     /// Builds that run, or are being written down.
-    live: BTreeMap<String, Live>,
+    pub(crate) live: BTreeMap<String, Live>,
 }
 
-struct Live {
+pub(crate) struct Live {
     summary: BuildSummary,
+    /// Documents that are to be written down with it.
+    pub(crate) attachments: Vec<Attachment>,
     notes: Arc<BuildNotes>,
     /// From its first event on.
     events: Subscription,
@@ -177,6 +207,7 @@ impl History {
             directory,
             limits,
             state: Mutex::new(State { known, live: BTreeMap::new() }),
+            news: broadcast::Sender::new(NEWS),
             written: watch::Sender::new(0),
             writing: Mutex::default(),
         })))
@@ -209,20 +240,32 @@ impl History {
             cached_steps: 0,
             warnings: 0,
             log_bytes: None,
+            options: building.options,
+            outputs: building.outputs,
+            response: BTreeMap::new(),
+            results: BTreeMap::new(),
+            failure_code: 0,
+            log: None,
+            attachments: Vec::new(),
+            pinned: false,
+            generation: 0,
         };
         let live = Live {
             summary: summary.clone(),
+            attachments: Vec::new(),
             notes: Arc::clone(&notes),
             events,
             has_ended: false,
             owes_recipes: false,
         };
         state.live.insert(id.clone(), live);
+        // Nobody need listen. Said under the lock, so that whoever looks and listens misses nothing.
+        let _ = self.0.news.send(News::Begun(id.clone()));
         drop(state);
         let runtime = Handle::current();
         let inner = Arc::clone(&self.0);
         runtime.spawn_blocking(move || inner.note_beginning(&summary));
-        Recording { history: self.clone(), id, notes, runtime, outcome: Some(Outcome::Canceled) }
+        Recording::new(self.clone(), id, notes, runtime)
     }
 
     /// Waits until all builds that have ended are written down.
@@ -249,7 +292,7 @@ impl History {
     pub fn builds(&self) -> Result<Vec<BuildSummary>, HistoryError> {
         let mut all: BTreeMap<String, BuildSummary> = BTreeMap::new();
         for row in rows::builds(&self.0.metadata)? {
-            all.insert(row.id.clone(), read_summary(&row.id, &row.summary)?);
+            all.insert(row.id.clone(), read_summary(&row)?);
         }
         for (id, live) in &self.0.state.lock().live {
             all.insert(id.clone(), live.summary.clone());
@@ -271,11 +314,11 @@ impl History {
             let vertices = tally.finish(&mut summary, |vertex| notes.reasons(vertex));
             return Ok(BuildRecord { summary, vertices });
         }
-        let (summary, vertices) = rows::build(&self.0.metadata, &id)?
+        let (row, vertices) = rows::build(&self.0.metadata, &id)?
             .ok_or_else(|| HistoryError::NoSuchBuild { id: id.clone() })?;
         let vertices = vertices.map_or(Ok(Vec::new()), |bytes| unpack(&bytes));
         let vertices = vertices.map_err(|source| HistoryError::Damaged { id: id.clone(), source })?;
-        Ok(BuildRecord { summary: read_summary(&id, &summary)?, vertices })
+        Ok(BuildRecord { summary: read_summary(&row)?, vertices })
     }
 
     /// A build's log from its beginning; of one that runs, to its end if `is_followed`. Blocks.
@@ -311,7 +354,7 @@ impl History {
         Ok(ids)
     }
 
-    fn find(&self, asked: &str) -> Result<String, HistoryError> {
+    pub(crate) fn find(&self, asked: &str) -> Result<String, HistoryError> {
         let state = self.0.state.lock();
         if state.is_taken(asked) {
             return Ok(asked.to_owned());
@@ -354,13 +397,15 @@ impl State {
     }
 }
 
-fn log_path(directory: &Path, id: &str) -> PathBuf {
+pub(crate) fn log_path(directory: &Path, id: &str) -> PathBuf {
     directory.join(format!("{id}.zst"))
 }
 
-fn read_summary(id: &str, json: &str) -> Result<BuildSummary, HistoryError> {
-    serde_json::from_str(json)
-        .map_err(|error| HistoryError::Damaged { id: id.to_owned(), source: error.into() })
+fn read_summary(row: &rows::BuildRow) -> Result<BuildSummary, HistoryError> {
+    let damaged =
+        |error: serde_json::Error| HistoryError::Damaged { id: row.id.clone(), source: error.into() };
+    let summary: BuildSummary = serde_json::from_str(&row.summary).map_err(damaged)?;
+    Ok(BuildSummary { pinned: row.pinned, generation: row.generation, ..summary })
 }
 
 fn pack(vertices: &[VertexRecord]) -> io::Result<Vec<u8>> {
@@ -370,54 +415,6 @@ fn pack(vertices: &[VertexRecord]) -> io::Result<Vec<u8>> {
 fn unpack(bytes: &[u8]) -> io::Result<Vec<VertexRecord>> {
     let decoder = zstd::stream::read::Decoder::new(bytes)?;
     Ok(serde_json::from_reader(io::BufReader::new(io::Read::take(decoder, VERTEX_BYTES)))?)
-}
-
-/// A build that is being recorded. Dropping it without an end says that it was cancelled.
-pub struct Recording {
-    history: History,
-    id: String,
-    notes: Arc<BuildNotes>,
-    runtime: Handle,
-    outcome: Option<Outcome>,
-}
-
-impl Recording {
-    /// The build's id in the history.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// What it is recorded in.
-    pub fn history(&self) -> &History {
-        &self.history
-    }
-
-    /// Where its steps note why they ran.
-    pub fn notes(&self) -> &Arc<BuildNotes> {
-        &self.notes
-    }
-
-    /// The build ended. It is written down in the background, once its progress has said its last word.
-    pub fn end(mut self, outcome: Outcome) {
-        self.outcome = Some(outcome);
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        let Some(outcome) = self.outcome.take() else { return };
-        let inner = Arc::clone(&self.history.0);
-        let (id, notes, runtime) =
-            (std::mem::take(&mut self.id), Arc::clone(&self.notes), self.runtime.clone());
-        inner.mark_ended(&id, outcome);
-        self.runtime.spawn_blocking(move || inner.write_down(&id, &notes, &runtime));
-    }
-}
-
-impl std::fmt::Debug for Recording {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recording").field("id", &self.id).finish_non_exhaustive()
-    }
 }
 
 impl Inner {
@@ -435,7 +432,7 @@ impl Inner {
         }
     }
 
-    fn mark_ended(&self, id: &str, outcome: Outcome) {
+    pub(crate) fn mark_ended(&self, id: &str, outcome: Outcome) {
         let mut state = self.state.lock();
         let Some(live) = state.live.get_mut(id) else { return };
         live.has_ended = true;
@@ -443,20 +440,23 @@ impl Inner {
         let summary = &mut live.summary;
         summary.completed = Some(SystemTime::now());
         match outcome {
-            Outcome::Completed { image } => {
+            Outcome::Completed { image, response, results } => {
                 summary.status = BuildStatus::Completed;
                 summary.image = image;
+                summary.response = response;
+                summary.results = results;
             }
-            Outcome::Failed { error } => {
+            Outcome::Failed { error, code } => {
                 summary.status = BuildStatus::Error;
                 summary.error = Some(error);
+                summary.failure_code = code;
             }
             Outcome::Canceled => summary.status = BuildStatus::Canceled,
         }
     }
 
     /// Writes what later builds compare with, then the log, then the row; then drops what is over the limits.
-    fn write_down(&self, id: &str, notes: &BuildNotes, runtime: &Handle) {
+    pub(crate) fn write_down(&self, id: &str, notes: &BuildNotes, runtime: &Handle) {
         let recipes = notes.take_recipes();
         let noted = self.metadata.write_lazily(|txn| {
             rows::put_recipes(txn, notes.project(), &recipes)
@@ -470,20 +470,30 @@ impl Inner {
             live.owes_recipes = false;
         }
         self.written.send_modify(|count| *count += 1);
-        let events = self.state.lock().live.get(id).map(|live| (live.summary.clone(), live.events.again()));
-        let Some((mut summary, events)) = events else { return };
+        let ended =
+            self.state.lock().live.get_mut(id).map(|live| {
+                (live.summary.clone(), live.events.again(), std::mem::take(&mut live.attachments))
+            });
+        let Some((mut summary, events, attachments)) = ended else { return };
         let mut tally = Tally::default();
         let logged = self.write_log(id, events, &mut tally, runtime);
         match logged {
-            Ok(bytes) => summary.log_bytes = Some(bytes),
+            Ok((bytes, log)) => {
+                summary.log_bytes = Some(bytes);
+                summary.log = Some(log);
+            }
             // The build is what it is; a full disk takes its log, not its record.
             Err(error) => tracing::warn!(%error, build = id, "a build's log is not kept"),
         }
         let vertices = tally.finish(&mut summary, |vertex| notes.reasons(vertex));
         let vertices = pack(&vertices).ok();
+        let documents = documents::pack(&mut summary, attachments);
         let noted = self.metadata.write_lazily(|txn| {
-            rows::put_build(txn, &summary, vertices.as_deref())
-                .map_err(StoreError::metadata("record a build"))
+            let put = || {
+                rows::put_build(txn, &summary, vertices.as_deref())?;
+                documents.iter().try_for_each(|(digest, data)| rows::put_attachment(txn, id, digest, data))
+            };
+            put().map_err(StoreError::metadata("record a build"))
         });
         let mut state = self.state.lock();
         state.live.remove(id);
@@ -491,6 +501,7 @@ impl Inner {
             Ok(()) => drop(state.known.insert(id.to_owned())),
             Err(error) => tracing::warn!(%error, build = id, "a build is not recorded"),
         }
+        let _ = self.news.send(News::Recorded(id.to_owned()));
         drop(state);
         if let Err(error) = self.trim() {
             tracing::warn!(%error, "old builds are not forgotten");
@@ -505,7 +516,7 @@ impl Inner {
         mut events: Subscription,
         tally: &mut Tally,
         runtime: &Handle,
-    ) -> io::Result<u64> {
+    ) -> io::Result<(u64, LogRecord)> {
         let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(&self.directory)?;
         let mut writer = LogWriter::new(io::BufWriter::new(file.as_file_mut()))?;
         let mut wrote = Ok(());
@@ -517,12 +528,13 @@ impl Inner {
             tally.take(StatusResponse::decode(packed.as_slice()).map_err(io::Error::other)?);
         }
         wrote?;
-        writer.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let (packed, log) = writer.finish()?;
+        packed.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.as_file().sync_all()?;
         let bytes = file.as_file().metadata()?.len();
         file.persist(log_path(&self.directory, id)).map_err(|error| error.error)?;
         File::open(&self.directory)?.sync_all()?;
-        Ok(bytes)
+        Ok((bytes, log))
     }
 
     /// Drops what is over the limits, oldest first.
@@ -535,7 +547,8 @@ impl Inner {
             bytes += row.log_bytes.unwrap_or(0);
             let age = now.duration_since(row.created).unwrap_or_default();
             let is_old = number >= limits.entries && (age > limits.age || number >= limits.most);
-            if (is_old || (bytes > limits.log_bytes && number > 0))
+            if !row.pinned
+                && (is_old || (bytes > limits.log_bytes && number > 0))
                 && !self.state.lock().live.contains_key(&row.id)
             {
                 over.push(row.id);
@@ -544,13 +557,14 @@ impl Inner {
         self.forget(&over)
     }
 
-    fn forget(&self, ids: &[String]) -> Result<(), HistoryError> {
+    pub(crate) fn forget(&self, ids: &[String]) -> Result<(), HistoryError> {
         if ids.is_empty() {
             return Ok(());
         }
         rows::drop_builds(&self.metadata, ids)?;
         for id in ids {
             self.state.lock().known.remove(id);
+            let _ = self.news.send(News::Forgotten(id.clone()));
             let path = log_path(&self.directory, id);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

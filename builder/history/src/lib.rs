@@ -5,6 +5,8 @@
 //!                          │ end (outcome)                    ▼
 //!   spool ── read when the build has ended ──► history/<id>.zst, then one row per build ──► builds, build, log
 //!
+//!   documents (why it failed, what is attested) ── attach ──► rows of their own, found by digest
+//!
 //!   a step is missed ── Place ──► the Recipe of its last run there ── compare ──► MissReasons
 //! ```
 //!
@@ -16,7 +18,9 @@
 
 #![forbid(unsafe_code)]
 
+mod attachment;
 mod compare;
+mod documents;
 mod error;
 mod history;
 mod listing;
@@ -27,12 +31,16 @@ mod place;
 mod reason;
 mod recipe;
 mod record;
+mod recording;
 mod rows;
 mod schema;
+mod trace;
 
+pub use attachment::{Attachment, AttachmentKind, AttachmentRecord};
 pub use compare::compare;
+pub use documents::Document;
 pub use error::HistoryError;
-pub use history::{Building, History, Limits, Outcome, Recording};
+pub use history::{Building, History, Limits, News, Outcome};
 pub use listing::Listing;
 pub use log::BuildLog;
 pub use mark::Mark;
@@ -40,4 +48,7 @@ pub use notes::{BuildNotes, Explained, PackedRecipe};
 pub use place::{Place, Project};
 pub use reason::{Change, FileChange, MissReason, describe};
 pub use recipe::{Aspect, Ingredient, IngredientKind, Recipe, Variable};
-pub use record::{BuildRecord, BuildStatus, BuildSummary, VertexRecord};
+pub use record::{
+    BuildRecord, BuildStatus, BuildSummary, LogRecord, OutputRecord, ResultRecord, VertexRecord,
+};
+pub use recording::Recording;

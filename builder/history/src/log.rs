@@ -7,9 +7,10 @@ use std::{
 
 use futures::FutureExt as _;
 use lapstrake_builder_progress::{StatusResponse, Subscription};
+use lapstrake_layerstore_oci::Digester;
 use prost::Message as _;
 
-use crate::HistoryError;
+use crate::{HistoryError, LogRecord};
 
 /// As fast as zstd's lowest levels, and half the size.
 const LEVEL: i32 = 3;
@@ -19,25 +20,39 @@ const RECORD_BYTES: u32 = 256 << 20;
 const BATCH_BYTES: usize = 64 << 10;
 
 /// Writes a log: each record behind its length (u32, little endian), in one zstd frame with a checksum.
-pub(crate) struct LogWriter<W: Write>(zstd::stream::write::Encoder<'static, W>);
+pub(crate) struct LogWriter<W: Write> {
+    encoder: zstd::stream::write::Encoder<'static, W>,
+    digester: Digester,
+    bytes: u64,
+}
 
 impl<W: Write> LogWriter<W> {
     pub(crate) fn new(to: W) -> io::Result<Self> {
         let mut encoder = zstd::stream::write::Encoder::new(to, LEVEL)?;
         encoder.include_checksum(true)?;
-        Ok(Self(encoder))
+        Ok(Self { encoder, digester: Digester::sha256(), bytes: 0 })
     }
 
     pub(crate) fn write(&mut self, record: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(record.len()).map_err(io::Error::other)?;
-        self.0.write_all(&length.to_le_bytes())?;
-        self.0.write_all(record)
+        let length = u32::try_from(record.len()).map_err(io::Error::other)?.to_le_bytes();
+        for part in [&length, record] {
+            self.encoder.write_all(part)?;
+            self.digester.update(part);
+            self.bytes += part.len() as u64;
+        }
+        Ok(())
     }
 
-    /// Writes the end; what it was written to.
-    pub(crate) fn finish(self) -> io::Result<W> {
-        self.0.finish()
+    /// Writes the end; what it was written to, and what it is unpacked.
+    pub(crate) fn finish(self) -> io::Result<(W, LogRecord)> {
+        let log = LogRecord { digest: self.digester.finish().to_string(), bytes: self.bytes };
+        Ok((self.encoder.finish()?, log))
     }
+}
+
+/// A stored log, unpacked.
+pub(crate) fn unpacked(file: File) -> io::Result<impl io::Read + Send + 'static> {
+    zstd::stream::read::Decoder::new(file)
 }
 
 type Decoder = zstd::stream::read::Decoder<'static, BufReader<File>>;

@@ -6,7 +6,7 @@ use lapstrake_builder_progress::{Event, StatusResponse, from_response};
 use lapstrake_layerstore_oci::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::MissReason;
+use crate::{AttachmentRecord, MissReason};
 
 /// Most vertices of a build that are recorded; the log has them all.
 const VERTICES: usize = 100_000;
@@ -85,6 +85,71 @@ pub struct BuildSummary {
     pub warnings: u64,
     /// Bytes of its log on disk; `None` without a log.
     pub log_bytes: Option<u64>,
+    /// What was asked of the frontend, by BuildKit's names; what may be secret is masked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+    /// What was to be left behind, by BuildKit's names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputRecord>,
+    /// What the client was answered, by BuildKit's names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub response: BTreeMap<String, String>,
+    /// What its outputs left, by number of the output: indexes, manifests and configs, which are there as long as somebody else keeps them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub results: BTreeMap<u32, ResultRecord>,
+    /// As what gRPC's clients were told of the failure (`google.rpc.Code`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failure_code: i32,
+    /// Its log as it is told to others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogRecord>,
+    /// Documents that are kept with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<AttachmentRecord>,
+    /// Whether it is kept until somebody removes it.
+    #[serde(skip)]
+    pub pinned: bool,
+    /// How often it was changed after its end.
+    #[serde(skip)]
+    pub generation: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+/// One thing that was to be left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OutputRecord {
+    /// `image`, `local`, ….
+    pub kind: String,
+    /// What was said of it.
+    #[serde(default)]
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// What an output left, as a descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultRecord {
+    /// Its media type.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Facts about it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A log as BuildKit keeps it (`application/vnd.buildkit.status.v0`): each `StatusResponse` behind its length (u32, little endian).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// Its digest, by which it is found.
+    pub digest: String,
+    /// Its length.
+    pub bytes: u64,
 }
 
 /// A vertex as it was last seen.

@@ -124,9 +124,10 @@ pub(crate) fn put_build(
 ) -> rusqlite::Result<()> {
     let json = to_json(summary)?;
     txn.execute(
-        "INSERT INTO history_build (id, created, completed, log_bytes, summary, vertices) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        "INSERT INTO history_build (id, created, completed, log_bytes, summary, vertices, log_digest)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (id) DO UPDATE SET completed = excluded.completed, log_bytes = excluded.log_bytes,
-            summary = excluded.summary, vertices = excluded.vertices",
+            summary = excluded.summary, vertices = excluded.vertices, log_digest = excluded.log_digest",
         (
             &summary.id,
             nanos::of(summary.created),
@@ -134,9 +135,53 @@ pub(crate) fn put_build(
             summary.log_bytes.map(u64::cast_signed),
             json,
             vertices,
+            summary.log.as_ref().map(|log| &log.digest),
         ),
     )?;
     Ok(())
+}
+
+/// Writes a document of a build that has a row; one that is there already stays.
+pub(crate) fn put_attachment(txn: &Transaction, id: &str, digest: &str, data: &[u8]) -> rusqlite::Result<()> {
+    txn.execute(
+        "INSERT OR IGNORE INTO history_attachment (build, digest, data) VALUES (?1, ?2, ?3)",
+        (id, digest, data),
+    )?;
+    Ok(())
+}
+
+/// A document, whosever it is.
+pub(crate) fn attachment(metadata: &Metadata, digest: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    metadata.read(|db| {
+        let select = "SELECT data FROM history_attachment WHERE digest = ?1 LIMIT 1";
+        let found = db.query_row(select, [digest], |row| row.get(0)).optional();
+        found.map_err(StoreError::metadata("look up a build's document"))
+    })
+}
+
+/// The build whose log has this digest.
+pub(crate) fn build_of_log(metadata: &Metadata, digest: &str) -> Result<Option<String>, StoreError> {
+    metadata.read(|db| {
+        let select = "SELECT id FROM history_build WHERE log_digest = ?1 LIMIT 1";
+        let found = db.query_row(select, [digest], |row| row.get(0)).optional();
+        found.map_err(StoreError::metadata("look up a build's log"))
+    })
+}
+
+/// Changes a build's row, and counts the change. Whether there is one.
+pub(crate) fn change_build(
+    txn: &Transaction,
+    id: &str,
+    pinned: Option<bool>,
+    summary: Option<&BuildSummary>,
+) -> rusqlite::Result<bool> {
+    let json = summary.map(to_json).transpose()?;
+    let changed = txn.execute(
+        "UPDATE history_build SET generation = generation + 1, pinned = coalesce(?2, pinned), summary = coalesce(?3, summary)
+          WHERE id = ?1",
+        (id, pinned, json),
+    )?;
+    Ok(changed > 0)
 }
 
 /// Writes the row of a build that begins, unless it has one.
@@ -154,12 +199,18 @@ fn to_json(summary: &BuildSummary) -> rusqlite::Result<String> {
 pub(crate) struct BuildRow {
     pub(crate) id: String,
     pub(crate) summary: String,
+    pub(crate) pinned: bool,
+    pub(crate) generation: u32,
 }
 
 /// All builds, newest first.
 pub(crate) fn builds(metadata: &Metadata) -> Result<Vec<BuildRow>, StoreError> {
-    let row = |row: &Row<'_>| Ok(BuildRow { id: row.get(0)?, summary: row.get(1)? });
-    newest_first(metadata, "SELECT id, summary FROM history_build ORDER BY created DESC, id", row)
+    let select = "SELECT id, summary, pinned, generation FROM history_build ORDER BY created DESC, id";
+    newest_first(metadata, select, build_row)
+}
+
+fn build_row(row: &Row<'_>) -> rusqlite::Result<BuildRow> {
+    Ok(BuildRow { id: row.get(0)?, summary: row.get(1)?, pinned: row.get(2)?, generation: row.get(3)? })
 }
 
 /// What a build takes.
@@ -167,6 +218,7 @@ pub(crate) struct BuildSize {
     pub(crate) id: String,
     pub(crate) created: SystemTime,
     pub(crate) log_bytes: Option<u64>,
+    pub(crate) pinned: bool,
 }
 
 /// What all builds take, newest first.
@@ -176,9 +228,11 @@ pub(crate) fn sizes(metadata: &Metadata) -> Result<Vec<BuildSize>, StoreError> {
             id: row.get(0)?,
             created: nanos::time(row.get(1)?),
             log_bytes: row.get::<_, Option<i64>>(2)?.map(i64::cast_unsigned),
+            pinned: row.get(3)?,
         })
     };
-    newest_first(metadata, "SELECT id, created, log_bytes FROM history_build ORDER BY created DESC, id", row)
+    let select = "SELECT id, created, log_bytes, pinned FROM history_build ORDER BY created DESC, id";
+    newest_first(metadata, select, row)
 }
 
 fn newest_first<T>(
@@ -195,16 +249,15 @@ fn newest_first<T>(
 }
 
 /// A build's summary and vertices, as they are stored.
-pub(crate) type StoredBuild = (String, Option<Vec<u8>>);
+pub(crate) type StoredBuild = (BuildRow, Option<Vec<u8>>);
 
 /// One build.
 pub(crate) fn build(metadata: &Metadata, id: &str) -> Result<Option<StoredBuild>, StoreError> {
     metadata.read(|db| {
-        db.query_row("SELECT summary, vertices FROM history_build WHERE id = ?1", [id], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()
-        .map_err(StoreError::metadata("look up a build"))
+        let select = "SELECT id, summary, pinned, generation, vertices FROM history_build WHERE id = ?1";
+        db.query_row(select, [id], |row| Ok((build_row(row)?, row.get(4)?)))
+            .optional()
+            .map_err(StoreError::metadata("look up a build"))
     })
 }
 

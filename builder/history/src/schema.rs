@@ -6,8 +6,16 @@
 //!   ├ created                  nanoseconds since 1970
 //!   ├ completed                NULL while it runs
 //!   ├ log_bytes                of the log on disk; NULL without one
+//!   ├ log_digest               of the log as it is told to others, unpacked
+//!   ├ pinned                   1: it is kept until somebody removes it
+//!   ├ generation               how often it was changed after its end
 //!   ├ summary                  JSON of a BuildSummary
 //!   └ vertices                 zstd of the JSON of its VertexRecords; NULL while it runs
+//!
+//!  history_attachment          documents of builds
+//!   ├ build ► history_build
+//!   ├ digest                   by which it is found
+//!   └ data                     zstd of it
 //!
 //!  recipe                      what decided what a step made when it last ran in its place
 //!   ├ seq                      newest last
@@ -22,7 +30,8 @@
 //! All of it may be lost without harm to anything else: writes are lazy.
 
 /// Only ever appended to.
-pub(crate) const STEPS: &[&str] = &["
+pub(crate) const STEPS: &[&str] = &[
+    "
     CREATE TABLE history_build (
         id        TEXT PRIMARY KEY,
         created   INTEGER NOT NULL,
@@ -53,4 +62,19 @@ pub(crate) const STEPS: &[&str] = &["
         listing BLOB NOT NULL,
         PRIMARY KEY (recipe, input)
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE history_build ADD COLUMN log_digest TEXT;
+    ALTER TABLE history_build ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE history_build ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX history_build_log ON history_build (log_digest);
+
+    CREATE TABLE history_attachment (
+        build  TEXT NOT NULL REFERENCES history_build (id) ON DELETE CASCADE,
+        digest TEXT NOT NULL,
+        data   BLOB NOT NULL,
+        PRIMARY KEY (build, digest)
+    ) STRICT;
+    CREATE INDEX history_attachment_digest ON history_attachment (digest);
+",
+];

@@ -1,11 +1,11 @@
 //! Builds that are recorded, and what is left of them.
 #![allow(clippy::unwrap_used)] // helpers outside of test functions
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::Read as _, path::Path, sync::Arc, time::Duration};
 
 use lapstrake_builder_history::{
-    Aspect, BuildStatus, Building, Explained, History, HistoryError, Limits, Mark, MissReason, Outcome,
-    PackedRecipe, Place, Project, Recipe,
+    Aspect, Attachment, AttachmentKind, BuildStatus, Building, Explained, History, HistoryError, Limits,
+    Mark, MissReason, News, Outcome, PackedRecipe, Place, Project, Recipe,
 };
 use lapstrake_builder_progress::{Plain, Progress, Stream, VertexHandle, VertexState};
 use lapstrake_layerstore_oci::Digest;
@@ -62,7 +62,11 @@ async fn build(history: &History, id: &str, text: &str) -> String {
     step.log(Stream::Stdout, text.as_bytes().to_vec());
     step.complete();
     recording.notes().note_reasons(&step.digest(), vec![MissReason::NoCache]);
-    recording.end(Outcome::Completed { image: Some("sha256:1".to_owned()) });
+    recording.end(Outcome::Completed {
+        image: Some("sha256:1".to_owned()),
+        response: BTreeMap::new(),
+        results: BTreeMap::new(),
+    });
     drop((step, progress));
     history.settle().await;
     id
@@ -137,7 +141,7 @@ async fn a_running_build_is_seen_and_followed() {
     });
     step.log(Stream::Stdout, b"the end\n".to_vec());
     step.complete();
-    recording.end(Outcome::Failed { error: "no luck".to_owned() });
+    recording.end(Outcome::Failed { error: "no luck".to_owned(), code: 2 });
     drop((step, progress));
     assert!(follower.await.unwrap().contains("the end"));
     history.settle().await;
@@ -288,8 +292,121 @@ async fn steps_are_compared_with_a_build_whose_log_still_grows() {
     let progress = progress();
     let first = begin("1", &progress);
     first.notes().note_recipe(&PackedRecipe::new(place.clone(), Recipe::default()));
-    first.end(Outcome::Completed { image: None });
+    first.end(Outcome::Completed { image: None, response: BTreeMap::new(), results: BTreeMap::new() });
     let second = begin("2", &progress);
     history.settle_recipes().await;
     assert_eq!(second.notes().explain(&place, &Recipe::default()), Explained::Same);
+}
+
+/// All of a document, or nothing.
+fn document(history: &History, digest: &str) -> Option<Vec<u8>> {
+    let mut found = history.document(&Digest::parse(digest).unwrap()).unwrap()?;
+    let mut data = Vec::new();
+    found.reader.read_to_end(&mut data).unwrap();
+    assert_eq!(found.bytes, data.len() as u64);
+    assert_eq!(Digest::sha256_of(&data).as_str(), digest);
+    Some(data)
+}
+
+#[tokio::test]
+async fn documents_and_logs_are_found_by_digest_until_their_build_goes() {
+    let bench = Bench::new();
+    let history = bench.open();
+    let progress = progress();
+    let recording = history.begin(building("one"), &progress);
+    let attached = Attachment {
+        kind: AttachmentKind::Attestation { platform: Some("linux/amd64".to_owned()) },
+        media_type: "application/x".to_owned(),
+        annotations: [("a".to_owned(), "b".to_owned())].into(),
+        data: b"attested".to_vec(),
+    };
+    recording.attach(attached.clone());
+    let too_long = Attachment { data: vec![0; (16 << 20) + 1], ..attached.clone() };
+    recording.attach(too_long);
+    let step = vertex(&progress, "[1/1] RUN say");
+    step.start();
+    step.log(Stream::Stdout, b"hello".to_vec());
+    step.complete();
+    recording.end(Outcome::Completed { image: None, response: BTreeMap::new(), results: BTreeMap::new() });
+    drop((step, progress));
+    history.settle().await;
+    build(&history, "two", "hello").await;
+    // As after a restart.
+    drop(history);
+    let history = bench.open();
+    let summary = history.build("one").unwrap().summary;
+    let [told] = &summary.attachments[..] else { panic!("{summary:?}") };
+    assert_eq!((&told.kind, told.media_type.as_str()), (&attached.kind, "application/x"));
+    assert_eq!((&told.annotations, told.bytes), (&attached.annotations, 8));
+    assert_eq!(document(&history, &told.digest).as_deref(), Some(&b"attested"[..]));
+    // As BuildKit keeps logs: each response behind its length.
+    let log = summary.log.unwrap();
+    let bytes = document(&history, &log.digest).unwrap();
+    assert_eq!(bytes.len() as u64, log.bytes);
+    let length = u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
+    assert!(length <= bytes.len() - 4);
+    history.remove("one").unwrap();
+    assert!(document(&history, &told.digest).is_none() && document(&history, &log.digest).is_none());
+}
+
+#[tokio::test]
+async fn a_pinned_build_stays_whatever_the_limits() {
+    let bench = Bench::new();
+    let none = Limits { entries: 0, age: Duration::ZERO, ..Limits::default() };
+    let history = bench.open();
+    build(&history, "kept", "x").await;
+    build(&history, "gone", "x").await;
+    history.pin("kept", true).unwrap();
+    history.pin("kept", true).unwrap();
+    drop(history);
+    let history = bench.open_with(none);
+    build(&history, "other", "x").await;
+    let left = |history: &History| {
+        let builds = history.builds().unwrap();
+        builds.iter().map(|build| (build.id.clone(), build.pinned, build.generation)).collect::<Vec<_>>()
+    };
+    assert_eq!(left(&history), [("kept".to_owned(), true, 1)]);
+    history.pin("kept", false).unwrap();
+    assert_eq!(left(&history), [("kept".to_owned(), false, 2)]);
+    build(&history, "other", "x").await;
+    assert_eq!(left(&history), []);
+    assert!(matches!(history.pin("nosuch", true), Err(HistoryError::NoSuchBuild { .. })));
+}
+
+#[tokio::test]
+async fn a_trace_is_made_when_it_is_asked_for() {
+    let bench = Bench::new();
+    let history = bench.open();
+    build(&history, "one", "x").await;
+    assert_eq!(history.build("one").unwrap().summary.attachments, []);
+    history.finalize("one").unwrap();
+    history.finalize("one").unwrap();
+    let summary = history.build("one").unwrap().summary;
+    let [told] = &summary.attachments[..] else { panic!("{summary:?}") };
+    assert_eq!(told.kind, AttachmentKind::Trace);
+    let text = document(&history, &told.digest).unwrap();
+    let spans: Vec<serde_json::Value> =
+        serde_json::Deserializer::from_slice(&text).into_iter().collect::<Result<_, _>>().unwrap();
+    let [root, step] = &spans[..] else { panic!("{spans:?}") };
+    assert_eq!((&root["Name"], &step["Name"]), (&"build".into(), &"[1/1] RUN say".into()));
+    assert_eq!(step["Parent"], root["SpanContext"]);
+    assert_eq!(root["SpanContext"]["TraceID"].as_str().map(str::len), Some(32));
+    assert_eq!(root["SpanContext"]["SpanID"].as_str().map(str::len), Some(16));
+    assert!(step["StartTime"].as_str().unwrap() <= step["EndTime"].as_str().unwrap());
+}
+
+#[tokio::test]
+async fn who_listens_is_told_what_happens() {
+    let bench = Bench::new();
+    let history = bench.open();
+    let mut news = history.news();
+    build(&history, "one", "x").await;
+    history.finalize("one").unwrap();
+    history.remove("one").unwrap();
+    let one = || "one".to_owned();
+    for expected in [News::Begun(one()), News::Recorded(one()), News::Recorded(one()), News::Forgotten(one())]
+    {
+        assert_eq!(news.try_recv().unwrap(), expected);
+    }
+    assert!(news.try_recv().is_err());
 }

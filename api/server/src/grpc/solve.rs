@@ -92,7 +92,7 @@ fn input(
     let inputs = inputs.into_iter().map(|(name, graph)| Ok((name, graph_of(graph)?)));
     let inputs = inputs.collect::<Result<BTreeMap<_, _>, Status>>()?;
     match (definition, frontend.as_str()) {
-        (None, "") => Ok(Input::Client { inputs }),
+        (None, "") => Ok(Input::Client { options: attrs.into_iter().collect(), inputs }),
         (Some(definition), "") => Ok(Input::Definition(graph_of(definition)?)),
         (Some(definition), _) if !definition.def.is_empty() => {
             Err(Status::invalid_argument("cannot solve with both Definition and Frontend specified"))

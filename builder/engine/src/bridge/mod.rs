@@ -41,7 +41,7 @@ pub use self::{
     service::{BridgeService, bridge_service, bridges_service},
     status::status_of,
 };
-pub(crate) use self::{result::Target, solve::SolveOrder};
+pub(crate) use self::{result::Target, solve::SolveOrder, status::rpc_status};
 use crate::{BuildId, CacheSource, Engine, EngineError, caches::Imports, scope::BuildScope};
 
 /// How long a call waits for its build to begin: clients make both at once. BuildKit's own patience.
