@@ -333,12 +333,12 @@ impl Engine {
                 platform: target.platform,
                 tree,
                 config: target.config,
-                base: None,
+                base: result.base(&target.key)?,
                 epoch: target.epoch,
-                attestations: Vec::new(),
+                attestations: result.attested(&target.key).await?,
             });
         }
-        let made = Made { results, several, names: Vec::new() };
+        let made = Made { results, several, names: result.names()? };
         let BuildParts { scope, imports, .. } = &*build;
         let caches = self.export_caches(&request.cache_to, &solved, imports, scope, progress, cancel);
         let exported = self.leave(request.outputs, made, scope, progress, cancel, caches).await?;

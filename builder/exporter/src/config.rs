@@ -16,11 +16,12 @@ pub(crate) struct MadeLayer {
 
 /// Fills in what only the finished tree tells. The same layers give the same config, so that a build from cache alone ends in the same image.
 ///
-/// `epoch` is the time of everything that has none yet; what came with the base image keeps its own.
+/// `epoch` is the time of everything that has none yet, or a later one; what came with the base image keeps its own.
 pub(crate) fn finish(
     mut config: ImageConfig,
     layers: &[MadeLayer],
     epoch: Option<i64>,
+    base: Option<&ImageConfig>,
 ) -> Result<ImageConfig, ExportError> {
     for (field, value) in [("os", &config.os), ("architecture", &config.architecture)] {
         if value.is_empty() {
@@ -31,7 +32,7 @@ pub(crate) fn finish(
     config.rootfs.kind = "layers".to_owned();
     config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
     if let Some(epoch) = &epoch {
-        date_with(&mut config, epoch);
+        date_with(&mut config, epoch, base);
     }
     count_layers(&mut config.history, layers, epoch.as_ref());
     date_layers(&mut config.history, layers);
@@ -49,14 +50,18 @@ fn epoch_time(seconds: i64) -> Result<Timestamp, ExportError> {
 }
 
 /// Gives the epoch to what was made by this build.
-fn date_with(config: &mut ImageConfig, epoch: &Timestamp) {
-    for step in config.history.iter_mut().filter(|step| step.created.is_none()) {
-        step.created = Some(epoch.clone());
-    }
+fn date_with(config: &mut ImageConfig, epoch: &Timestamp, base: Option<&ImageConfig>) {
     let later = |created: &Timestamp| match (created.to_time(), epoch.to_time()) {
         (Ok(created), Ok(epoch)) => created > epoch,
         _ => true,
     };
+    let of_base = base.map(|base| base.history.as_slice()).unwrap_or_default();
+    let kept = config.history.iter().zip(of_base).take_while(|(step, base)| step == base).count();
+    for step in &mut config.history[kept..] {
+        if step.created.as_ref().is_none_or(later) {
+            step.created = Some(epoch.clone());
+        }
+    }
     if config.created.as_ref().is_some_and(later) {
         config.created = Some(epoch.clone());
     }
@@ -138,7 +143,8 @@ mod tests {
     fn finished(steps: &[&str], layers: &[MadeLayer], epoch: Option<i64>) -> ImageConfig {
         let mut config = ImageConfig::for_platform(&Platform::new("linux", "amd64"));
         config.history = steps.iter().map(|text| step(text)).collect();
-        finish(config, layers, epoch).unwrap()
+        let base = ImageConfig { history: config.history[..1].to_vec(), ..ImageConfig::default() };
+        finish(config, layers, epoch, Some(&base)).unwrap()
     }
 
     #[test]
@@ -173,21 +179,21 @@ mod tests {
 
     #[test]
     fn the_epoch_is_the_time_of_what_is_new() {
-        let config = finished(&["+100", "-", "+"], &[layer(100), layer(200)], Some(50));
-        // The base image keeps its own, though it is later.
-        assert_eq!(shown(&config.history), ["+100", "-50", "+50"]);
+        let config = finished(&["+100", "-20", "-", "+", "-300"], &[layer(100), layer(200)], Some(50));
+        // The base image keeps its own, though it is later; a frontend's does not.
+        assert_eq!(shown(&config.history), ["+100", "-20", "-50", "+50", "-50"]);
         assert_eq!(config.created, Some(Timestamp::parse("1970-01-01T00:00:50Z").unwrap()));
     }
 
     #[test]
     fn an_epoch_after_the_last_day_is_refused() {
         let config = ImageConfig::for_platform(&Platform::new("linux", "amd64"));
-        finish(config, &[], Some(i64::MAX)).unwrap_err();
+        finish(config, &[], Some(i64::MAX), None).unwrap_err();
     }
 
     #[test]
     fn a_config_without_a_platform_is_refused() {
-        let error = finish(ImageConfig::default(), &[], None).unwrap_err();
+        let error = finish(ImageConfig::default(), &[], None, None).unwrap_err();
         assert_eq!(error.to_string(), "invalid image config for export: missing os");
     }
 }

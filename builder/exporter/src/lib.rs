@@ -19,9 +19,16 @@ mod config;
 mod directory;
 mod error;
 mod exporter;
-mod index;
+mod files;
+mod finished;
+mod image;
+mod layout;
+mod publish;
 mod request;
+mod rewrite;
+mod statement;
 mod stream;
+mod written;
 
 pub use annotations::{AnnotationLevel, Annotations};
 pub use attestation::{Attestation, AttestationContent, AttestationKind, Subject, SubjectKind};

@@ -339,6 +339,8 @@ pub struct Exported {
     pub names: Vec<Reference>,
     /// The manifest or index, when one was made.
     pub manifest: Option<Descriptor>,
+    /// What names the cache that was left for others, if one was.
+    pub cache: Option<Descriptor>,
 }
 
 impl Exported {
@@ -349,8 +351,8 @@ impl Exported {
     }
 
     /// What BuildKit's exporters answer (`exporter/containerimage/exptypes`): `containerimage.digest`, `containerimage.config.digest`,
-    /// `containerimage.descriptor`, `image.name`. Where no manifest was made, the digest is the image's id, as Moby's exporter has it. Nothing for what is
-    /// no image.
+    /// `containerimage.descriptor`, `image.name`, and `cache.manifest`. Where no manifest was made, the digest is the image's id, as Moby's exporter has it. Nothing of
+    /// an image for what is none.
     pub fn response(&self) -> BTreeMap<String, String> {
         let mut response = BTreeMap::new();
         let mut say = |key: &str, value: String| _ = response.insert(key.to_owned(), value);
@@ -372,6 +374,11 @@ impl Exported {
             let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
             say("image.name", names.join(","));
         }
+        // The client writes it into the index of its cache's directory.
+        if let Some(cache) = &self.cache {
+            let json = gojson::to_vec(cache).expect("a descriptor is JSON");
+            say("cache.manifest", String::from_utf8(json).expect("JSON is text"));
+        }
         response
     }
 
@@ -382,6 +389,7 @@ impl Exported {
             image: later.image.or(self.image),
             names: if later.names.is_empty() { self.names } else { later.names },
             manifest: later.manifest.or(self.manifest),
+            cache: later.cache.or(self.cache),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use lapstrake_session::{ExporterId, FileSink};
+use lapstrake_session::FileSink;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Destination, ExportError, exporter::Client};
@@ -30,7 +30,7 @@ pub(crate) async fn write_to(
     match to {
         Destination::Session => {
             let caller = client.caller().await?;
-            let sink = caller.send_file(ExporterId::default(), metadata).await?;
+            let sink = caller.send_file(client.number(), metadata).await?;
             let sink = ExportError::blocking(move || {
                 let mut out = ToClient { sink, buffer: BytesMut::new(), failure: None, cancel };
                 let written = write(&mut out)
@@ -62,7 +62,7 @@ pub(crate) async fn write_to(
 
 /// Writes beside the target, then renames: whoever looks sees the old file or the new one. Links are followed, and what is no regular
 /// file (`/dev/null`, a pipe) is written to as it is.
-fn write_file(
+pub(crate) fn write_file(
     path: &Path,
     cancel: &CancellationToken,
     write: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,

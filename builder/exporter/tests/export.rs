@@ -81,7 +81,9 @@ async fn archives_hold_the_image() {
         let location = format!("{transport}:{}", machine.path(name).display());
         let config = skopeo(&["inspect", "--config", "--raw", &location]);
         assert_eq!(Some(ImageId(Digest::sha256_of(config))), stored);
-        if let Some(manifest) = exported.manifest {
+        let manifest = exported.manifest.unwrap();
+        // Of the other, skopeo shows a manifest of its own.
+        if transport == "oci-archive" {
             let raw = skopeo(&["inspect", "--raw", &location]);
             assert_eq!(Digest::sha256_of(raw), manifest.digest);
         }

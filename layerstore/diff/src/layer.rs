@@ -43,6 +43,21 @@ pub struct LayerDigest {
 pub struct WriteOptions {
     /// Later modification times become this one, in seconds since 1970 (`SOURCE_DATE_EPOCH` with `rewrite-timestamp`).
     pub latest_mtime: Option<i64>,
+    /// All modification times become this one, in seconds since 1970 (`SOURCE_DATE_EPOCH` of files that are no layer).
+    pub mtime: Option<i64>,
+}
+
+/// A tree in an archive of several.
+#[derive(Debug, Clone, Copy)]
+pub struct ArchivedTree<'a> {
+    /// The directory that it is below, which is root's, of mode 0755.
+    pub directory: Option<&'a str>,
+    /// Its root; `None` is an empty tree.
+    pub root: Option<BorrowedFd<'a>>,
+    /// Files beside it, by name, which are root's, of mode 0600. They stand in for files of the tree.
+    pub files: &'a [(String, Vec<u8>)],
+    /// How it is written. Directories and files beside it are of 1970 if there is no other time for all.
+    pub options: WriteOptions,
 }
 
 /// Writes a committed snapshot's difference as a layer: the same bytes each time.
@@ -75,20 +90,19 @@ pub fn write_tree(
     write(root, &Lower::none(), Scope::TREE, options, keep, out)
 }
 
-/// Writes several trees into one archive, each below a directory of its own that is root's, of mode 0755 and of 1970. `None` is an
-/// empty tree.
-pub fn write_trees(
-    trees: &[(String, Option<BorrowedFd<'_>>)],
-    options: &WriteOptions,
-    out: impl Write,
-) -> Result<LayerDigest, DiffError> {
-    let mut output = Output::new(options, out);
-    for (name, root) in trees {
-        output.below(name)?;
-        if let Some(root) = root {
+/// Writes several trees into one archive.
+pub fn write_trees(trees: &[ArchivedTree<'_>], out: impl Write) -> Result<LayerDigest, DiffError> {
+    let mut output = Output::new(&WriteOptions::default(), out);
+    for tree in trees {
+        output.begin(&tree.options, tree.directory)?;
+        if let Some(root) = tree.root {
             let (lower, scope) = (Lower::none(), Scope::TREE);
             let members = lower.members(b"")?;
-            Changes { root: *root, lower: &lower, scope, keep: &mut |_| true }.walk(members, &mut output)?;
+            let mut keep = |path: &Path| !tree.files.iter().any(|(name, _)| path == Path::new(name));
+            Changes { root, lower: &lower, scope, keep: &mut keep }.walk(members, &mut output)?;
+        }
+        for (name, bytes) in tree.files {
+            output.beside(name, bytes)?;
         }
     }
     output.finish()

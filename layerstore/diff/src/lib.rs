@@ -31,6 +31,6 @@ pub use apply::{Applied, apply};
 pub use archive::{ArchiveReader, Member, MemberKind};
 pub use compression::{Compression, Decompressed, decompress};
 pub use error::{DiffError, EntryName, ErrorKind};
-pub use layer::{LayerDigest, WriteOptions, write_layer, write_tree, write_trees};
+pub use layer::{ArchivedTree, LayerDigest, WriteOptions, write_layer, write_tree, write_trees};
 pub use limits::Limits;
 pub use unpack::{ArchiveOptions, Unpacked, is_archive, unpack_archive, unpack_context};

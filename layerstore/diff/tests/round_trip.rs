@@ -289,7 +289,12 @@ fn later_times_become_the_latest_allowed() {
         fs::write(root.join("young"), b"").unwrap();
     });
     let mut out = Vec::new();
-    write_layer(&layers.top(), &WriteOptions { latest_mtime: Some(1000) }, &mut out).unwrap();
+    write_layer(
+        &layers.top(),
+        &WriteOptions { latest_mtime: Some(1000), ..WriteOptions::default() },
+        &mut out,
+    )
+    .unwrap();
     let mut archive = tar::Archive::new(out.as_slice());
     let times: Vec<u64> =
         archive.entries().unwrap().map(|entry| entry.unwrap().header().mtime().unwrap()).collect();

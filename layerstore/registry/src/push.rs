@@ -54,7 +54,7 @@ impl std::fmt::Debug for PushSource {
 /// What was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
-    /// The name, with the tag it has at the registry.
+    /// The name, with the tag it has at the registry, if it has one.
     pub reference: Reference,
     /// The index or manifest.
     pub descriptor: Descriptor,
@@ -69,7 +69,7 @@ struct Plan {
 }
 
 impl RegistryClient {
-    /// Pushes an index or manifest with all that it names.
+    /// Pushes an index or manifest with all that it names, under the reference's tag, or else `latest`.
     ///
     /// Dropping the future leaves at most blobs that nothing names, which registries collect.
     pub async fn push(
@@ -78,7 +78,41 @@ impl RegistryClient {
         source: &PushSource,
         progress: &ProgressFn,
     ) -> Result<Pushed, RegistryError> {
-        let reference = reference.clone().with_default_tag();
+        self.push_as(reference.clone().with_default_tag(), source, progress).await
+    }
+
+    /// The same without a tag: it is found there by its digest alone.
+    pub async fn push_by_digest(
+        &self,
+        reference: &Reference,
+        source: &PushSource,
+        progress: &ProgressFn,
+    ) -> Result<Pushed, RegistryError> {
+        self.push_as(reference.clone().trimmed(), source, progress).await
+    }
+
+    /// Pushes a blob of the content store, for a manifest that follows. One that the registry has, or can take from one of the `lenders`, is not sent.
+    pub async fn push_blob(
+        &self,
+        reference: &Reference,
+        blob: &Descriptor,
+        content: &Arc<dyn ContentStore>,
+        lenders: Vec<Reference>,
+    ) -> Result<(), RegistryError> {
+        let endpoint = self.shared.config.registry_endpoint(reference.domain());
+        let mounts = BTreeMap::from([(blob.digest.clone(), lenders)]);
+        let source = PushSource { content: Arc::clone(content), root: blob.clone(), mounts };
+        let silent: ProgressFn = Arc::new(|_| {});
+        let report = Arc::new(Reporter::new(&silent, Item::Layer(0), blob));
+        self.send_blob(&endpoint, reference, blob, &source, &report).await
+    }
+
+    async fn push_as(
+        &self,
+        reference: Reference,
+        source: &PushSource,
+        progress: &ProgressFn,
+    ) -> Result<Pushed, RegistryError> {
         let endpoint = self.shared.config.registry_endpoint(reference.domain());
         let plan = self.plan(&endpoint, &reference, source).await?;
         let jobs: Vec<_> =
@@ -88,7 +122,7 @@ impl RegistryClient {
         }
         let uploads: Vec<BoxFuture<'_, _>> = jobs
             .iter()
-            .map(|(d, report)| self.push_blob(&endpoint, &reference, d, source, report).boxed())
+            .map(|(d, report)| self.send_blob(&endpoint, &reference, d, source, report).boxed())
             .collect();
         at_most(self.shared.options.concurrent_uploads, uploads).await?;
         let last = plan.manifests.len().saturating_sub(1);
@@ -159,7 +193,7 @@ impl RegistryClient {
         Ok(plan)
     }
 
-    async fn push_blob(
+    async fn send_blob(
         &self,
         endpoint: &Endpoint,
         reference: &Reference,

@@ -4,7 +4,7 @@
 //! index ([`lapstrake_layerstore_store::ImageName::of_index`]): it keeps the manifests of all platforms with their blobs, and whoever pushes, saves or builds from
 //! the name finds them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_layerstore_oci::{Descriptor, Index, Manifest, MediaType, Platform, PlatformMatcher, gojson};
 use lapstrake_layerstore_store::{Lease, Stores};
@@ -40,11 +40,12 @@ impl ImageIndex {
     }
 }
 
-/// Makes an index of manifests that are in the content store. Blocks.
+/// Makes an index of manifests that are in the content store, with annotations of its own. Blocks.
 pub fn make_index(
     stores: &Stores,
     manifests: Vec<ImageManifest>,
     form: ManifestForm,
+    annotations: BTreeMap<String, String>,
 ) -> Result<ImageIndex, TransferError> {
     let lease = Arc::new(stores.leases.create());
     let media_type = match form {
@@ -52,9 +53,10 @@ pub fn make_index(
         ManifestForm::Oci => MediaType::OCI_INDEX,
     };
     let entries = manifests.iter().map(|manifest| manifest.descriptor.clone()).collect();
+    let mut index = Index::new(media_type.clone(), entries);
+    index.annotations = annotations;
     // Indented as BuildKit does, so that the same images have the same digest.
-    let bytes = gojson::to_vec_indent(&Index::new(media_type.clone(), entries), "  ")
-        .map_err(TransferError::document("index"))?;
+    let bytes = gojson::to_vec_indent(&index, "  ").map_err(TransferError::document("index"))?;
     // After what it names.
     stores.content.write_small_held(&bytes, &lease)?;
     Ok(ImageIndex { descriptor: Descriptor::of(media_type, &bytes), manifests, lease })

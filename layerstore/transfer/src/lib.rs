@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod blobs;
 mod cancellable;
 mod error;
 mod gzip;
@@ -27,7 +28,10 @@ mod push;
 mod unpack;
 
 pub use archive::{
-    ArchiveImage, HeldImages, LayoutContents, SaveImage, save, write_docker_archive, write_oci_archive,
+    HeldImages, LayoutContents, OCI_LAYOUT, SaveImage, layout_entries, save, write_oci_archive,
+};
+pub use blobs::{
+    BlobCompression, BlobOptions, blob_content, described, layer_blobs, layer_media_type, make_blobs,
 };
 pub use error::{ErrorKind, TransferError};
 pub use import::import;
@@ -35,10 +39,9 @@ pub use index::{ImageIndex, make_index, stored_index, stored_manifest};
 pub use layers::{layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
 pub use manifest::{
-    BlobCompression, BlobOptions, ImageManifest, ManifestForm, ManifestOptions, image_manifest, layer_blobs,
-    layer_media_type, make_manifest,
+    ImageManifest, ManifestForm, ManifestOptions, image_manifest, make_manifest, write_manifest,
 };
 pub use pull::{PulledImage, pull_image, unpacked};
 pub use pull_store::{PullOutcome, pull};
-pub use push::push;
+pub use push::{blob_lenders, lenders, push};
 pub use unpack::{LayerBlob, UnpackEvent, blob_diff_id, unpack};

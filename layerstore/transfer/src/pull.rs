@@ -7,7 +7,7 @@ use lapstrake_layerstore_registry::{ProgressFn, PullTarget, RegistryClient, Reso
 use lapstrake_layerstore_store::{Lease, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
-use crate::{LayerBlob, TransferError, UnpackEvent, unpack};
+use crate::{LayerBlob, TransferError, UnpackEvent, push::lent, unpack};
 
 /// An image that is in the stores: documents, blobs and trees. It is no image of the image store yet; dropping it lets go of everything
 /// that nobody else holds.
@@ -46,7 +46,7 @@ pub async fn pull_image(
             .iter()
             .zip(&documents.config.rootfs.diff_ids)
             .map(|(descriptor, diff_id)| LayerBlob {
-                descriptor: descriptor.clone(),
+                descriptor: lent(descriptor, &documents.reference),
                 diff_id: diff_id.clone(),
             })
             .collect();

@@ -32,7 +32,7 @@ pub async fn push(
         let platform = platform.cloned();
         TransferError::blocking(move || {
             let (root, manifests) = what(&stores, &record, &reference, platform.as_ref(), &cancel)?;
-            let mounts = mounts(&stores, &manifests, &reference)?;
+            let mounts = lenders(&stores, &manifests, &reference)?;
             Ok((root, manifests, mounts))
         })
     };
@@ -83,9 +83,30 @@ fn what(
     Ok(single(image_manifest(stores, record, &ManifestOptions::default(), cancel)?))
 }
 
-/// Other repositories of the same registry that have some of the manifests' blobs: those that images with the same layers were pulled from or
-/// pushed to.
-fn mounts(
+/// What a blob is kept with: the repositories of a registry that it was pulled from, between commas. containerd's label.
+const SOURCE: &str = "containerd.io/distribution.source.";
+
+/// A layer's descriptor that says where it was pulled from.
+pub(crate) fn lent(blob: &Descriptor, from: &Reference) -> Descriptor {
+    let mut blob = blob.clone();
+    blob.annotations.insert(format!("{SOURCE}{}", from.domain()), from.path().to_owned());
+    blob
+}
+
+/// The repositories that a kept blob was pulled from.
+pub fn blob_lenders(blob: &Descriptor) -> Vec<Reference> {
+    let mut lenders = Vec::new();
+    for (key, paths) in &blob.annotations {
+        let Some(domain) = key.strip_prefix(SOURCE) else { continue };
+        let names = paths.split(',').filter_map(|path| Reference::parse(&format!("{domain}/{path}")).ok());
+        lenders.extend(names);
+    }
+    lenders
+}
+
+/// Other repositories of the same registry that have some of the manifests' blobs: those that these were pulled from, and those that images with the same
+/// layers were pulled from or pushed to. Blocks.
+pub fn lenders(
     stores: &Stores,
     manifests: &[ImageManifest],
     reference: &Reference,
@@ -93,6 +114,17 @@ fn mounts(
     let layers = manifests.iter().flat_map(|manifest| &manifest.manifest.layers);
     let wanted: BTreeSet<&Digest> = layers.map(|layer| &layer.digest).collect();
     let mut mounts: BTreeMap<Digest, Vec<Reference>> = BTreeMap::new();
+    for digest in &wanted {
+        for diff_id in stores.layers.blob_layers(digest)? {
+            let kept = stores.layers.blobs(&diff_id)?;
+            let kept = kept.iter().filter(|blob| blob.digest == **digest);
+            let mut lenders: Vec<Reference> = kept.flat_map(blob_lenders).collect();
+            lenders.retain(|name| name.domain() == reference.domain() && name.path() != reference.path());
+            if !lenders.is_empty() {
+                mounts.insert((*digest).clone(), lenders);
+            }
+        }
+    }
     for image in stores.images.list()? {
         let lenders: BTreeSet<Reference> = image
             .names

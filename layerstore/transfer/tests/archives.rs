@@ -293,12 +293,11 @@ fn of_an_oci_index_the_hosts_image_is_taken_or_the_one_asked_for() {
     }
     let mut archive = Vec::new();
     let names = [reference("multi:1")];
-    let index = make_index(&machine.stores, made, ManifestForm::Oci).unwrap();
-    let contents = LayoutContents::Index(Box::new(index));
-    let root =
-        write_oci_archive(&machine.stores, &contents, &names, &Default::default(), &mut archive, &cancel)
-            .unwrap();
+    let index = make_index(&machine.stores, made, ManifestForm::Oci, Default::default()).unwrap();
+    let root = index.descriptor.clone();
     assert!(root.media_type.is_index());
+    let contents = LayoutContents::Index(Box::new(index));
+    write_oci_archive(&machine.stores, &contents, &root, &names, false, &mut archive, &cancel).unwrap();
     let other = Machine::new();
     other.load(&archive).unwrap();
     let config = ImageConfig::from_json(&other.find("multi:1").config).unwrap();

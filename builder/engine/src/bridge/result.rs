@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use lapstrake_api_proto::gateway;
-use lapstrake_layerstore_oci::{ImageConfig, Platform};
+use lapstrake_builder_exporter::{
+    Attestation, AttestationContent, AttestationKind, Subject, SubjectKind,
+};
+use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
 use super::Ref;
@@ -17,6 +20,9 @@ const CONFIG: &str = "containerimage.config";
 const BASE_CONFIG: &str = "containerimage.base.config";
 /// `SOURCE_DATE_EPOCH` in seconds; as [`CONFIG`].
 const EPOCH: &str = "source.date.epoch";
+
+/// The image's names, between commas.
+const NAME: &str = "image.name";
 
 /// What a frontend gives: the one form in which every frontend's answer goes on to the exporter.
 #[derive(Debug, Clone, Default)]
@@ -193,6 +199,44 @@ impl FrontendResult {
         Ok(targets)
     }
 
+    /// The config of the image that a platform's result was made from, where the frontend says it.
+    pub(crate) fn base(&self, key: &str) -> Result<Option<ImageConfig>, EngineError> {
+        let read = |json| ImageConfig::from_json(json).map_err(|error| unusable(BASE_CONFIG, error.to_string()));
+        self.of(BASE_CONFIG, key).map(read).transpose()
+    }
+
+    /// The image's names, where the frontend gives some.
+    pub(crate) fn names(&self) -> Result<Vec<Reference>, EngineError> {
+        let text = self.metadata.get(NAME).map(|name| String::from_utf8_lossy(name)).unwrap_or_default();
+        let parse = |name| Reference::parse(name).map_err(|error| unusable(NAME, error.to_string()));
+        text.split(',').filter(|name| !name.is_empty()).map(parse).collect()
+    }
+
+    /// What is attested of a platform's result, with the trees that it is in.
+    pub(crate) async fn attested(&self, key: &str) -> Result<Vec<Attestation>, EngineError> {
+        let mut all = Vec::new();
+        for attestation in self.attestations.get(key).into_iter().flatten() {
+            let GatewayAttestation { kind, metadata, reference, path, predicate_type, subjects } = attestation;
+            let tree = match reference {
+                Some(reference) => reference.evaluate().await?,
+                None => return Err(unusable("attestation", "no ref provided for attestation".to_owned())),
+            };
+            let subjects = subjects.iter().map(subject).collect::<Result<Vec<_>, EngineError>>()?;
+            all.push(Attestation {
+                kind: match kind {
+                    gateway::AttestationKind::InToto => AttestationKind::InToto,
+                    gateway::AttestationKind::Bundle => AttestationKind::Bundle,
+                },
+                metadata: metadata.clone(),
+                path: path.into(),
+                content: AttestationContent::Tree(tree),
+                predicate_type: predicate_type.clone(),
+                subjects,
+            });
+        }
+        Ok(all)
+    }
+
     fn of(&self, name: &str, key: &str) -> Option<&[u8]> {
         let found = self.metadata.get(&format!("{name}/{key}")).or_else(|| self.metadata.get(name));
         found.map(Vec::as_slice)
@@ -238,6 +282,18 @@ impl FrontendResult {
         }
         Ok(vec![PlatformKey { id: platform.to_full_string(), platform }])
     }
+}
+
+fn subject(subject: &gateway::InTotoSubject) -> Result<Subject, EngineError> {
+    let kind = match subject.kind() {
+        gateway::InTotoSubjectKind::Self_ => SubjectKind::Result,
+        gateway::InTotoSubjectKind::Raw => SubjectKind::Other,
+    };
+    let parse = |text: &String| {
+        Digest::parse(text).map_err(|error| unusable("attestation", format!("digest {text:?}: {error}")))
+    };
+    let digests = subject.digest.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    Ok(Subject { kind, name: subject.name.clone(), digests })
 }
 
 fn unusable(what: &str, why: String) -> EngineError {

@@ -42,7 +42,7 @@ enum Inode {
 
 pub(super) struct Output<W> {
     tar: TarWriter<DigestWriter<W>>,
-    latest_mtime: Option<i64>,
+    options: WriteOptions,
     /// What all names begin with: the directory that the tree is written below.
     prefix: Vec<u8>,
     inodes: HashMap<(u64, u64), Inode>,
@@ -55,7 +55,7 @@ impl<W: Write> Output<W> {
     pub(super) fn new(options: &WriteOptions, out: W) -> Self {
         Self {
             tar: TarWriter::new(DigestWriter::new(out)),
-            latest_mtime: options.latest_mtime,
+            options: *options,
             prefix: Vec::new(),
             inodes: HashMap::new(),
             directories: Vec::new(),
@@ -63,24 +63,41 @@ impl<W: Write> Output<W> {
         }
     }
 
-    /// What follows is written below a directory of this name, which is written now; whatever was before is another tree.
-    pub(super) fn below(&mut self, name: &str) -> Result<(), DiffError> {
+    /// What follows is another tree, below a directory of this name, if it has one.
+    pub(super) fn begin(&mut self, options: &WriteOptions, directory: Option<&str>) -> Result<(), DiffError> {
         self.inodes.clear();
-        self.prefix = format!("{name}/").into_bytes();
-        self.tar.entry(&Entry {
-            name: self.prefix.clone(),
-            kind: Kind::Directory,
+        self.options = *options;
+        self.prefix = directory.map(|name| format!("{name}/").into_bytes()).unwrap_or_default();
+        match self.prefix.is_empty() {
+            true => Ok(()),
+            false => self.tar.entry(&self.made(Kind::Directory, self.prefix.clone(), 0o755)),
+        }
+    }
+
+    /// A file that is not in the tree.
+    pub(super) fn beside(&mut self, name: &str, bytes: &[u8]) -> Result<(), DiffError> {
+        let mut entry = self.made(Kind::File, self.name(name.as_bytes()), 0o600);
+        entry.size = bytes.len() as u64;
+        self.tar.entry(&entry)?;
+        self.tar.write_content(bytes)?;
+        self.tar.end_content(entry.size)
+    }
+
+    fn made(&self, kind: Kind, name: Vec<u8>, mode: u32) -> Entry {
+        Entry {
+            name,
+            kind,
             link: Vec::new(),
-            mode: 0o755,
+            mode,
             uid: 0,
             gid: 0,
             size: 0,
-            mtime: Time { seconds: 0, nanos: 0 },
+            mtime: Time { seconds: self.options.mtime.unwrap_or(0), nanos: 0 },
             atime: None,
             device: (0, 0),
             xattrs: Xattrs::default(),
             sparse: None,
-        })
+        }
     }
 
     /// Goes into a directory. It is written now when it changed, else before the first thing in it.
@@ -230,7 +247,8 @@ impl<W: Write> Output<W> {
             }
             _ => (0, 0),
         };
-        let seconds = self.latest_mtime.map_or(stat.st_mtime, |latest| stat.st_mtime.min(latest));
+        let seconds = self.options.mtime.unwrap_or(stat.st_mtime);
+        let seconds = self.options.latest_mtime.map_or(seconds, |latest| seconds.min(latest));
         Entry {
             name: self.name(node.path),
             kind,

@@ -109,16 +109,6 @@ pub fn save(
     write(stores, &images.images, &images.indexes, out, cancel)
 }
 
-/// Writes images, which the caller holds, as `docker save` does. Blocks. See [`save`].
-pub fn write_docker_archive(
-    stores: &Stores,
-    images: &[ArchiveImage],
-    out: impl Write,
-    cancel: &CancellationToken,
-) -> Result<(), TransferError> {
-    write(stores, images, &[], out, cancel)
-}
-
 fn write(
     stores: &Stores,
     images: &[ArchiveImage],

@@ -7,8 +7,8 @@ mod tar;
 use lapstrake_layerstore_oci::{ImageConfig, ImageId, Reference};
 use lapstrake_layerstore_store::{ImageRecord, Layer, Resource, Stores, Tree};
 
-pub use docker::{HeldImages, save, write_docker_archive};
-pub use layout::{LayoutContents, write_oci_archive};
+pub use docker::{HeldImages, save};
+pub use layout::{LayoutContents, OCI_LAYOUT, layout_entries, write_oci_archive};
 
 use crate::{TransferError, layers};
 
@@ -23,15 +23,15 @@ pub struct SaveImage {
 
 /// An image that is to be written, whether the image store has it or not.
 #[derive(Debug, Clone)]
-pub struct ArchiveImage {
+pub(crate) struct ArchiveImage {
     /// The config's exact bytes.
-    pub config: Vec<u8>,
+    pub(crate) config: Vec<u8>,
     /// Its layers, bottom first. The caller holds them.
-    pub layers: Vec<Layer>,
+    pub(crate) layers: Vec<Layer>,
     /// Its names: tagged references.
-    pub names: Vec<Reference>,
+    pub(crate) names: Vec<Reference>,
     /// The image that it was made from, where known.
-    pub parent: Option<ImageId>,
+    pub(crate) parent: Option<ImageId>,
 }
 
 /// A stored image's layers, and what holds them. Blocks.

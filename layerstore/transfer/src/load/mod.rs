@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     TransferError,
-    manifest::media_type_of,
+    blobs::media_type_of,
     pull_store::named,
     unpack::{held, unpack_stream},
 };
