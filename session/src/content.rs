@@ -1,4 +1,5 @@
-//! Blobs of OCI layouts that a client offers (`--build-context name=oci-layout://…`): containerd's content service.
+//! Blobs of content stores that a client offers: OCI layouts (`--build-context name=oci-layout://…`) and caches in directories
+//! (`--cache-from type=local`). containerd's content service.
 
 use std::{
     pin::Pin,
@@ -51,7 +52,15 @@ impl SessionCaller {
     /// [`Error::Unsupported`] when the client offers no layouts, [`Error::Call`], [`Error::Closed`], [`Error::TimedOut`], [`Error::BadMetadata`],
     /// [`Error::BadAnswer`].
     pub async fn layout_blob_size(&self, layout: &str, digest: &str) -> Result<Option<u64>, Error> {
-        let request = self.of_layout(layout, InfoRequest { digest: digest.to_owned() })?;
+        self.blob_size(&layout_store(layout), digest).await
+    }
+
+    /// The same of the client's store `store`.
+    ///
+    /// # Errors
+    /// As [`layout_blob_size`](Self::layout_blob_size).
+    pub async fn blob_size(&self, store: &str, digest: &str) -> Result<Option<u64>, Error> {
+        let request = of_store(store, InfoRequest { digest: digest.to_owned() })?;
         let mut client = self.content();
         let answer = match self.timed(INFO, client.info(request)).await {
             Ok(answer) => answer,
@@ -68,8 +77,16 @@ impl SessionCaller {
     /// [`Error::Unsupported`] when the client offers no layouts, [`Error::Call`] when it does not have the blob, [`Error::Closed`],
     /// [`Error::BadMetadata`].
     pub async fn layout_blob(&self, layout: &str, digest: &str) -> Result<ClientBlob, Error> {
+        self.blob(&layout_store(layout), digest).await
+    }
+
+    /// The same of the client's store `store`.
+    ///
+    /// # Errors
+    /// As [`layout_blob`](Self::layout_blob).
+    pub async fn blob(&self, store: &str, digest: &str) -> Result<ClientBlob, Error> {
         let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
-        let request = self.of_layout(layout, request)?;
+        let request = of_store(store, request)?;
         let mut client = self.content();
         let answer = self.guard(READ, client.read(request)).await?.into_inner();
         let start = (self.clone(), answer, 0_i64);
@@ -84,13 +101,6 @@ impl SessionCaller {
         Ok(ClientBlob { stream: stream.boxed() })
     }
 
-    /// A request about a layout: BuildKit's clients keep them apart from their local caches by this prefix.
-    fn of_layout<T>(&self, layout: &str, message: T) -> Result<Request<T>, Error> {
-        let mut request = Request::new(message);
-        metadata::append(request.metadata_mut(), CONTENT_STORE_HEADER, &format!("oci:{layout}"))?;
-        Ok(request)
-    }
-
     fn content(&self) -> ContentClient<SessionChannel> {
         ContentClient::with_origin(self.channel(), channel::origin())
             .max_decoding_message_size(metadata::MAX_MESSAGE)
@@ -99,4 +109,16 @@ impl SessionCaller {
     fn bad_answer(&self, method: &'static str, problem: &'static str) -> Error {
         Error::BadAnswer { id: self.id().clone(), method, problem }
     }
+}
+
+/// The store that a layout is: BuildKit's clients keep them apart from their local caches by this prefix.
+fn layout_store(layout: &str) -> String {
+    format!("oci:{layout}")
+}
+
+/// A request about a store.
+fn of_store<T>(store: &str, message: T) -> Result<Request<T>, Error> {
+    let mut request = Request::new(message);
+    metadata::append(request.metadata_mut(), CONTENT_STORE_HEADER, store)?;
+    Ok(request)
 }

@@ -254,7 +254,7 @@ fn cache_from(texts: &[String]) -> Result<Vec<CacheSource>, ApiError> {
         let source = CacheSource::parse(text)
             .map_err(|error| ApiError::invalid(format!("cache-from: {}", chain(&error))))?;
         match source {
-            CacheSource::Local { .. } => Err(ApiError::not_implemented(format!(
+            CacheSource::Local { .. } | CacheSource::Client { .. } => Err(ApiError::not_implemented(format!(
                 "cache-from {text:?}: type=local is not supported through the API, as it would read the daemon's directories"
             ))),
             CacheSource::Registry { .. } => Ok(source),
@@ -481,7 +481,7 @@ mod tests {
                     .into_iter()
                     .map(|source| match source {
                         CacheSource::Registry { reference, .. } => reference.familiar(),
-                        CacheSource::Local { .. } => unreachable!("they are refused"),
+                        CacheSource::Local { .. } | CacheSource::Client { .. } => unreachable!("they are refused"),
                     })
                     .collect::<Vec<_>>()
             })

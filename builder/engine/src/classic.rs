@@ -90,7 +90,7 @@ impl<'a> ClassicBuild<'a> {
         if !cache_from.is_empty() && build.options.no_cache == NoCache::None {
             let names = cache_from.iter().filter_map(|source| match source {
                 CacheSource::Registry { reference, .. } => Some(reference.clone()),
-                CacheSource::Local { .. } => None,
+                CacheSource::Local { .. } | CacheSource::Client { .. } => None,
             });
             let images = build.images(&names.collect::<Vec<_>>(), cancel).await;
             build.restore(&images).await?;

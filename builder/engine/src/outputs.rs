@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use lapstrake_builder_exporter::{ExportError, ExportRequest, Exported, Output, PlatformResult};
 use lapstrake_builder_progress::Progress;
-use lapstrake_layerstore_oci::Reference;
+use lapstrake_layerstore_oci::{Descriptor, Reference};
 use lapstrake_session::ExporterId;
 use tokio::sync::Barrier;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ impl Engine {
         scope: &Arc<BuildScope>,
         progress: &Progress,
         cancel: &CancellationToken,
-        caches: impl Future<Output = Result<(), EngineError>>,
+        caches: impl Future<Output = Result<Option<Descriptor>, EngineError>>,
     ) -> Result<Exported, EngineError> {
         // A client numbers its outputs without those that are none.
         let outputs: Vec<Output> = outputs.into_iter().filter(|output| *output != Output::CacheOnly).collect();
@@ -61,7 +61,7 @@ impl Engine {
         let (exports, caches) = futures::future::join(futures::future::join_all(exports), caches).await;
         let mut exported = Exported::default();
         let mut failure: Option<EngineError> = None;
-        for result in exports.into_iter().chain([caches.map(|()| Exported::default())]) {
+        for result in exports.into_iter().chain([caches.map(|cache| Exported { cache, ..Exported::default() })]) {
             match result {
                 Ok(left) => exported = exported.and(left),
                 // What stopped the others explains more than that they were stopped.

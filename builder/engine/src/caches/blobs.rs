@@ -1,15 +1,20 @@
-//! Where the blobs of a cache are: a registry, a directory. Clients' content stores, reached through a session, would be a third.
+//! Where the blobs of a cache are: a registry, a directory, a client's directory, our own store.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use lapstrake_builder_cache::{ImportedLayer, LayerSource, RecordKind};
 use lapstrake_builder_progress::VertexHandle;
 use lapstrake_builder_solver::CacheStoreError;
-use lapstrake_layerstore_oci::{Descriptor, Digest, Reference};
+use lapstrake_layerstore_oci::{Descriptor, Digest, Digester, Reference};
 use lapstrake_layerstore_registry::{PullTarget, RegistryClient};
-use lapstrake_layerstore_store::{Resource, Tree};
+use lapstrake_layerstore_store::{Resource, StoreError, Stores, Tree};
 use lapstrake_layerstore_transfer::{ImageIndex, LayerBlob, blob_diff_id, unpack, unpacked};
+use lapstrake_session::{SessionCaller, SessionId, Wait};
 use tokio_util::sync::CancellationToken;
 
 use super::{CacheFault, directory, warn};
@@ -17,6 +22,8 @@ use crate::ops::Workshop;
 
 /// How many blobs of one result are fetched at once.
 const FETCHES: usize = 3;
+/// Bytes of a blob that are sent to a client at once.
+const CHUNK: usize = 256 << 10;
 /// Longest manifest or index.
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 
@@ -94,6 +101,126 @@ impl BlobSource for DirectoryBlobs {
     fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>> {
         let (directory, digest) = (self.directory.clone(), manifest.digest.clone());
         Box::pin(CacheFault::blocking(move || directory::read_blob(&directory, &digest, MAX_MANIFEST)))
+    }
+}
+
+/// A directory of the client's, as its session serves it.
+pub(super) struct ClientBlobs {
+    pub(super) caller: SessionCaller,
+    /// The session's name for it.
+    pub(super) store: String,
+}
+
+impl BlobSource for ClientBlobs {
+    fn fetch<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        target: &'a PullTarget,
+    ) -> BoxFuture<'a, Result<(), CacheFault>> {
+        Box::pin(async move {
+            let (held, wanted) = (target.clone(), blob.clone());
+            let present = CacheFault::blocking(move || {
+                // Held before it is looked for, so that collection does not take it in between.
+                let _guard = held.lease.leases().guard();
+                held.lease.hold(Resource::Blob(wanted.digest.clone()));
+                Ok(held.content.info(&wanted.digest)?.is_some_and(|info| info.size == wanted.size))
+            });
+            if present.await? {
+                return Ok(());
+            }
+            let content = Arc::clone(&target.content);
+            let mut writer = CacheFault::blocking(move || Ok(content.writer()?)).await?;
+            let mut bytes = self.caller.blob(&self.store, blob.digest.as_str()).await?;
+            let mut room = blob.size;
+            while let Some(chunk) = bytes.next().await {
+                let chunk = chunk?;
+                room = room.checked_sub(chunk.len() as u64).ok_or_else(|| {
+                    CacheFault::unsuitable(format!("{} has more than {} bytes", blob.digest, blob.size))
+                })?;
+                let written = CacheFault::blocking(move || {
+                    let wrote = writer.write_all(&chunk);
+                    wrote.map_err(StoreError::io("write", "blob"))?;
+                    Ok(writer)
+                });
+                writer = written.await?;
+            }
+            let (digest, size) = (blob.digest.clone(), blob.size);
+            // The store hashes what it writes.
+            CacheFault::blocking(move || Ok(drop(writer.commit(Some(&digest), Some(size))?))).await
+        })
+    }
+
+    fn manifest<'a>(&'a self, manifest: &'a Descriptor) -> BoxFuture<'a, Result<Vec<u8>, CacheFault>> {
+        Box::pin(self.small(&manifest.digest))
+    }
+}
+
+impl ClientBlobs {
+    /// The directory of the client whose session it is.
+    pub(super) async fn open(
+        workshop: &Workshop,
+        session: Option<&SessionId>,
+        directory: &str,
+    ) -> Result<Self, CacheFault> {
+        let session = session.ok_or_else(|| {
+            CacheFault::unsuitable(format!("{directory} is the client's, and the build has no session"))
+        })?;
+        let caller = workshop.sessions.get(session.as_str(), Wait::default()).await?;
+        // BuildKit's clients name the store so.
+        Ok(Self { caller, store: format!("local:{directory}") })
+    }
+
+    /// Whether the client has a blob, whole.
+    pub(super) async fn has(&self, blob: &Descriptor) -> Result<bool, CacheFault> {
+        let size = self.caller.blob_size(&self.store, blob.digest.as_str()).await?;
+        Ok(size == Some(blob.size))
+    }
+
+    /// Writes a blob of our store, which the client verifies.
+    pub(super) async fn put(
+        &self,
+        blob: &Descriptor,
+        stores: &Stores,
+        cancel: &CancellationToken,
+    ) -> Result<(), CacheFault> {
+        let sent = self.caller.send_blob(&self.store, blob.digest.as_str(), blob.size).await?;
+        let Some(mut upload) = sent else { return Ok(()) };
+        let (content, digest, cancel) = (Arc::clone(&stores.content), blob.digest.clone(), cancel.clone());
+        let upload = CacheFault::blocking(move || {
+            let mut reader = content.reader(&digest)?;
+            // What the client has of an earlier try.
+            io::copy(&mut reader.by_ref().take(upload.offset()), &mut io::sink())
+                .map_err(StoreError::io("read", digest.as_str()))?;
+            let mut buffer = vec![0; CHUNK];
+            loop {
+                if cancel.is_cancelled() {
+                    return Err(CacheFault::unsuitable("canceled"));
+                }
+                match reader.read(&mut buffer).map_err(StoreError::io("read", digest.as_str()))? {
+                    0 => return Ok(upload),
+                    count => upload.blocking_write(bytes::Bytes::copy_from_slice(&buffer[..count]))?,
+                }
+            }
+        });
+        Ok(upload.await?.finish().await?)
+    }
+
+    /// A blob that is no longer than a manifest, verified.
+    pub(super) async fn small(&self, digest: &Digest) -> Result<Vec<u8>, CacheFault> {
+        let mut chunks = self.caller.blob(&self.store, digest.as_str()).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            bytes.extend_from_slice(&chunk?);
+            if bytes.len() as u64 > MAX_MANIFEST {
+                return Err(CacheFault::unsuitable(format!("{digest} is longer than {MAX_MANIFEST} bytes")));
+            }
+        }
+        let mut digester = Digester::new(digest.algorithm());
+        digester.update(&bytes);
+        if digester.finish() != *digest {
+            return Err(CacheFault::unsuitable(format!("{digest} is not what its name says")));
+        }
+        Ok(bytes)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Caches that a build leaves for others: in a registry, in a directory. (Those that an image carries are put into its config.)
+//! Caches that a build leaves for others: in a registry, in a directory, in one of the client's. (Those that an image carries are put into its config.)
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,12 +15,13 @@ use lapstrake_layerstore_oci::{
 use lapstrake_layerstore_registry::{ProgressFn, PullTarget, PushSource, RegistryClient, TransferStatus};
 use lapstrake_layerstore_store::{Lease, SnapshotName, StoreError, Stores, Tree};
 use lapstrake_layerstore_transfer::{BlobOptions, ManifestForm, layer_blobs, layer_media_type, layers};
+use lapstrake_session::SessionId;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CREATED_AT, CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheTarget, Imports, UNCOMPRESSED,
-    directory::DirectoryWriter, imports::Brought, warn,
+    blobs::ClientBlobs, directory::DirectoryWriter, imports::Brought, warn,
 };
 use crate::{
     Engine, EngineError,
@@ -56,7 +57,7 @@ struct Prepared {
 }
 
 impl Engine {
-    /// Leaves caches where they should be, one after the other.
+    /// Leaves caches where they should be, one after the other; gives the last one's manifest.
     pub(crate) async fn export_caches(
         &self,
         targets: &[CacheTarget],
@@ -65,12 +66,15 @@ impl Engine {
         scope: &Arc<BuildScope>,
         progress: &Progress,
         cancel: &CancellationToken,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Option<Descriptor>, EngineError> {
+        let mut left = None;
         for target in targets {
             let (name, options) = match target {
                 CacheTarget::Inline => continue,
                 CacheTarget::Registry { options, .. } => ("exporting cache to registry", options),
-                CacheTarget::Local { options, .. } => ("exporting cache to client directory", options),
+                CacheTarget::Local { options, .. } | CacheTarget::Client { options, .. } => {
+                    ("exporting cache to client directory", options)
+                }
             };
             let vertex = internal_vertex(progress, name);
             let brought = match options.mode {
@@ -85,7 +89,7 @@ impl Engine {
             };
             vertex.start();
             let result = match target {
-                CacheTarget::Inline => Ok(()),
+                CacheTarget::Inline => Ok(None),
                 CacheTarget::Registry { reference, insecure, options } => {
                     let cx = self.source_context(scope, vertex.clone(), cancel);
                     let client = self.workshop().sources.registry(&cx);
@@ -95,9 +99,15 @@ impl Engine {
                 CacheTarget::Local { directory, tag, reset, options } => {
                     export.to_directory(solved, directory, tag, *reset, options).await
                 }
+                CacheTarget::Client { directory, options } => {
+                    export.to_client(solved, scope.session.as_ref(), directory, options).await
+                }
             };
             match result {
-                Ok(()) => vertex.complete(),
+                Ok(manifest) => {
+                    vertex.complete();
+                    left = manifest.or(left);
+                }
                 Err(source) => {
                     let why = source.told();
                     vertex.fail(why.clone());
@@ -108,7 +118,7 @@ impl Engine {
                 }
             }
         }
-        Ok(())
+        Ok(left)
     }
 }
 
@@ -118,6 +128,7 @@ impl CacheTarget {
             Self::Inline => "the image".to_owned(),
             Self::Registry { reference, .. } => reference.familiar(),
             Self::Local { directory, .. } => directory.display().to_string(),
+            Self::Client { directory, .. } => directory.clone(),
         }
     }
 }
@@ -126,6 +137,7 @@ impl CacheTarget {
 enum Destination<'a> {
     Registry { client: &'a RegistryClient, reference: &'a Reference },
     Directory(&'a DirectoryWriter),
+    Client(&'a ClientBlobs),
 }
 
 impl Destination<'_> {
@@ -133,6 +145,7 @@ impl Destination<'_> {
         match self {
             Self::Registry { client, reference } => Ok(client.has_blob(reference, blob).await?),
             Self::Directory(writer) => Ok(writer.has(blob)),
+            Self::Client(client) => client.has(blob).await,
         }
     }
 }
@@ -151,9 +164,9 @@ impl Export {
         client: &RegistryClient,
         reference: &Reference,
         options: &CacheExportOptions,
-    ) -> Result<(), CacheFault> {
+    ) -> Result<Option<Descriptor>, CacheFault> {
         let destination = Destination::Registry { client, reference };
-        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(()) };
+        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(None) };
         let stores = &self.workshop.stores;
         let sending = self.vertex.part("sending cache export", "", 0);
         let source = PushSource {
@@ -167,7 +180,30 @@ impl Export {
             () = self.cancel.cancelled() => return Err(CacheFault::unsuitable("canceled")),
         }
         sending.done();
-        Ok(())
+        Ok(Some(prepared.manifest))
+    }
+
+    async fn to_client(
+        &self,
+        solved: &Solved,
+        session: Option<&SessionId>,
+        directory: &str,
+        options: &CacheExportOptions,
+    ) -> Result<Option<Descriptor>, CacheFault> {
+        let client = ClientBlobs::open(&self.workshop, session, directory).await?;
+        let destination = Destination::Client(&client);
+        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(None) };
+        let Prepared { blobs, config, manifest, lease, .. } = prepared;
+        // What names others comes after them: a client that is cut off has nothing that leads nowhere.
+        for blob in blobs.iter().chain([&config, &manifest]) {
+            if !client.has(blob).await? {
+                let part = self.vertex.part(writing(blob, &config, &manifest), "", blob.size);
+                client.put(blob, &self.workshop.stores, &self.cancel).await?;
+                part.done();
+            }
+        }
+        drop(lease);
+        Ok(Some(manifest))
     }
 
     async fn to_directory(
@@ -177,11 +213,11 @@ impl Export {
         tag: &str,
         reset: bool,
         options: &CacheExportOptions,
-    ) -> Result<(), CacheFault> {
+    ) -> Result<Option<Descriptor>, CacheFault> {
         let at = directory.to_owned();
         let writer = CacheFault::blocking(move || DirectoryWriter::open(&at)).await?;
         let destination = Destination::Directory(&writer);
-        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(()) };
+        let Some(prepared) = self.complete(solved, options, &destination).await? else { return Ok(None) };
         let (stores, vertex, tag) = (self.workshop.stores.clone(), self.vertex.clone(), tag.to_owned());
         let (cancel, directory) = (self.cancel.clone(), directory.to_owned());
         CacheFault::blocking(move || {
@@ -203,7 +239,7 @@ impl Export {
                 warn(&vertex, format!("nothing was removed from {}: {}", directory.display(), error.told()));
             }
             drop(lease);
-            Ok(())
+            Ok(Some(manifest))
         })
         .await
     }

@@ -18,6 +18,9 @@ pub enum CacheFault {
     /// Layers could not be packed or unpacked.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// The client failed, whose directory it is.
+    #[error(transparent)]
+    Session(#[from] lapstrake_session::Error),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CacheFault, CacheSource, UNCOMPRESSED,
     blobs::{
-        BlobSource, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers, StoreBlobs,
-        document,
+        BlobSource, ClientBlobs, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers,
+        StoreBlobs, document,
     },
     directory, warn,
 };
@@ -156,6 +156,7 @@ impl CacheSource {
         match self {
             Self::Registry { reference, .. } => reference.familiar(),
             Self::Local { directory, .. } => directory.display().to_string(),
+            Self::Client { directory, .. } => directory.clone(),
         }
     }
 }
@@ -197,7 +198,7 @@ impl Engine {
         let name = match source {
             CacheSource::Registry { .. } => format!("importing cache manifest from {}", source.shown()),
             // BuildKit names it by the manifest's digest, which nobody knows.
-            CacheSource::Local { .. } => {
+            CacheSource::Local { .. } | CacheSource::Client { .. } => {
                 format!("importing cache manifest from local:{}", source.shown())
             }
         };
@@ -285,6 +286,12 @@ impl Import {
                 });
                 let blobs = Arc::new(DirectoryBlobs { directory: directory.clone() });
                 self.manifest(&bytes.await?, blobs, &source.shown()).await
+            }
+            CacheSource::Client { directory, digest } => {
+                let session = self.cx.sessions.first();
+                let blobs = Arc::new(ClientBlobs::open(&self.workshop, session, directory).await?);
+                let bytes = blobs.small(digest).await?;
+                self.manifest(&bytes, blobs, &source.shown()).await
             }
         }
     }

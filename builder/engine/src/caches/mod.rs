@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   CacheSource ─ imports ─► manifest ─► CacheDocument ─► ImportedCache ─► the solver asks it after its own cache
-//!                              │ blobs: a registry, a directory                └─ fetched when a result is needed
-//!   keys of the build ─ exports ─► records, results ─► blobs of layers ─► CacheDocument, manifest ─► registry │ directory
+//!                              │ blobs: a registry, a directory, a client's    └─ fetched when a result is needed
+//!   keys of the build ─ exports ─► records, results ─► blobs of layers ─► CacheDocument, manifest ─► registry │ directory │ client
 //! ```
 
 mod blobs;

@@ -24,6 +24,13 @@ pub enum CacheSource {
         /// What to take of it.
         manifest: LocalManifest,
     },
+    /// A directory of the client's machine, which its session serves.
+    Client {
+        /// The directory, as the client calls it.
+        directory: String,
+        /// The manifest: its client has looked the tag up.
+        digest: Digest,
+    },
 }
 
 /// What to take of a directory.
@@ -57,6 +64,13 @@ pub enum CacheTarget {
         tag: String,
         /// Whether blobs go that nothing in its index leads to any more.
         reset: bool,
+        /// What goes there.
+        options: CacheExportOptions,
+    },
+    /// To a directory of the client's machine, which its session serves. The client names the manifest in its index, and tidies up, itself.
+    Client {
+        /// The directory, as the client calls it.
+        directory: String,
         /// What goes there.
         options: CacheExportOptions,
     },
@@ -121,7 +135,17 @@ impl CacheSource {
 
     /// The same as clients of the daemon send it: its type, and everything else. Their directories are theirs, and not of this machine.
     pub fn from_attrs(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
-        Self::of(Fields::of(kind, attrs)?)
+        let mut fields = Fields::of(kind, attrs);
+        if kind != "local" {
+            return Self::of(fields);
+        }
+        let directory = fields.required("src")?;
+        let digest = fields.required("digest")?;
+        let digest = Digest::parse(&digest).map_err(|error| fields.refuse(format!("digest: {error}")))?;
+        // The client found the digest by it.
+        fields.take("tag");
+        fields.end()?;
+        Ok(Self::Client { directory, digest })
     }
 
     fn of(mut fields: Fields) -> Result<Self, EngineError> {
@@ -157,7 +181,17 @@ impl CacheTarget {
 
     /// The same as clients of the daemon send it: its type, and everything else. Their directories are theirs, and not of this machine.
     pub fn from_attrs(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
-        Self::of(Fields::of(kind, attrs)?)
+        let mut fields = Fields::of(kind, attrs);
+        if kind != "local" {
+            return Self::of(fields);
+        }
+        let directory = fields.required("dest")?;
+        // What the client does when the cache is there.
+        let (tag, _) = (fields.take("tag"), fields.flag("reset", false)?);
+        fields.tag(tag)?;
+        let options = fields.options()?;
+        fields.end()?;
+        Ok(Self::Client { directory, options })
     }
 
     fn of(mut fields: Fields) -> Result<Self, EngineError> {
@@ -209,15 +243,11 @@ impl Fields {
         Ok(Self { text: text.to_owned(), kind, values })
     }
 
-    fn of(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
+    fn of(kind: &str, attrs: &BTreeMap<String, String>) -> Self {
         let values: BTreeMap<String, String> =
             attrs.iter().map(|(key, value)| (key.to_ascii_lowercase(), value.clone())).collect();
         let shown: String = values.iter().map(|(key, value)| format!(",{key}={value}")).collect();
-        let fields = Self { text: format!("type={kind}{shown}"), kind: kind.to_owned(), values };
-        match kind {
-            "local" => Err(fields.refuse("a client's directory is not supported")),
-            _ => Ok(fields),
-        }
+        Self { text: format!("type={kind}{shown}"), kind: kind.to_owned(), values }
     }
 
     fn refuse(&self, why: impl Into<String>) -> EngineError {
@@ -397,6 +427,32 @@ mod tests {
         );
         let parsed = CacheTarget::parse("type=local,dest=/c,reset=true").unwrap();
         assert!(matches!(parsed, CacheTarget::Local { reset: true, .. }), "{parsed:?}");
+    }
+
+    #[test]
+    fn clients_directories_are_theirs() {
+        let attrs = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let digest = Digest::sha256_of(b"x");
+        let all = attrs(&[("src", "/c"), ("tag", "t"), ("digest", digest.as_str())]);
+        let client = CacheSource::Client { directory: "/c".into(), digest };
+        assert_eq!(CacheSource::from_attrs("local", &all).unwrap(), client);
+        let error = CacheSource::from_attrs("local", &attrs(&[("src", "/c")])).unwrap_err();
+        assert!(error.to_string().contains("digest is missing"), "{error}");
+        let all = attrs(&[("dest", "/c"), ("mode", "max"), ("tag", "t"), ("reset", "true")]);
+        let options = CacheExportOptions { mode: CacheMode::Max, ..Default::default() };
+        let client = CacheTarget::Client { directory: "/c".into(), options };
+        assert_eq!(CacheTarget::from_attrs("local", &all).unwrap(), client);
+        for (pairs, why) in [
+            (&[("mode", "max")][..], "dest is missing"),
+            (&[("dest", "/c"), ("reset", "maybe")], "reset=maybe"),
+            (&[("dest", "/c"), ("tag", "")], "tag is empty"),
+            (&[("dest", "/c"), ("nonsense", "1")], "option nonsense"),
+        ] {
+            let error = CacheTarget::from_attrs("local", &attrs(pairs)).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
     }
 
     #[test]

@@ -191,6 +191,9 @@ impl ExecStep {
         spec.read_only_root = root.read_only;
         spec.env = self.meta.env.clone();
         spec.env.extend(proxy_env(self.meta.proxy_env.as_ref()));
+        if !spec.env.iter().any(|variable| variable.starts_with("PATH=")) {
+            spec.env.push(format!("PATH={DEFAULT_PATH}"));
+        }
         spec.env.extend(plan.secret_env());
         spec.cwd = self.meta.cwd.clone();
         spec.user = self.meta.user.clone();
@@ -284,6 +287,9 @@ impl KeyedStep for ExecStep {
         Box::pin(self.process(cx, inputs))
     }
 }
+
+/// Where a step's program is looked for, if its graph does not say: as in BuildKit, and as there no part of the cache key.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn proxy_env(proxy: Option<&pb::ProxyEnv>) -> Vec<String> {
     let Some(proxy) = proxy else { return Vec::new() };
