@@ -1,5 +1,6 @@
 //! What a build is asked to be.
 
+mod attests;
 mod attrs;
 mod frontend;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use lapstrake_builder_llb::{HostIp, ResolveMode, Ulimit, pb};
 use lapstrake_layerstore_oci::Platform;
 
+pub use attests::{PROVENANCE, SBOM, attests};
 pub use frontend::{Channel, FrontendOrigin, FrontendRequest};
 
 /// Everything that a client may say about a Dockerfile build. [`DockerfileOptions::new`] is `docker build .` with nothing said.
@@ -69,6 +71,8 @@ pub struct DockerfileOptions {
     pub local_sessions: BTreeMap<String, String>,
     /// What else was said and does not matter to the plan (`vcs:…`, `attest:…`, `frontend.caps`, …); passed through.
     pub passed: BTreeMap<String, String>,
+    /// All of it as it was said, for another frontend; empty where it was not said in these words.
+    pub attrs: BTreeMap<String, String>,
 }
 
 impl DockerfileOptions {
@@ -103,6 +107,7 @@ impl DockerfileOptions {
             session_id: None,
             local_sessions: BTreeMap::new(),
             passed: BTreeMap::new(),
+            attrs: BTreeMap::new(),
         }
     }
 

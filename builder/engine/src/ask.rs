@@ -76,6 +76,10 @@ impl Engine {
             bare_modes: false,
             grants: crate::Grants::default(),
             resources: Resources::default(),
+            policy: crate::SourcePolicy::default(),
+            progress: progress.clone(),
+            renewed: Arc::default(),
+            inside: Vec::new(),
             failed: None,
             known: None,
         };

@@ -14,7 +14,7 @@ use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor
 use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
-use lapstrake_builder_llb::{Definition, Graph, Limits, Vertex, pb};
+use lapstrake_builder_llb::{Definition, Graph, Limits, Vertex, caps, pb};
 use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
 use lapstrake_builder_solver::{Build, CacheStore, KeyId, Resolved, Solver};
 use lapstrake_builder_source::{BuildMark, Sources};
@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendResult, Frontends, Input,
-    Script, StepError,
-    bridge::BuildParts,
+    Script, SourcePolicy, StepError,
+    bridge::{BuildParts, Offer},
     caches::{Solved, snapshots},
     classic::ClassicBuild,
     fault::in_graph,
@@ -137,7 +137,9 @@ impl Engine {
         let known = recording.as_ref().map(|recording| Arc::new(Knowledge::new(&request, recording)));
         let failed = FailedSteps::of(&request.id, request.keep_failed.clone());
         let work = async {
-            let result = self.run(request, &progress, steps, &running.cancel, known.clone(), failed.clone()).await;
+            // On the heap: it is large, and whose task it is in is not known.
+            let run = self.run(request, &progress, steps, &running.cancel, known.clone(), failed.clone());
+            let result = Box::pin(run).await;
             match (result, &failed) {
                 (Err(error), Some(failed)) => {
                     Err(failed.keep(error, &self.0.exporter, self.stores(), &progress).await)
@@ -233,12 +235,18 @@ impl Engine {
             bare_modes: false,
             grants: request.grants.clone(),
             resources: request.resources.clone(),
+            policy: request.source_policy.clone(),
+            progress: progress.clone(),
+            renewed: Arc::default(),
+            inside: Vec::new(),
             failed,
             known,
         };
         let cache_from = request.cache_from.clone();
         let build = |scope| BuildParts::new(Arc::new(scope), progress, cancel, cache_from);
         let mut classic = None;
+        // Until the build ends: who has answered may still look at what it answered with.
+        let mut offer = None;
         let (build, result) = match request.input {
             Input::Definition(definition) => {
                 let build = build(scope);
@@ -255,7 +263,7 @@ impl Engine {
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
                 let (bridge, answered) = Bridge::new(self, &build, inputs);
-                let _offer = self.offer(&request.id, bridge);
+                offer = Some(self.offer(&request.id, bridge));
                 // The offer holds the bridge, so that nobody else can have dropped the other end.
                 let result = answered.await.map_err(|_| EngineError::Canceled)??;
                 (build, result)
@@ -265,7 +273,7 @@ impl Engine {
                 let build = build(scope);
                 // Caches are on their way while the build is planned, and while nothing needs them.
                 let imports = self.import_all(&build);
-                match self.plan(&options, &BTreeMap::new(), &build).await? {
+                match Box::pin(self.plan(&options, &BTreeMap::new(), &build)).await? {
                     Answered::Elsewhere(result) => (build, result),
                     Answered::BuiltIn((mut plan, facts)) => {
                         let mut script = Script::of(&plan);
@@ -343,6 +351,9 @@ impl Engine {
         let caches = self.export_caches(&request.cache_to, &solved, imports, scope, progress, cancel);
         let exported = self.leave(request.outputs, made, scope, progress, cancel, caches).await?;
         imports.settle().await;
+        if let Some(Offer { bridge, .. }) = &offer {
+            bridge.release_containers().await?;
+        }
         Ok(exported)
     }
 
@@ -372,7 +383,7 @@ impl Engine {
         progress: &Progress,
         asks_keys: bool,
     ) -> Result<(Tree, BuildKeys), EngineError> {
-        let admitted = self.admit(&Arc::new(definition.clone()), scope).await?;
+        let admitted = self.admit(&Arc::new(definition.clone()), &scope.policy, scope).await?;
         self.resolve_admitted(admitted.as_ref(), scope, imports, progress, asks_keys).await
     }
 
@@ -401,7 +412,7 @@ impl Engine {
     ) -> Result<Build<EngineTypes>, EngineError> {
         let Admitted { definition, graph, devices } = admitted;
         let make = |vertex: &Vertex| {
-            ops::op(&self.0.workshop, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
+            ops::op(self, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
         };
         let build = self.0.solver.load(graph, make, Arc::clone(scope), imports, progress);
         build.map_err(|error| in_graph(error.into(), definition))
@@ -424,16 +435,26 @@ impl Engine {
         Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(Arc::clone(build)) }))
     }
 
-    /// Parses a graph and looks whether all its steps may do what they do; `None` for the empty tree.
+    /// Parses a graph, has its sources as the policy says, and looks whether all its steps may do what they do; `None` for the empty tree.
     pub(crate) async fn admit(
         &self,
         definition: &Arc<Definition>,
+        policy: &SourcePolicy,
         scope: &BuildScope,
     ) -> Result<Option<Admitted>, EngineError> {
         if definition.is_scratch() {
             return Ok(None);
         }
+        // On the heap, as few graphs have a policy.
+        let governed = Box::pin(self.govern(definition, policy, scope)).await;
+        let definition = &governed.map_err(|error| in_graph(error, definition))?;
         let graph = Arc::new(Graph::parse(definition, Limits::default())?);
+        for vertex in graph.vertices() {
+            if let Some(source) = vertex.metadata.caps.iter().find_map(|cap| caps::supports(cap).err()) {
+                let refused = EngineError::Capability { vertex: vertex.digest.clone(), source };
+                return Err(in_graph(refused, definition));
+            }
+        }
         let mut devices = HashMap::new();
         for (vertex, op) in graph.vertices().iter().filter_map(exec_of) {
             let list = match op.cdi_devices.is_empty() {

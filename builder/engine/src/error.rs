@@ -2,6 +2,7 @@
 
 use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_executor::ExecError;
+use lapstrake_builder_llb::{PolicyError, caps::CapError};
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
 use lapstrake_layerstore_oci::{Digest, Platform};
@@ -48,7 +49,7 @@ pub enum EngineError {
         name: String,
     },
     /// The graph is malformed.
-    #[error(transparent)]
+    #[error("failed to load LLB: {0}")]
     Graph(#[from] lapstrake_builder_llb::Error),
     /// A step failed.
     #[error("{}", step_message(.0))]
@@ -90,18 +91,22 @@ pub enum EngineError {
     /// What was built could not be left where it should be.
     #[error(transparent)]
     Export(#[from] lapstrake_builder_exporter::ExportError),
-    /// The Dockerfile is for a frontend that is an image.
-    #[error(
-        "frontend {image} is not supported: external frontends cannot be run{}",
-        if *official { " (and the configuration says not to serve it by the built-in one)" } else { "" }
-    )]
-    Frontend {
+    /// A frontend that is an image did not do its work.
+    #[error("frontend {image}: {failure}")]
+    FrontendRun {
         /// The image.
         image: String,
-        /// Whether it is what the built-in frontend could do.
-        official: bool,
+        /// How it failed.
+        #[source]
+        failure: FrontendRun,
         /// Where it was asked for, if in the Dockerfile.
         lines: Option<LineRange>,
+    },
+    /// A frontend was asked for what its image does not say that it can.
+    #[error("unsupported frontend capability {name}")]
+    FrontendCap {
+        /// What.
+        name: String,
     },
     /// The frontend that was asked for is no image.
     #[error("invalid frontend {name:?}: {why}")]
@@ -133,6 +138,18 @@ pub enum EngineError {
     /// A frontend asked for a file that it cannot have.
     #[error(transparent)]
     File(#[from] crate::FileError),
+    /// A process that a frontend asked for cannot be run.
+    #[error(transparent)]
+    Process(ExecError),
+    /// A process that a frontend asked for does what was not granted.
+    #[error("{0}")]
+    NotGranted(#[source] Box<Refusal>),
+    /// A frontend gave something a name that something else has.
+    #[error("{what} already exists")]
+    Taken {
+        /// What.
+        what: String,
+    },
     /// A frontend asked for something of a result that is not there.
     #[error("no such ref: {id}")]
     NoSuchRef {
@@ -158,6 +175,22 @@ pub enum EngineError {
     NotGrantable {
         /// What it grants.
         entitlement: Entitlement,
+    },
+    /// The client's policy does not let a source pass.
+    #[error("failed to load LLB: error evaluating the source policy: {source}")]
+    Policy {
+        /// The source, where it is part of a graph.
+        vertex: Option<Digest>,
+        /// Why.
+        source: PolicyError,
+    },
+    /// A vertex needs what is not here.
+    #[error("failed to load LLB: {source}")]
+    Capability {
+        /// The vertex.
+        vertex: Digest,
+        /// What.
+        source: CapError,
     },
     /// A step does what was not granted.
     #[error("failed to load LLB: {refusal}")]
@@ -192,6 +225,25 @@ pub enum EngineError {
     /// The client went away or cancelled the build.
     #[error("context canceled")]
     Canceled,
+}
+
+/// How a frontend that is an image failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendRun {
+    /// It could not be run.
+    #[error(transparent)]
+    NotRun(ExecError),
+    /// It ended with a code that is not 0.
+    #[error("exit code: {code}{}{words}", if words.is_empty() { "" } else { "\n" })]
+    Exit {
+        /// The code.
+        code: i32,
+        /// The last that it wrote to its standard error.
+        words: String,
+    },
+    /// It ended and gave nothing.
+    #[error("no result for incomplete build")]
+    NoResult,
 }
 
 /// A failure that a frontend gave back: a gRPC status.
@@ -285,10 +337,13 @@ impl EngineError {
             Self::Step(SolveError::Canceled) | Self::Canceled => ErrorKind::Canceled,
             Self::Step(_) => ErrorKind::Internal,
             Self::NoSuchBuild { .. } => ErrorKind::NotFound,
-            Self::Unsupported { .. } | Self::Frontend { .. } => ErrorKind::Unsupported,
+            Self::Unsupported { .. } | Self::FrontendCap { .. } => ErrorKind::Unsupported,
+            Self::FrontendRun { .. } => ErrorKind::Internal,
             Self::FrontendName { .. } | Self::Result { .. } | Self::Bridge { .. } => ErrorKind::Invalid,
             Self::NoSuchRef { .. } => ErrorKind::NotFound,
-            Self::File(_) => ErrorKind::Invalid,
+            Self::File(_) | Self::Taken { .. } => ErrorKind::Invalid,
+            Self::Process(_) => ErrorKind::Internal,
+            Self::NotGranted(_) => ErrorKind::Denied,
             Self::Returned(returned) => match returned.code {
                 1 => ErrorKind::Canceled,
                 _ => ErrorKind::Internal,
@@ -296,7 +351,8 @@ impl EngineError {
             Self::Limits(_) | Self::UnknownEntitlement { .. } | Self::DeviceGrant { .. } => {
                 ErrorKind::Invalid
             }
-            Self::NotGrantable { .. } | Self::Refused { .. } => ErrorKind::Denied,
+            Self::NotGrantable { .. } | Self::Refused { .. } | Self::Policy { .. } => ErrorKind::Denied,
+            Self::Capability { .. } => ErrorKind::Unsupported,
             Self::CacheTarget { .. } => ErrorKind::Internal,
             Self::Session(_) | Self::Store(_) | Self::Cache(_) | Self::Export(_) => ErrorKind::Internal,
         }
@@ -306,7 +362,7 @@ impl EngineError {
     pub fn lines(&self) -> Option<LineRange> {
         match self.inner() {
             Self::Dockerfile(error) => error.lines(),
-            Self::Frontend { lines, .. } | Self::FrontendName { lines, .. } => *lines,
+            Self::FrontendRun { lines, .. } | Self::FrontendName { lines, .. } => *lines,
             _ => None,
         }
     }
@@ -315,6 +371,8 @@ impl EngineError {
     pub fn failed_vertex(&self) -> Option<&lapstrake_layerstore_oci::Digest> {
         match self.inner() {
             Self::Step(SolveError::Op { vertex, .. } | SolveError::Lost { vertex, .. })
+            | Self::Policy { vertex: Some(vertex), .. }
+            | Self::Capability { vertex, .. }
             | Self::Refused { vertex, .. } => Some(vertex),
             _ => None,
         }
@@ -403,6 +461,12 @@ pub enum StepError {
         #[source]
         source: std::io::Error,
     },
+    /// The graph that the step is could not be solved.
+    #[error("{source}")]
+    Nested {
+        /// Why.
+        source: Box<EngineError>,
+    },
     /// Nobody waits for it any more.
     #[error("context canceled")]
     Canceled,
@@ -448,6 +512,7 @@ impl StepError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Source(source) => source.kind(),
+            Self::Nested { source } => source.kind(),
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Canceled => ErrorKind::Canceled,
             _ => ErrorKind::Internal,

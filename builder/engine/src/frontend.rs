@@ -2,19 +2,16 @@
 //!
 //! ```text
 //!   options, Dockerfile ─► Frontend::choose ─► BuiltIn  ─► plan
-//!                                         └──► Gateway  ─► Engine::run_frontend, the one place that external frontends come to
+//!                                         └──► Gateway  ─► bridge/gateway.rs, the one place that external frontends come to
 //! ```
-
-use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_dockerfile::{
     Dialect, DockerfileOptions, LineRange,
     options::{Channel, FrontendOrigin},
 };
-use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_oci::Reference;
 
-use crate::{Engine, EngineError, FrontendResult, bridge::BuildParts};
+use crate::EngineError;
 
 /// The newest version of `docker/dockerfile` that the built-in frontend is.
 const VERSION: (u64, u64) = (1, 26);
@@ -97,7 +94,8 @@ impl Frontend {
         Self::of(&request.image, request.command_line, lines, frontends)
     }
 
-    fn of(
+    /// Who that is.
+    pub(crate) fn of(
         name: &str,
         command_line: String,
         lines: Option<LineRange>,
@@ -137,23 +135,6 @@ impl Newer {
             "{} is newer than the built-in Dockerfile frontend ({major}.{minor}), which reads this file: what is newer in it is not understood",
             self.asked
         )
-    }
-}
-
-impl Engine {
-    /// Runs a frontend that is an image. External frontends call back while they run; what answers such calls is not there yet, so that this
-    /// refuses all of them.
-    pub(crate) async fn run_frontend(
-        &self,
-        frontend: GatewayFrontend,
-        _: &DockerfileOptions,
-        _: &BTreeMap<String, Definition>,
-        _: &Arc<BuildParts>,
-    ) -> Result<FrontendResult, EngineError> {
-        tracing::debug!(command_line = frontend.command_line, "an external frontend is asked for");
-        let GatewayFrontend { image, lines, .. } = frontend;
-        let official = Channel::of(&image).is_some();
-        Err(EngineError::Frontend { image: image.familiar(), official, lines })
     }
 }
 

@@ -137,7 +137,8 @@ impl FailedSteps {
             label(FAILED_OOM_LABEL, true.to_string());
         }
         let platform = Platform::new(&config.os, &config.architecture).with_variant(&config.variant);
-        let result = PlatformResult { platform, tree, config, base: None, epoch: None, attestations: Vec::new() };
+        let result =
+            PlatformResult { platform, tree, config, base: None, epoch: None, attestations: Vec::new() };
         let vertex = internal_vertex(progress, "keeping what the failed step left");
         let names = |id: &ImageId| vec![self.name(id)];
         let exported = vertex.track(exporter.store(result, names, &vertex)).await;

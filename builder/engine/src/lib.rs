@@ -27,6 +27,7 @@ mod kept;
 mod ops;
 mod outputs;
 mod plan;
+mod policy;
 mod platforms;
 mod reasons;
 mod recorded;
@@ -45,7 +46,7 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use entitlements::{Entitlement, Grants, Refusal};
-pub use error::{EngineError, OutOfMemory, Returned, StepError};
+pub use error::{EngineError, FrontendRun, OutOfMemory, Returned, StepError};
 pub use fault::Fault;
 pub use frontend::Frontends;
 pub use kept::{
@@ -53,6 +54,7 @@ pub use kept::{
     FAILED_STEP_LABEL, FailedImage, KeepFailed,
 };
 pub use platforms::platforms;
+pub use policy::SourcePolicy;
 pub use request::{BuildId, BuildRequest, ContextInput, FrontendRequest, Input};
 
 pub use lapstrake_builder_dockerfile::{

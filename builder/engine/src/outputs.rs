@@ -41,7 +41,8 @@ impl Engine {
         caches: impl Future<Output = Result<Option<Descriptor>, EngineError>>,
     ) -> Result<Exported, EngineError> {
         // A client numbers its outputs without those that are none.
-        let outputs: Vec<Output> = outputs.into_iter().filter(|output| *output != Output::CacheOnly).collect();
+        let outputs: Vec<Output> =
+            outputs.into_iter().filter(|output| *output != Output::CacheOnly).collect();
         let (all_made, stop) = (Barrier::new(outputs.len() + 1), cancel.child_token());
         let exports = outputs.into_iter().enumerate().map(|(number, output)| {
             let number = ExporterId(u32::try_from(number).unwrap_or(u32::MAX));

@@ -139,7 +139,8 @@ impl Engine {
         let located = |error| in_dockerfile(error, options, &facts);
         match Frontend::choose(options, &facts.dockerfile, self.frontends()).map_err(located)? {
             Frontend::Gateway(image) => {
-                let result = self.run_frontend(image, options, inputs, build).await.map_err(located)?;
+                let run = Box::pin(self.run_frontend(image, options, inputs, build));
+                let result = run.await.map_err(located)?;
                 return Ok(Answered::Elsewhere(result));
             }
             Frontend::BuiltIn { newer: None } => {}
@@ -211,7 +212,11 @@ impl Engine {
             Need::ImageConfig { query, progress_name, .. } => {
                 let vertex = internal_vertex(progress, progress_name);
                 let cx = self.source_context(scope, vertex.clone(), cancel);
-                let found = vertex.track(self.workshop().sources.resolve_image(&cx, &query)).await;
+                let find = async {
+                    let governed = Box::pin(self.judge_image(&query, &scope.policy, scope)).await?;
+                    self.workshop().sources.resolve_image(&cx, &governed).await
+                };
+                let found = vertex.track(find).await;
                 let fact: ImageFact = match found {
                     // Steps before it run all the same.
                     Err(error) if dialect == Dialect::Classic && !cancel.is_cancelled() => {
@@ -270,7 +275,11 @@ impl Engine {
     ) -> Result<bool, EngineError> {
         let vertex = internal_vertex(progress, format!("[internal] load remote build context {url}"));
         let cx = self.source_context(scope, vertex.clone(), cancel);
-        Ok(vertex.track(self.workshop().sources.is_archive(&cx, url)).await?)
+        let find = async {
+            let governed = Box::pin(self.judge_url(url, scope)).await?;
+            Ok(self.workshop().sources.is_archive(&cx, &governed).await?)
+        };
+        vertex.track(find).await
     }
 
     async fn read_dockerfile(
@@ -352,7 +361,7 @@ impl Engine {
     }
 
     /// A file of a tree, symlinks followed inside the tree; `None` when it is not there.
-    async fn read_file(&self, tree: Tree, path: &str) -> Result<Option<Vec<u8>>, EngineError> {
+    pub(crate) async fn read_file(&self, tree: Tree, path: &str) -> Result<Option<Vec<u8>>, EngineError> {
         let stores = self.stores().clone();
         let path = path.to_owned();
         let read = move || -> Result<Option<Vec<u8>>, StepError> {
@@ -387,7 +396,7 @@ impl Engine {
 
     pub(crate) fn source_context(
         &self,
-        scope: &Arc<BuildScope>,
+        scope: &BuildScope,
         vertex: lapstrake_builder_progress::VertexHandle,
         cancel: &CancellationToken,
     ) -> SourceContext {

@@ -95,7 +95,8 @@ impl Engine {
             source.identifier = canonical_identifier(&source);
             is_changed |= policy.rules.evaluate(&mut source)?;
             let Some(session) = &policy.session else { break };
-            match self.ask_client(session, &source, op.platform.as_ref(), &mut left, scope).await? {
+            let asked = self.ask_client(session, &source, op.platform.as_ref(), &mut left, scope);
+            match Box::pin(asked).await? {
                 None => break,
                 // What it says in its place is looked at as if it had been there from the beginning.
                 Some(other) => {

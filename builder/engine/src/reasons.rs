@@ -177,26 +177,22 @@ impl Running {
 /// What a step is by itself, without its inputs.
 fn own_part(vertex: &Vertex, build_args: &BTreeMap<String, Mark>) -> Recipe {
     let mut recipe = Recipe::default();
-    let op = vertex.op.op.as_ref().expect("a parsed vertex has an op");
     if let Some(platform) = &vertex.op.platform {
         recipe.aspects.insert(Aspect::Platform, Mark::of(platform.encode_to_vec()));
     }
-    let exec = match op {
-        pb::op::Op::Exec(exec) => exec,
-        pb::op::Op::File(op) => {
-            recipe.action = Mark::of(op.encode_to_vec());
-            return recipe;
-        }
-        pb::op::Op::Merge(op) => {
-            recipe.action = Mark::of(op.encode_to_vec());
-            return recipe;
-        }
-        pb::op::Op::Diff(op) => {
-            recipe.action = Mark::of(op.encode_to_vec());
-            return recipe;
-        }
-        _ => return recipe,
+    let action = match &vertex.op.op {
+        Some(pb::op::Op::Exec(_) | pb::op::Op::Source(_)) => None,
+        Some(pb::op::Op::File(op)) => Some(op.encode_to_vec()),
+        Some(pb::op::Op::Merge(op)) => Some(op.encode_to_vec()),
+        Some(pb::op::Op::Diff(op)) => Some(op.encode_to_vec()),
+        Some(pb::op::Op::Build(op)) => Some(op.encode_to_vec()),
+        None => vertex.passthrough.as_ref().map(|op| op.encode_to_vec()),
     };
+    if let Some(action) = action {
+        recipe.action = Mark::of(action);
+        return recipe;
+    }
+    let Some(pb::op::Op::Exec(exec)) = &vertex.op.op else { return recipe };
     let nothing = pb::Meta::default();
     let meta = exec.meta.as_ref().unwrap_or(&nothing);
     recipe.action = Mark::of_all(&meta.args);

@@ -9,7 +9,7 @@ use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_session::SessionId;
 
-use crate::{CacheSource, CacheTarget, Grants, KeepFailed, ReceivedContext};
+use crate::{CacheSource, CacheTarget, Grants, KeepFailed, ReceivedContext, SourcePolicy};
 
 /// One build. Parsed once, at the door; everything in it is typed.
 #[derive(Clone)]
@@ -36,6 +36,8 @@ pub struct BuildRequest {
     pub grants: Grants,
     /// Limits on the processes of the build.
     pub resources: Resources,
+    /// Which sources the build may have.
+    pub source_policy: SourcePolicy,
 }
 
 /// Names a build, for cancelling and history.

@@ -1,16 +1,22 @@
 //! What a build offers to the steps that it waits for.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
+use lapstrake_builder_progress::Progress;
 use lapstrake_builder_solver::Types;
 use lapstrake_builder_source::{BuildMark, LocalProvider, Material};
+use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::{SessionId, Sessions};
 
-use crate::{Grants, Resources, StepError, history::Knowledge, kept::FailedSteps};
+use crate::{Grants, Resources, SourcePolicy, StepError, history::Knowledge, kept::FailedSteps, ops::CacheId};
 
 /// One build, as its steps see it. A step that several builds share may ask any of them.
+#[derive(Clone)]
 pub(crate) struct BuildScope {
     /// The build itself, to sources.
     pub(crate) mark: BuildMark,
@@ -30,6 +36,14 @@ pub(crate) struct BuildScope {
     pub(crate) grants: Grants,
     /// Limits on processes.
     pub(crate) resources: Resources,
+    /// Which sources its graphs may have.
+    pub(crate) policy: SourcePolicy,
+    /// Where further vertices are told: graphs that a step finds, and what a policy wants to know.
+    pub(crate) progress: Progress,
+    /// The cache mounts that a step without cache has taken anew: once a build.
+    pub(crate) renewed: Arc<tokio::sync::Mutex<HashSet<CacheId>>>,
+    /// The build ops whose graph this is part of, the outermost first.
+    pub(crate) inside: Vec<Digest>,
     /// Where steps that fail leave what they wrote; `None` when nothing of it is kept.
     pub(crate) failed: Option<Arc<FailedSteps>>,
     /// What steps need to say why they run; `None` where nothing is recorded.

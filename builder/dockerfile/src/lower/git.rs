@@ -252,6 +252,18 @@ pub(super) fn is_git(text: &str) -> bool {
     !matches!(parse(text), Ok(None))
 }
 
+/// A reference to a repository as its URL, `#` and what of it: one form for all that mean the same. `None` for what is no repository.
+pub fn git_in_one_form(text: &str, with_subdir: bool) -> Option<String> {
+    let GitReference { remote, reference, subdir, .. } = parse(text).ok().flatten()?;
+    let subdir = if with_subdir { subdir } else { String::new() };
+    let subdir = subdir.trim_matches('/');
+    Some(match (reference.as_str(), subdir) {
+        ("", "") => remote,
+        (reference, "") => format!("{remote}#{reference}"),
+        (reference, subdir) => format!("{remote}#{reference}:{subdir}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +277,16 @@ mod tests {
                 format!("{} {} {}#{}:{}", s.remote, s.identity, g.could_be_path, g.reference, g.subdir)
             }
         }
+    }
+
+    #[test]
+    fn all_forms_of_a_reference_come_to_one() {
+        for text in ["https://h/x.git#v1:a/b", "https://h/x.git?ref=v1&subdir=a/b"] {
+            assert_eq!(git_in_one_form(text, true).as_deref(), Some("https://h/x.git#v1:a/b"), "{text}");
+            assert_eq!(git_in_one_form(text, false).as_deref(), Some("https://h/x.git#v1"), "{text}");
+        }
+        assert_eq!(git_in_one_form("https://h/x.git", true).as_deref(), Some("https://h/x.git"));
+        assert_eq!(git_in_one_form("https://h/x.tar", true), None);
     }
 
     #[test]

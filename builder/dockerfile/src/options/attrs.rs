@@ -72,6 +72,7 @@ impl DockerfileOptions {
             crate::lint::Config::parse(check).map_err(failed)?;
         }
         options.sbom = sbom(attrs)?;
+        options.attrs.clone_from(attrs);
         Ok(options)
     }
 

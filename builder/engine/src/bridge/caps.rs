@@ -22,11 +22,17 @@ const BRIDGE: &[&str] = &[
     "reference.output",
     "frontend.inputs",
     "gateway.solve.metadata",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
+    "gateway.exec.filesystem",
     "frontend.caps",
     "gateway.solve.evaluate",
     "gateway.evaluate",
     "gateway.warnings",
     "reference.attestations",
+    "source.metaresolver",
 ];
 
 /// The name that this worker has among those that a client lists.

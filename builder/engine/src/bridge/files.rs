@@ -65,13 +65,6 @@ pub enum FileError {
     },
 }
 
-impl FileError {
-    /// Whether there is no such file.
-    pub(crate) fn is_missing(&self) -> bool {
-        matches!(self, Self::Os { errno: Errno::NOENT | Errno::NOTDIR, .. })
-    }
-}
-
 /// The usual reasons as Go has them.
 fn words(errno: Errno) -> String {
     match errno {

@@ -1,16 +1,22 @@
-//! What sources are: images' configs and digests.
+//! What sources are: images' configs and digests, files' digests, commits. A policy is asked first, as about the sources of a graph.
 
-use lapstrake_api_proto::gateway::{
-    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
-    ResolveSourceMetaResponse,
+use lapstrake_api_proto::{
+    gateway::{
+        ChecksumRequest, ChecksumResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
+        ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
+        ResolveSourceMetaResponse, checksum_request::ChecksumAlgo,
+    },
+    google::protobuf::Timestamp,
 };
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
-use lapstrake_builder_llb::{ResolveMode, pb};
+use lapstrake_builder_llb::{ResolveMode, SourcePolicies, pb};
+use lapstrake_builder_source::{SourceError, SourceFacts, SuffixedDigest};
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_session::SessionId;
+use tokio_util::sync::CancellationToken;
 
 use super::{Bridge, wire::invalid};
-use crate::{EngineError, engine::internal_vertex};
+use crate::{Engine, EngineError, engine::internal_vertex, scope::BuildScope};
 
 /// `ResolverType` of a request for an image in a client's layout.
 const OCI_LAYOUT: i32 = 1;
@@ -18,6 +24,7 @@ const IMAGE_SCHEME: &str = "docker-image";
 const LAYOUT_SCHEME: &str = "oci-layout";
 const LAYOUT_STORE: &str = "oci.store";
 const LAYOUT_SESSION: &str = "oci.session";
+const RESOLVE_MODE: &str = "image.resolvemode";
 
 impl Bridge {
     /// An image's digest and config.
@@ -25,12 +32,11 @@ impl Bridge {
         &self,
         request: ResolveImageConfigRequest,
     ) -> Result<ResolveImageConfigResponse, EngineError> {
-        if !request.source_policies.is_empty() {
-            return Err(EngineError::Unsupported { what: "a source policy of one image".to_owned() });
-        }
+        let (scope, cancel) = (&self.build.scope, &self.build.cancel);
+        let first = policies(&request.source_policies)?;
         let origin = match request.resolver_type {
             0 => ImageOrigin::registry(mode(&request.resolve_mode)?),
-            OCI_LAYOUT => self.layout(request.store_id, request.session_id),
+            OCI_LAYOUT => layout(scope, request.store_id, request.session_id),
             other => return Err(invalid(format!("unknown resolver type {other}"))),
         };
         let query = ImageQuery {
@@ -38,7 +44,8 @@ impl Bridge {
             reference: reference(&request.r#ref)?,
             platform: request.platform.as_ref().map_or_else(Platform::host, platform),
         };
-        let fact = self.image(&query, request.log_name).await?;
+        let query = self.engine.judge_image(&query, &scope.policy.after(&first), scope).await?;
+        let fact = self.engine.image(&query, request.log_name, scope, cancel).await?;
         Ok(ResolveImageConfigResponse {
             digest: fact.digest.map(|digest| digest.to_string()).unwrap_or_default(),
             config: fact.config.to_vec(),
@@ -49,25 +56,51 @@ impl Bridge {
     /// What a source is. Of those that are nothing but a place, the place.
     pub(crate) async fn resolve_source_meta(
         &self,
+        mut request: ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse, EngineError> {
+        let scope = &self.build.scope;
+        let first = policies(&request.source_policies)?;
+        let source = request.source.take().ok_or_else(|| invalid("source is required"))?;
+        let op = pb::Op {
+            op: Some(pb::op::Op::Source(source)),
+            platform: request.platform.clone(),
+            ..pb::Op::default()
+        };
+        let judged = self.engine.judge(&op, &scope.policy.after(&first), scope).await;
+        let judged = judged.map_err(SourceError::Policy)?;
+        let Some(pb::op::Op::Source(source)) = op.op else { return Err(invalid("source is required")) };
+        request.source = Some(judged.unwrap_or(source));
+        self.engine.source_meta(request, scope, &self.build.cancel).await
+    }
+}
+
+impl Engine {
+    /// What a source is, whatever policies say of it.
+    pub(crate) async fn source_meta(
+        &self,
         request: ResolveSourceMetaRequest,
+        scope: &BuildScope,
+        cancel: &CancellationToken,
     ) -> Result<ResolveSourceMetaResponse, EngineError> {
         let Some(source) = request.source else { return Err(invalid("source is required")) };
-        if !request.source_policies.is_empty() {
-            return Err(EngineError::Unsupported { what: "a source policy of one source".to_owned() });
-        }
         let Some((scheme, rest)) = source.identifier.split_once("://") else {
             return Err(invalid(format!("failed to parse {} source: no scheme", source.identifier)));
         };
+        let attr = |name: &str| source.attrs.get(name).cloned().unwrap_or_default();
         let origin = match scheme {
-            IMAGE_SCHEME => ImageOrigin::registry(mode(&request.resolve_mode)?),
-            LAYOUT_SCHEME => {
-                let attr = |name: &str| source.attrs.get(name).cloned().unwrap_or_default();
-                self.layout(attr(LAYOUT_STORE), attr(LAYOUT_SESSION))
+            IMAGE_SCHEME => {
+                // A policy may have put it into the source; the call's own word is the first.
+                let wanted = Some(request.resolve_mode).filter(|mode| !mode.is_empty());
+                ImageOrigin::registry(mode(&wanted.unwrap_or_else(|| attr(RESOLVE_MODE)))?)
             }
-            "local" => {
-                return Ok(ResolveSourceMetaResponse { source: Some(source), ..Default::default() });
+            LAYOUT_SCHEME => layout(scope, attr(LAYOUT_STORE), attr(LAYOUT_SESSION)),
+            _ => {
+                if request.git.is_some_and(|git| git.return_object) {
+                    return Err(EngineError::Unsupported { what: "the objects of a commit".to_owned() });
+                }
+                let wanted = request.http.and_then(|http| http.checksum_request);
+                return self.other_meta(source, request.platform.as_ref(), wanted, scope, cancel).await;
             }
-            _ => return Err(EngineError::Unsupported { what: format!("metadata of {scheme}:// sources") }),
         };
         let wanted = request.image.unwrap_or_default();
         if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
@@ -78,43 +111,102 @@ impl Bridge {
             reference: reference(rest)?,
             platform: request.platform.as_ref().map_or_else(Platform::host, platform),
         };
-        let fact = match wanted.no_config {
-            true => None,
-            false => Some(self.image(&query, request.log_name).await?),
-        };
-        let image = fact.map(|fact| ResolveSourceImageResponse {
+        let fact = self.image(&query, request.log_name, scope, cancel).await?;
+        let image = ResolveSourceImageResponse {
             digest: fact.digest.map(|digest| digest.to_string()).unwrap_or_default(),
-            config: fact.config.to_vec(),
+            config: if wanted.no_config { Vec::new() } else { fact.config.to_vec() },
             attestation_chain: None,
-        });
-        Ok(ResolveSourceMetaResponse {
-            source: Some(source),
-            image: Some(image.unwrap_or_default()),
-            ..Default::default()
-        })
+        };
+        Ok(ResolveSourceMetaResponse { source: Some(source), image: Some(image), ..Default::default() })
     }
 
-    /// A layout of a client; of this build's own, unless another one is named.
-    fn layout(&self, store_id: String, session_id: String) -> ImageOrigin {
-        let own = || self.build.scope.session.as_ref().map(SessionId::to_string).unwrap_or_default();
-        let session_id = if session_id.is_empty() { own() } else { session_id };
-        ImageOrigin::OciLayout { store_id, session_id }
+    /// What a source is that is no image.
+    async fn other_meta(
+        &self,
+        source: pb::SourceOp,
+        platform: Option<&pb::Platform>,
+        wanted: Option<ChecksumRequest>,
+        scope: &BuildScope,
+        cancel: &CancellationToken,
+    ) -> Result<ResolveSourceMetaResponse, EngineError> {
+        let opened = self.workshop().sources.open(&source, platform)?;
+        let vertex = internal_vertex(&scope.progress, format!("resolve metadata for {}", source.identifier));
+        let cx = self.source_context(scope, vertex.clone(), cancel);
+        let mut answer = ResolveSourceMetaResponse { source: Some(source), ..Default::default() };
+        match vertex.track(opened.facts(&cx)).await? {
+            SourceFacts::Name => {}
+            SourceFacts::File { digest, filename, modified } => {
+                let checksum_response = match wanted {
+                    None => None,
+                    Some(ChecksumRequest { algo, suffix }) => {
+                        let kind = suffixed(algo)?;
+                        let tree = vertex.track(opened.fetch(&cx)).await?;
+                        let sources = &self.workshop().sources;
+                        let digest = sources.suffixed_digest(&tree, &filename, kind, &suffix).await?;
+                        Some(ChecksumResponse { digest, suffix })
+                    }
+                };
+                answer.http = Some(ResolveSourceHttpResponse {
+                    checksum: digest.to_string(),
+                    filename,
+                    last_modified: modified.map(|seconds| Timestamp { seconds, nanos: 0 }),
+                    checksum_response,
+                });
+            }
+            SourceFacts::Commit { object, reference, commit } => {
+                answer.git = Some(ResolveSourceGitResponse {
+                    checksum: object,
+                    r#ref: reference,
+                    commit_checksum: commit.unwrap_or_default(),
+                    ..Default::default()
+                });
+            }
+        }
+        Ok(answer)
     }
 
-    async fn image(&self, query: &ImageQuery, shown: String) -> Result<ImageFact, EngineError> {
+    pub(super) async fn image(
+        &self,
+        query: &ImageQuery,
+        shown: String,
+        scope: &BuildScope,
+        cancel: &CancellationToken,
+    ) -> Result<ImageFact, EngineError> {
         let name = match shown.as_str() {
             "" => format!("resolve image config for {IMAGE_SCHEME}://{}", query.reference),
             _ => shown,
         };
-        let vertex = internal_vertex(&self.build.progress, name);
-        let cx = self.engine.source_context(&self.build.scope, vertex.clone(), &self.build.cancel);
-        let fact = vertex.track(self.engine.workshop().sources.resolve_image(&cx, query)).await?;
-        if let Some(known) = &self.build.scope.known {
+        let vertex = internal_vertex(&scope.progress, name);
+        let cx = self.source_context(scope, vertex.clone(), cancel);
+        let fact = vertex.track(self.workshop().sources.resolve_image(&cx, query)).await?;
+        if let Some(known) = &scope.known {
             let id = fact.image_id.as_ref().map(ToString::to_string);
             let digest = id.or_else(|| fact.digest.as_ref().map(ToString::to_string));
             digest.into_iter().for_each(|digest| known.learn_image(&query.reference, digest));
         }
         Ok(fact)
+    }
+}
+
+/// A layout of a client; of this build's own, unless another one is named.
+fn layout(scope: &BuildScope, store_id: String, session_id: String) -> ImageOrigin {
+    let own = || scope.session.as_ref().map(SessionId::to_string).unwrap_or_default();
+    let session_id = if session_id.is_empty() { own() } else { session_id };
+    ImageOrigin::OciLayout { store_id, session_id }
+}
+
+fn policies(
+    policies: &[lapstrake_api_proto::sourcepolicy::Policy],
+) -> Result<SourcePolicies, EngineError> {
+    SourcePolicies::from_proto(policies).map_err(|error| invalid(error.to_string()))
+}
+
+fn suffixed(algo: i32) -> Result<SuffixedDigest, EngineError> {
+    match ChecksumAlgo::try_from(algo) {
+        Ok(ChecksumAlgo::Sha256) => Ok(SuffixedDigest::Sha256),
+        Ok(ChecksumAlgo::Sha384) => Ok(SuffixedDigest::Sha384),
+        Ok(ChecksumAlgo::Sha512) => Ok(SuffixedDigest::Sha512),
+        Err(_) => Err(invalid(format!("unsupported checksum algorithm {algo}"))),
     }
 }
 

@@ -11,7 +11,10 @@
 //! everything that is held for a frontend goes with its build.
 
 mod caps;
+mod container;
+mod exec;
 mod files;
+mod gateway;
 mod meta;
 mod read;
 mod reference;
@@ -30,9 +33,10 @@ use std::{
 use lapstrake_builder_llb::Definition;
 use lapstrake_builder_progress::Progress;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::container::Containers;
 pub use self::{
     caps::llb_caps,
     files::FileError,
@@ -57,6 +61,9 @@ pub struct Bridge {
     inputs: BTreeMap<String, Definition>,
     /// The results that the frontend knows, by the names it knows them by.
     refs: Mutex<HashMap<String, Ref>>,
+    containers: Containers,
+    /// Cancelled with the build, and when the frontend has ended.
+    cancel: CancellationToken,
     /// Where its answer goes, until there is one.
     answer: Mutex<Option<Answer>>,
 }
@@ -69,6 +76,8 @@ pub(crate) struct BuildParts {
     pub(crate) imports: Imports,
     /// Caches that the build was asked to use; graphs may name others.
     pub(crate) cache_from: Vec<CacheSource>,
+    /// Permits to run frontends that are images.
+    pub(crate) frontends: Semaphore,
 }
 
 impl BuildParts {
@@ -80,7 +89,8 @@ impl BuildParts {
         cache_from: Vec<CacheSource>,
     ) -> Arc<Self> {
         let (progress, imports) = (progress.clone(), Imports::new(cancel));
-        Arc::new(Self { scope, progress, cancel: cancel.clone(), imports, cache_from })
+        let frontends = Semaphore::new(gateway::MAX_RUNNING);
+        Arc::new(Self { scope, progress, cancel: cancel.clone(), imports, cache_from, frontends })
     }
 }
 
@@ -99,6 +109,8 @@ impl Bridge {
             build: Arc::clone(build),
             inputs,
             refs: Mutex::default(),
+            containers: Containers::default(),
+            cancel: build.cancel.child_token(),
             answer: Mutex::new(Some(answer)),
         };
         (Arc::new(bridge), answered)
@@ -117,6 +129,11 @@ impl Bridge {
         // A build that ended meanwhile needs none.
         let _ = waiting.send(answer);
         Ok(())
+    }
+
+    /// The frontend has ended, and so do all processes that it began.
+    pub(crate) fn close(&self) {
+        self.cancel.cancel();
     }
 
     /// Gives a result a name.
@@ -153,8 +170,8 @@ impl Engine {
 
     /// Offers a bridge to a build's client, for as long as what is returned lives.
     pub(crate) fn offer(&self, id: &BuildId, bridge: Arc<Bridge>) -> Offer {
-        self.bridges().send_modify(|bridges| _ = bridges.insert(id.clone(), bridge));
-        Offer { engine: self.clone(), id: id.clone() }
+        self.bridges().send_modify(|bridges| _ = bridges.insert(id.clone(), Arc::clone(&bridge)));
+        Offer { engine: self.clone(), id: id.clone(), bridge }
     }
 }
 
@@ -162,10 +179,12 @@ impl Engine {
 pub(crate) struct Offer {
     engine: Engine,
     id: BuildId,
+    pub(crate) bridge: Arc<Bridge>,
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
+        self.bridge.close();
         self.engine.bridges().send_modify(|bridges| _ = bridges.remove(&self.id));
     }
 }

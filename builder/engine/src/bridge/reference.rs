@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 
 use super::BuildParts;
 use crate::{
-    Engine, EngineError,
+    Engine, EngineError, SourcePolicy,
     engine::{Admitted, BuildKeys},
     scope::EngineTypes,
 };
@@ -23,6 +23,7 @@ struct Inner {
     engine: Engine,
     build: Arc<BuildParts>,
     definition: Arc<Definition>,
+    policy: SourcePolicy,
     caches: Vec<Arc<dyn CacheStore<Tree>>>,
     admitted: OnceCell<Option<Admitted>>,
     loaded: OnceCell<Arc<Build<EngineTypes>>>,
@@ -33,6 +34,7 @@ impl Ref {
         engine: &Engine,
         build: &Arc<BuildParts>,
         definition: impl Into<Arc<Definition>>,
+        policy: SourcePolicy,
         caches: Vec<Arc<dyn CacheStore<Tree>>>,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -40,6 +42,7 @@ impl Ref {
             engine: engine.clone(),
             build: Arc::clone(build),
             definition: definition.into(),
+            policy,
             caches,
             admitted: OnceCell::new(),
             loaded: OnceCell::new(),
@@ -59,7 +62,7 @@ impl Ref {
     /// Parses the graph and looks whether its steps may do what they do; `None` for the empty tree.
     pub(crate) async fn admit(&self) -> Result<Option<&Admitted>, EngineError> {
         let inner = &*self.0;
-        let admit = || inner.engine.admit(&inner.definition, &inner.build.scope);
+        let admit = || inner.engine.admit(&inner.definition, &inner.policy, &inner.build.scope);
         Ok(inner.admitted.get_or_try_init(admit).await?.as_ref())
     }
 

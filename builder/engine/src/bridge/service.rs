@@ -12,9 +12,10 @@ use lapstrake_api_proto::gateway::{
     WarnResponse,
     llb_bridge_server::{LlbBridge, LlbBridgeServer},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{Bridge, status_of, wire};
+use super::{Bridge, container::Container, exec, status_of, wire};
 use crate::{BuildId, Engine, EngineError};
 
 /// The metadata that says which build a call is for.
@@ -68,6 +69,11 @@ impl BridgeService {
 
 fn answer<T>(result: Result<T, EngineError>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|error| status_of(&error))
+}
+
+fn find_container(bridge: &Bridge, id: &str, mount: i32) -> Result<Arc<Container>, EngineError> {
+    let found = bridge.container(id);
+    found.ok_or_else(|| wire::invalid(format!("container details for {id}@{mount} not found")))
 }
 
 #[tonic::async_trait]
@@ -154,48 +160,66 @@ impl LlbBridge for BridgeService {
         &self,
         request: Request<NewContainerRequest>,
     ) -> Result<Response<NewContainerResponse>, Status> {
-        let _ = self.bridge(request.metadata(), "NewContainer").await?;
-        Err(Status::unimplemented("containers of frontends are not supported"))
+        let bridge = self.bridge(request.metadata(), "NewContainer").await?;
+        answer(bridge.new_container(request.into_inner()).await.map(|()| NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
         request: Request<ReleaseContainerRequest>,
     ) -> Result<Response<ReleaseContainerResponse>, Status> {
-        let _ = self.bridge(request.metadata(), "ReleaseContainer").await?;
-        Err(Status::unimplemented("containers of frontends are not supported"))
+        let bridge = self.bridge(request.metadata(), "ReleaseContainer").await?;
+        let released = bridge.release_container(&request.get_ref().container_id).await;
+        answer(released.map(|()| ReleaseContainerResponse {}))
     }
 
     async fn exec_process(
         &self,
         request: Request<Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        let _ = self.bridge(request.metadata(), "ExecProcess").await?;
-        Err(Status::unimplemented("containers of frontends are not supported"))
+        let bridge = self.bridge(request.metadata(), "ExecProcess").await?;
+        let messages = ReceiverStream::new(exec::talk(bridge, request.into_inner()));
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn read_file_container(
         &self,
         request: Request<ReadFileRequest>,
     ) -> Result<Response<ReadFileResponse>, Status> {
-        let _ = self.bridge(request.metadata(), "ReadFileContainer").await?;
-        Err(Status::unimplemented("containers of frontends are not supported"))
+        let bridge = self.bridge(request.metadata(), "ReadFileContainer").await?;
+        let ReadFileRequest { r#ref, file_path, range, mount_index } = request.into_inner();
+        let read = async {
+            let range = wire::file_range(range)?;
+            let container = find_container(&bridge, &r#ref, mount_index)?;
+            Ok(ReadFileResponse { data: container.read_file(mount_index, file_path, range).await? })
+        };
+        answer(read.await)
     }
 
     async fn read_dir_container(
         &self,
         request: Request<ReadDirRequest>,
     ) -> Result<Response<ReadDirResponse>, Status> {
-        let _ = self.bridge(request.metadata(), "ReadDirContainer").await?;
-        Err(Status::unimplemented("containers of frontends are not supported"))
+        let bridge = self.bridge(request.metadata(), "ReadDirContainer").await?;
+        let ReadDirRequest { r#ref, dir_path, include_pattern, mount_index } = request.into_inner();
+        let read = async {
+            let container = find_container(&bridge, &r#ref, mount_index)?;
+            Ok(ReadDirResponse { entries: container.read_dir(mount_index, dir_path, include_pattern).await? })
+        };
+        answer(read.await)
     }
 
     async fn stat_file_container(
         &self,
         request: Request<StatFileRequest>,
     ) -> Result<Response<StatFileResponse>, Status> {
-        let _ = self.bridge(request.metadata(), "StatFileContainer").await?;
-        Err(Status::unimplemented("containers of frontends are not supported"))
+        let bridge = self.bridge(request.metadata(), "StatFileContainer").await?;
+        let StatFileRequest { r#ref, path, mount_index } = request.into_inner();
+        let read = async {
+            let container = find_container(&bridge, &r#ref, mount_index)?;
+            Ok(StatFileResponse { stat: Some(container.stat_file(mount_index, path).await?) })
+        };
+        answer(read.await)
     }
 
     async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {

@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_dockerfile::{DockerfileOptions, Plan};
-use lapstrake_builder_llb::Definition;
+use lapstrake_builder_llb::{Definition, SourcePolicies};
 use lapstrake_builder_solver::CacheStore;
 use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::SessionId;
 
-use super::{Bridge, BuildParts, FrontendResult, Ref, Refs, Target};
-use crate::{CacheSource, Engine, EngineError, FrontendRequest, engine::internal_vertex, plan::Answered};
+use super::{Bridge, BuildParts, FrontendResult, Ref, Refs, Target, wire::invalid};
+use crate::{
+    CacheSource, Engine, EngineError, FrontendRequest, SourcePolicy, engine::internal_vertex, frontend::Frontend,
+    plan::Answered,
+};
 
 /// What a frontend asks to be solved.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +24,8 @@ pub(crate) struct SolveOrder {
     pub(crate) frontend: Option<FrontendRequest>,
     /// Caches to use, besides the build's.
     pub(crate) caches: Vec<CacheSource>,
+    /// Rules for the graph's sources, besides the build's.
+    pub(crate) policies: SourcePolicies,
     /// Whether the answer waits until all of it is solved.
     pub(crate) evaluate: bool,
 }
@@ -28,14 +33,16 @@ pub(crate) struct SolveOrder {
 impl Bridge {
     /// Solves a graph, or what a further frontend makes. Unless it is to be evaluated, nothing of a graph is run yet.
     pub(crate) async fn solve(&self, order: SolveOrder) -> Result<FrontendResult, EngineError> {
-        let SolveOrder { definition, frontend, caches, evaluate } = order;
+        let SolveOrder { definition, frontend, caches, policies, evaluate } = order;
         let result = match (definition, frontend) {
             (Some(_), Some(_)) => {
                 let what = "cannot solve with both Definition and Frontend specified".to_owned();
                 return Err(EngineError::Bridge { what });
             }
             (Some(definition), None) => {
-                FrontendResult::one(self.engine.reference(&self.build, definition, &caches))
+                let policy = self.build.scope.policy.and(&policies);
+                let reference = self.engine.governed_reference(&self.build, definition, policy, &caches);
+                FrontendResult::one(reference)
             }
             (None, Some(request)) => self.engine.ask_frontend(&self.build, request).await?,
             (None, None) => FrontendResult::default(),
@@ -55,15 +62,26 @@ impl Engine {
         definition: impl Into<Arc<Definition>>,
         caches: &[CacheSource],
     ) -> Ref {
+        self.governed_reference(build, definition, build.scope.policy.clone(), caches)
+    }
+
+    /// The same under another policy than the build's.
+    fn governed_reference(
+        &self,
+        build: &Arc<BuildParts>,
+        definition: impl Into<Arc<Definition>>,
+        policy: SourcePolicy,
+        caches: &[CacheSource],
+    ) -> Ref {
         let BuildParts { scope, progress, cancel, imports, .. } = &**build;
         let mut stores = self.import_all(build);
         stores.extend(self.import(imports, caches, scope, progress, cancel));
-        Ref::new(self, build, definition, stores)
+        Ref::new(self, build, definition, policy, stores)
     }
 
     /// Begins to fetch the caches that the build was asked to use.
     pub(crate) fn import_all(&self, build: &BuildParts) -> Vec<Arc<dyn CacheStore<Tree>>> {
-        let BuildParts { scope, progress, cancel, imports, cache_from } = build;
+        let BuildParts { scope, progress, cancel, imports, cache_from, .. } = build;
         self.import(imports, cache_from, scope, progress, cancel)
     }
 
@@ -75,8 +93,34 @@ impl Engine {
     ) -> Result<FrontendResult, EngineError> {
         let FrontendRequest { frontend, options, inputs } = request;
         match frontend.as_str() {
-            "dockerfile.v0" | "gateway.v0" => self.ask_dockerfile(build, options, inputs).await,
+            // On the heap: a frontend may ask another one.
+            "dockerfile.v0" => Box::pin(self.ask_dockerfile(build, options, inputs)).await,
+            "gateway.v0" => Box::pin(self.ask_gateway(build, options, inputs)).await,
             _ => Err(EngineError::Bridge { what: format!("invalid frontend: {frontend}") }),
+        }
+    }
+
+    /// What an image makes that is a frontend, or the built-in one in its place.
+    async fn ask_gateway(
+        &self,
+        build: &Arc<BuildParts>,
+        mut options: BTreeMap<String, String>,
+        inputs: BTreeMap<String, Definition>,
+    ) -> Result<FrontendResult, EngineError> {
+        if options.contains_key("gateway-devel") {
+            return Err(invalid("development gateway is no longer supported"));
+        }
+        let source = options.get("source").cloned().filter(|source| !source.is_empty());
+        let source = source.ok_or_else(|| invalid("no source specified for gateway"))?;
+        if source == "dockerfile.v0" {
+            options.remove("source");
+            return self.ask_dockerfile(build, options, inputs).await;
+        }
+        let command_line = options.get("cmdline").unwrap_or(&source).clone();
+        match Frontend::of(&source, command_line, None, self.frontends())? {
+            // It reads the Dockerfile, and asks whom that names.
+            Frontend::BuiltIn { .. } => self.ask_dockerfile(build, options, inputs).await,
+            Frontend::Gateway(frontend) => Box::pin(self.run_image(frontend, options, inputs, build)).await,
         }
     }
 

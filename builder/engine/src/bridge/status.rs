@@ -47,12 +47,21 @@ pub(crate) fn rpc_status(error: &EngineError) -> rpc::Status {
             details.push(detail("errdefs.Subrequest+json", json!({ "name": name })));
             code = Code::Unimplemented;
         }
+        EngineError::FrontendCap { name } => {
+            details.push(detail("errdefs.FrontendCap+json", json!({ "name": name })));
+        }
         _ => {}
     }
     if code == Code::Ok {
         code = Code::Unknown;
     }
     rpc::Status { code: code as i32, message: chain(error), details }
+}
+
+/// How a process of a container ended that did not end well.
+pub(super) fn exit_status(code: i32) -> rpc::Status {
+    let details = vec![detail("gatewayapi.ExitMessage+json", json!({ "Code": code }))];
+    rpc::Status { code: Code::Unknown as i32, message: format!("exit code: {code}"), details }
 }
 
 /// BuildKit leaves most of its errors without a code.

@@ -6,7 +6,7 @@ use lapstrake_api_proto::gateway::{
     self, AttestationKind, Attestations, FileRange as WireRange, ReturnRequest, SolveRequest, SolveResponse,
     WarnRequest, result::Result as WireRefs,
 };
-use lapstrake_builder_llb::{Definition, pb};
+use lapstrake_builder_llb::{Definition, SourcePolicies, pb};
 use lapstrake_builder_progress::{Emit, Event, Warning};
 use lapstrake_layerstore_oci::Digest;
 
@@ -38,9 +38,8 @@ pub(super) fn file_range(range: Option<WireRange>) -> Result<Option<FileRange>, 
 
 pub(super) async fn solve(bridge: &Bridge, request: SolveRequest) -> Result<SolveResponse, EngineError> {
     let SolveRequest { frontend, frontend_opt, frontend_inputs, cache_imports, evaluate, .. } = request;
-    if !request.source_policies.is_empty() {
-        return Err(EngineError::Unsupported { what: "a source policy of one solve".to_owned() });
-    }
+    let policies = SourcePolicies::from_proto(&request.source_policies);
+    let policies = policies.map_err(|error| invalid(error.to_string()))?;
     let mut inputs = BTreeMap::new();
     for (name, graph) in frontend_inputs {
         inputs.insert(name, Definition::from_proto(graph)?);
@@ -57,6 +56,7 @@ pub(super) async fn solve(bridge: &Bridge, request: SolveRequest) -> Result<Solv
             inputs,
         }),
         caches: caches.collect(),
+        policies,
         evaluate,
     };
     let result = bridge.solve(order).await?;

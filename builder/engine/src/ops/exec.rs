@@ -15,7 +15,7 @@ use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::Tree;
 use tokio::sync::mpsc;
 
-use super::{KeyedStep, Workshop, classic, mounts::MountPlan};
+use super::{KeyedStep, Workshop, classic, mounts::{MountPlan, Wanted, renew_caches}};
 use crate::{
     OutOfMemory, Resources, StepError,
     classic::words,
@@ -72,9 +72,19 @@ impl ExecStep {
         format!("mount {} from exec {}", mount.dest, self.meta.args.join(" "))
     }
 
-    async fn process(&self, cx: &OpContext<EngineTypes>, inputs: Vec<Tree>) -> Result<Vec<Tree>, StepError> {
+    async fn process(
+        &self,
+        vertex: &Vertex,
+        cx: &OpContext<EngineTypes>,
+        inputs: Vec<Tree>,
+    ) -> Result<Vec<Tree>, StepError> {
         let _slot = self.workshop.slot(cx).await?;
-        let mut plan = MountPlan::prepare(&self.workshop, &self.op, inputs, cx).await?;
+        if vertex.metadata.ignore_cache
+            && let Some(scope) = cx.peek_scopes().first()
+        {
+            renew_caches(&self.workshop, &self.op, &inputs, scope).await?;
+        }
+        let mut plan = MountPlan::prepare(&self.workshop, &self.op, inputs, &Wanted::Step(cx)).await?;
         let mut spec = self.spec(&mut plan, cx)?;
         spec.devices = self.devices().await?;
         let (stdout, stderr, pump) = output(cx.vertex.clone());
@@ -280,11 +290,11 @@ impl KeyedStep for ExecStep {
 
     fn run<'a>(
         &'a self,
-        _: &'a Vertex,
+        vertex: &'a Vertex,
         cx: &'a OpContext<EngineTypes>,
         inputs: Vec<Tree>,
     ) -> BoxFuture<'a, Result<Vec<Tree>, StepError>> {
-        Box::pin(self.process(cx, inputs))
+        Box::pin(self.process(vertex, cx, inputs))
     }
 }
 

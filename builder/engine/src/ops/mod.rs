@@ -3,14 +3,19 @@
 //! ```text
 //!   source ── fetch ──► Tree        exec ── drafts, mounts, process ──► Trees
 //!   file ── actions ──► Trees       merge, diff ── layers again ──► Tree
+//!   passthrough ──► its inputs       build ── a graph in a file ──► Tree
 //! ```
 
+mod build;
 mod classic;
 mod exec;
 mod file;
 mod merge;
 mod mounts;
+mod passthrough;
 mod source;
+
+pub(crate) use self::mounts::{CacheId, MountPlan, Root, Wanted, find_secret};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -28,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    StepError,
+    Engine, StepError,
     reasons::{self, Missed, Running},
     scope::EngineTypes,
 };
@@ -77,15 +82,19 @@ impl Workshop {
 
 /// Makes the op of a vertex of `graph`; of a process that gets other devices than it asks for, with those.
 pub(crate) fn op(
-    workshop: &Arc<Workshop>,
+    engine: &Engine,
     graph: &Arc<Graph>,
     vertex: &Vertex,
     devices: Option<&[pb::CdiDevice]>,
 ) -> Result<Arc<dyn Op<EngineTypes>>, StepError> {
-    let workshop = Arc::clone(workshop);
+    let workshop = Arc::clone(engine.workshop());
     let place = (graph, vertex);
     let platform = vertex.op.platform.clone();
-    Ok(match vertex.op.op.as_ref().expect("a parsed vertex has an op") {
+    let Some(op) = &vertex.op.op else {
+        let op = vertex.passthrough.as_ref().expect("a parsed vertex has an op");
+        return Ok(Keyed::new(place, passthrough::PassthroughStep::new(workshop, op, vertex)));
+    };
+    Ok(match op {
         pb::op::Op::Source(op) => Arc::new(source::SourceStep::new(workshop, op, platform)?),
         pb::op::Op::Exec(op) => {
             let mut op = op.clone();
@@ -97,11 +106,7 @@ pub(crate) fn op(
         pb::op::Op::File(op) => Keyed::new(place, file::FileStep::new(workshop, op, vertex)),
         pb::op::Op::Merge(op) => Keyed::new(place, merge::merge(workshop, op, vertex)),
         pb::op::Op::Diff(op) => Keyed::new(place, merge::diff(workshop, op, vertex)),
-        pb::op::Op::Build(_) => {
-            return Err(StepError::Unsupported {
-                what: "a build op within a graph (nested build)".to_owned(),
-            });
-        }
+        pb::op::Op::Build(op) => Keyed::new(place, build::BuildStep::new(engine, op, vertex)?),
     })
 }
 

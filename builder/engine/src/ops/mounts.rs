@@ -7,12 +7,13 @@ use lapstrake_builder_executor::{MountKind, MountSpec};
 use lapstrake_builder_llb::pb;
 use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::{Draft, SnapshotMount, Tree};
-use lapstrake_session::{Secret, SshAgent, SshSocket};
+use lapstrake_session::{Secret, SessionId, SshAgent, SshSocket};
+use tokio_util::sync::CancellationToken;
 
 use super::Workshop;
 use crate::{
     StepError,
-    scope::{EngineTypes, sessions},
+    scope::{BuildScope, EngineTypes, sessions},
 };
 
 /// The root of the process's file system.
@@ -21,10 +22,41 @@ pub(crate) struct Root {
     pub(crate) read_only: bool,
 }
 
+/// Who wants a process: whose secrets and agents it may have, and whether it is still wanted.
+pub(crate) enum Wanted<'a> {
+    /// A step of a graph, for the builds that wait for it. They are looked at only where something of theirs is asked for.
+    Step(&'a OpContext<EngineTypes>),
+    /// A frontend of one build.
+    Frontend {
+        /// The build.
+        scope: &'a BuildScope,
+        /// Cancelled when nobody wants it any more.
+        cancel: &'a CancellationToken,
+    },
+}
+
+impl Wanted<'_> {
+    fn cancel(&self) -> &CancellationToken {
+        match self {
+            Self::Step(cx) => &cx.cancel,
+            Self::Frontend { cancel, .. } => cancel,
+        }
+    }
+
+    fn sessions(&self) -> Vec<SessionId> {
+        match self {
+            Self::Step(cx) => sessions(&cx.scopes()),
+            Self::Frontend { scope, .. } => scope.session.iter().cloned().collect(),
+        }
+    }
+}
+
 /// Everything that must live as long as the process does. Dropping it discards drafts that were not taken.
 pub(crate) struct MountPlan {
     root: Option<Root>,
     mounts: Vec<MountSpec>,
+    /// The snapshots that are mounted, by the mount's number.
+    snapshots: Vec<Option<SnapshotMount>>,
     secret_env: Vec<String>,
     // By the mount's number: drafts whose content is an output.
     outputs: Vec<(usize, Draft)>,
@@ -42,11 +74,12 @@ impl MountPlan {
         workshop: &Arc<Workshop>,
         op: &pb::ExecOp,
         inputs: Vec<Tree>,
-        cx: &OpContext<EngineTypes>,
+        cx: &Wanted<'_>,
     ) -> Result<Self, StepError> {
         let mut plan = Self {
             root: None,
             mounts: Vec::new(),
+            snapshots: vec![None; op.mounts.len()],
             secret_env: Vec::new(),
             outputs: Vec::new(),
             scratch: Vec::new(),
@@ -70,6 +103,9 @@ impl MountPlan {
                 pb::MountType::Ssh => plan.ssh(workshop, mount, cx).await?,
             };
             let Some(kind) = kind else { continue };
+            if let MountKind::Snapshot { mount, .. } = &kind {
+                plan.snapshots[number] = Some(mount.clone());
+            }
             if mount.dest == "/" {
                 plan.set_root(kind)?;
             } else {
@@ -132,7 +168,7 @@ impl MountPlan {
         workshop: &Arc<Workshop>,
         op: &pb::ExecOp,
         inputs: &[Tree],
-        cx: &OpContext<EngineTypes>,
+        cx: &Wanted<'_>,
     ) -> Result<(), StepError> {
         let mut wanted = BTreeMap::new();
         for mount in op.mounts.iter().filter(|mount| mount.mount_type() == pb::MountType::Cache) {
@@ -153,7 +189,7 @@ impl MountPlan {
             let taken = Arc::clone(&workshop.cache).mount(&id.0, sharing, &input, &dest);
             let cache = tokio::select! {
                 cache = taken => cache?,
-                () = cx.cancel.cancelled() => return Err(StepError::Canceled),
+                () = cx.cancel().cancelled() => return Err(StepError::Canceled),
             };
             self.caches.insert(id, cache);
         }
@@ -176,7 +212,7 @@ impl MountPlan {
         &mut self,
         workshop: &Arc<Workshop>,
         mount: &pb::Mount,
-        cx: &OpContext<EngineTypes>,
+        cx: &Wanted<'_>,
     ) -> Result<Option<MountKind>, StepError> {
         let options = mount.ssh_opt.clone().unwrap_or_default();
         let dir = tempfile::Builder::new()
@@ -189,7 +225,7 @@ impl MountPlan {
             owner: Some((options.uid, options.gid)),
             mode: options.mode & 0o7777,
         };
-        let ids = sessions(&cx.scopes());
+        let ids = cx.sessions();
         let agent = workshop
             .sessions
             .any(&ids, |caller| {
@@ -222,6 +258,11 @@ impl MountPlan {
         std::mem::take(&mut self.mounts)
     }
 
+    /// The snapshots that are mounted, by the mount's number.
+    pub(crate) fn snapshots(&self) -> &[Option<SnapshotMount>] {
+        &self.snapshots
+    }
+
     /// Variables whose values are secrets.
     pub(crate) fn secret_env(&mut self) -> Vec<String> {
         std::mem::take(&mut self.secret_env)
@@ -234,7 +275,27 @@ impl MountPlan {
 }
 
 /// A cache mount's id, and the snapshot that it begins as.
-type CacheId = (String, Option<String>);
+pub(crate) type CacheId = (String, Option<String>);
+
+/// Makes the cache mounts of a step without cache begin anew, as BuildKit does: once a build, so that its further steps find what the first left.
+pub(crate) async fn renew_caches(
+    workshop: &Arc<Workshop>,
+    op: &pb::ExecOp,
+    inputs: &[Tree],
+    scope: &BuildScope,
+) -> Result<(), StepError> {
+    for mount in op.mounts.iter().filter(|mount| mount.mount_type() == pb::MountType::Cache) {
+        let input = usize::try_from(mount.input).ok().and_then(|index| inputs.get(index));
+        let input = input.cloned().unwrap_or_else(Tree::empty);
+        let id = cache_id(mount, &input);
+        // Held meanwhile: another step of the build must not take what is about to be forgotten.
+        let mut renewed = scope.renewed.lock().await;
+        if renewed.insert(id.clone()) {
+            Arc::clone(&workshop.cache).forget_mount(&id.0, &input).await?;
+        }
+    }
+    Ok(())
+}
 
 fn cache_id(mount: &pb::Mount, input: &Tree) -> CacheId {
     let id = mount.cache_opt.as_ref().map(|options| options.id.clone()).unwrap_or_default();
@@ -248,7 +309,7 @@ fn tmpfs_size(mount: &pb::Mount) -> Option<u64> {
 async fn secret(
     workshop: &Arc<Workshop>,
     mount: &pb::Mount,
-    cx: &OpContext<EngineTypes>,
+    cx: &Wanted<'_>,
 ) -> Result<Option<MountKind>, StepError> {
     let options = mount.secret_opt.clone().unwrap_or_default();
     let found = find_secret(workshop, &options.id, options.optional, cx).await?;
@@ -260,13 +321,13 @@ async fn secret(
     }))
 }
 
-async fn find_secret(
+pub(crate) async fn find_secret(
     workshop: &Arc<Workshop>,
     id: &str,
     optional: bool,
-    cx: &OpContext<EngineTypes>,
+    cx: &Wanted<'_>,
 ) -> Result<Option<Secret>, StepError> {
-    let ids = sessions(&cx.scopes());
+    let ids = cx.sessions();
     if ids.is_empty() {
         return if optional { Ok(None) } else { Err(StepError::NoSecret { id: id.to_owned() }) };
     }
