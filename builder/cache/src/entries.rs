@@ -318,6 +318,20 @@ pub(crate) fn mount_keys(metadata: &Metadata, id: &str) -> Result<Vec<SnapshotKe
     })
 }
 
+/// What cache mounts are known by that nobody finds any more: no step's id has a NUL.
+const FORGOTTEN: &str = "\0forgotten";
+
+/// Takes the directories of a cache mount from it. They stay entries until they are pruned.
+pub(crate) fn forget_mounts(metadata: &Metadata, id: &str) -> Result<(), StoreError> {
+    metadata.write_lazily(|txn| {
+        let failed = "forget a cache mount";
+        txn.prepare_cached("UPDATE cache_entry SET mount = ?2 WHERE mount = ?1")
+            .and_then(|mut statement| statement.execute([id, FORGOTTEN]))
+            .map_err(StoreError::metadata(failed))
+            .map(drop)
+    })
+}
+
 /// Gives a directory to a cache mount, or notes that it is used again.
 pub(crate) fn record_mount(
     metadata: &Metadata,

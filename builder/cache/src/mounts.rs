@@ -117,6 +117,19 @@ impl BuildCache {
         self.lend(id, sharing, initial, Listed { kind: RecordKind::CacheMount, description }).await
     }
 
+    /// Forgets the directories of the cache mount `id` that begin as `initial`: who takes it next begins anew. Whoever has one now keeps it, and they
+    /// are pruned as other entries are.
+    pub async fn forget_mount(self: Arc<Self>, id: &str, initial: &Tree) -> Result<(), CacheError> {
+        let id = mount_id(id, initial);
+        tokio::task::spawn_blocking(move || {
+            // Not while somebody chooses.
+            let _busy = self.busy.lock();
+            entries::forget_mounts(&self.metadata, &id).map_err(CacheError::from)
+        })
+        .await
+        .map_err(|_| CacheError::Lost)?
+    }
+
     /// Takes a directory of the daemon's own, alone, which begins empty when it is new. It is listed, pruned and measured as a cache mount is, and no
     /// step can name it.
     pub async fn directory(self: Arc<Self>, id: &str, description: String) -> Result<CacheMount, CacheError> {
@@ -132,11 +145,7 @@ impl BuildCache {
         initial: &Tree,
         listed: Listed,
     ) -> Result<CacheMount, CacheError> {
-        // What a cache begins as is part of what it is. The id never becomes a path.
-        let id = match initial.snapshot() {
-            None => id.to_owned(),
-            Some(snapshot) => Digest::sha256_of(format!("{id}\0{snapshot}").as_bytes()).to_string(),
-        };
+        let id = mount_id(id, initial);
         // A directory that begins as a tree is an overlay, which cannot be mounted twice at once.
         let sharing = match (sharing, initial.snapshot()) {
             (Sharing::Shared, Some(_)) => Sharing::Locked,
@@ -212,5 +221,13 @@ impl BuildCache {
         let shared = sharing == Sharing::Shared;
         busy.users.push(User { key, shared, alive: Arc::downgrade(&user) });
         Ok(CacheMount { mount, _user: user, _permit: permit, _lease: lease })
+    }
+}
+
+/// What the directories of a cache mount are known by. What a cache begins as is part of what it is. The id never becomes a path.
+fn mount_id(id: &str, initial: &Tree) -> String {
+    match initial.snapshot() {
+        None => id.to_owned(),
+        Some(snapshot) => Digest::sha256_of(format!("{id}\0{snapshot}").as_bytes()).to_string(),
     }
 }

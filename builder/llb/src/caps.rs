@@ -91,7 +91,7 @@ caps! {
     SOURCE_HTTP_SIGNATURE_VERIFY = "source.http.signatureverify", without: "signatures of files are not verified";
     SOURCE_IMAGE_BLOB = "source.imageblob";
     SOURCE_OCI_LAYOUT = "source.ocilayout";
-    BUILD_OP_FILE_NAME = "source.buildop.llbfilename", without: "build ops are not run yet";
+    BUILD_OP_FILE_NAME = "source.buildop.llbfilename";
     EXEC_META_BASE = "exec.meta.base";
     EXEC_META_CGROUP_PARENT = "exec.meta.cgroup.parent";
     EXEC_META_NETWORK = "exec.meta.network";
