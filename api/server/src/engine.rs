@@ -17,7 +17,7 @@ use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest}
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, ContextInput, Engine, EngineError, Entitlement, ErrorKind, Exported,
-    FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, Step, StepKind,
+    FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, SourcePolicy, Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
@@ -219,6 +219,8 @@ fn request(
             pids: query.pids,
             shm_size: query.shm_size,
         },
+        // The API has no way to say it.
+        source_policy: SourcePolicy::default(),
         grants,
     };
     Ok((request, steps))
@@ -254,9 +256,11 @@ fn cache_from(texts: &[String]) -> Result<Vec<CacheSource>, ApiError> {
         let source = CacheSource::parse(text)
             .map_err(|error| ApiError::invalid(format!("cache-from: {}", chain(&error))))?;
         match source {
-            CacheSource::Local { .. } | CacheSource::Client { .. } => Err(ApiError::not_implemented(format!(
-                "cache-from {text:?}: type=local is not supported through the API, as it would read the daemon's directories"
-            ))),
+            CacheSource::Local { .. } | CacheSource::Client { .. } => {
+                Err(ApiError::not_implemented(format!(
+                    "cache-from {text:?}: type=local is not supported through the API, as it would read the daemon's directories"
+                )))
+            }
             CacheSource::Registry { .. } => Ok(source),
         }
     };
@@ -481,7 +485,9 @@ mod tests {
                     .into_iter()
                     .map(|source| match source {
                         CacheSource::Registry { reference, .. } => reference.familiar(),
-                        CacheSource::Local { .. } | CacheSource::Client { .. } => unreachable!("they are refused"),
+                        CacheSource::Local { .. } | CacheSource::Client { .. } => {
+                            unreachable!("they are refused")
+                        }
                     })
                     .collect::<Vec<_>>()
             })

@@ -27,7 +27,7 @@ use std::{
 use lapstrake_api_types::{HostEntry, HostGateway};
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Entitlement,
-    Exported, FailedImage, Input, Question, Reply,
+    Exported, FailedImage, Input, Question, Reply, SourcePolicy,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
@@ -127,6 +127,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
             credentials: Arc::new(credentials),
             grants,
             resources,
+            source_policy: SourcePolicy::default(),
         };
         let code = match build(&assembly.engine, request, mode, args.store.debug, stop).await? {
             Some(exported) => {

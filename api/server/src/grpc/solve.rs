@@ -14,9 +14,9 @@ use lapstrake_api_proto::{
 use lapstrake_api_types::bool_value;
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, CacheTarget, EngineError, FrontendRequest, Grants, Input, KeepFailed,
-    Output, status_of,
+    Output, SourcePolicy, status_of,
 };
-use lapstrake_builder_llb::Definition;
+use lapstrake_builder_llb::{Definition, SourcePolicies};
 use lapstrake_builder_progress::{Limits, Progress};
 use lapstrake_layerstore_registry::StaticCredentials;
 use lapstrake_layerstore_store::random_id;
@@ -35,10 +35,17 @@ const DOCKERFILE: &str = "dockerfile.v0";
 const GATEWAY: &str = "gateway.v0";
 
 /// Runs a build to its end. Dropping the future, which a client does by going away, cancels it.
-pub(super) async fn solve(state: &Arc<AppState>, request: SolveRequest) -> Result<SolveResponse, Status> {
-    let request = build_request(request)?;
+pub(super) async fn solve(
+    state: &Arc<AppState>,
+    mut request: SolveRequest,
+) -> Result<SolveResponse, Status> {
+    if request.r#ref.is_empty() {
+        request.r#ref = random_id();
+    }
     let progress = Progress::anonymous(Limits::default()).map_err(|error| Status::internal(chain(&error)))?;
-    let running = state.spools.begin(&request.id.0, &progress)?;
+    // Before the request is looked at: whoever follows a build that is refused hears at once that there is nothing to hear.
+    let running = state.spools.begin(&request.r#ref, &progress)?;
+    let request = build_request(request)?;
     let cancel = CancellationToken::new();
     let guard = cancel.clone().drop_guard();
     let exported = state.builds.solve(request, progress, cancel).await.map_err(|error| status_of(&error))?;
@@ -52,12 +59,9 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
     if request.enable_session_exporter {
         return Err(Status::unimplemented("EnableSessionExporter is not supported"));
     }
-    if !request.source_policy_session.is_empty() {
-        return Err(Status::unimplemented("SourcePolicySession is not supported"));
-    }
-    if request.source_policy.is_some() {
-        return Err(Status::unimplemented("SourcePolicy is not supported"));
-    }
+    let rules = SourcePolicies::from_proto(&request.source_policy);
+    let rules = rules.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let source_policy = SourcePolicy { rules, session: SessionId::parse(&request.source_policy_session) };
     let cache = Caches::of(request.cache.unwrap_or_default());
     let exporters = exporters(
         request.exporters,
@@ -65,9 +69,8 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
         request.exporter_attrs_deprecated,
         attrs.get(EPOCH_ARG),
     );
-    let id = if request.r#ref.is_empty() { random_id() } else { request.r#ref };
     Ok(BuildRequest {
-        id: BuildId(id),
+        id: BuildId(request.r#ref),
         session: SessionId::parse(&request.session),
         outputs: outputs(exporters)?,
         cache_from: cache.sources(attrs).map_err(told)?,
@@ -78,6 +81,7 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
         keep_failed: KeepFailed::No,
         grants: Grants::parse(request.entitlements.iter().map(String::as_str)).map_err(told)?,
         resources: limits(attrs)?,
+        source_policy,
         input: input(request.frontend, request.frontend_attrs, request.definition, request.frontend_inputs)?,
     })
 }
