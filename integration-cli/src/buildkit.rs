@@ -3,11 +3,13 @@
 //! ```text
 //!   BuildKit::upgraded (POST /grpc) │ BuildKit::raw (HTTP/2 at once) │ BuildKit::over (any stream)
 //!        ├─ control(), bridge(build)     the stubs
+//!        ├─ Llb                           graphs by hand
 //!        ├─ open(Client) ─► Session      what the daemon may ask for: directories, secrets, logins; where outputs go
 //!        └─ solve(SolveRequest)          Solve and Status at once, as real clients do ─► Outcome
 //! ```
 
 mod files;
+mod llb;
 mod session;
 
 use std::{
@@ -40,6 +42,7 @@ use tonic::{
 
 pub use self::{
     files::{Entry, Tree},
+    llb::{Llb, digest},
     session::{Client, Received, Session},
 };
 

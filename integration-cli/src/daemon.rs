@@ -87,6 +87,11 @@ impl Daemon {
         Docker::new(self.host(), self.dir.path().join("docker-config"))
     }
 
+    /// Its process's id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

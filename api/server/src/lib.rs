@@ -22,6 +22,7 @@
 //! A client that goes away drops its request's future or body, and with it the token that its work watches.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod backend;
 mod blocking;
 mod body;

@@ -7,6 +7,8 @@
 //! **Its request line is taken as Go's server takes it.** Quotation marks and angle brackets have to be escaped in a URL; Moby takes them as
 //! they are, and people write `curl '…?filters={"dangling":…}'`. hyper refuses such a request before anybody could say why. So the first line
 //! is escaped on its way in. Later requests of the same connection are a library's, which escapes by itself.
+//!
+//! **Its authority is taken as Go's server takes it**, too: see [`crate::authority`].
 
 use std::{
     future::Future,
@@ -21,11 +23,10 @@ use tokio::{
     time::Sleep,
 };
 
-/// Bytes read at a time while the first line lasts.
-const PIECE: usize = 1024;
+use crate::authority::{AuthorityFilter, PREFACE};
 
-/// What a connection of HTTP/2 begins with (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes read at a time while what comes is looked at.
+const PIECE: usize = 4096;
 
 /// Fails to be read when its HTTP version is not known within the time, and escapes what a request line should not contain.
 pub(crate) struct Opening<I> {
@@ -36,7 +37,9 @@ pub(crate) struct Opening<I> {
     preface: usize,
     /// Whether the first line has not ended yet.
     in_line: bool,
-    /// Escaped bytes that did not fit into the reader's buffer, and how many of them it has.
+    /// Looks at the requests of HTTP/2; gone when there is nothing to look for.
+    filter: Option<AuthorityFilter>,
+    /// Bytes that were looked at and did not fit into the reader's buffer, and how many of them it has.
     waiting: Vec<u8>,
     taken: usize,
 }
@@ -45,19 +48,45 @@ impl<I> Opening<I> {
     /// Waits `patience` for the bytes that tell the version. Called within a tokio runtime.
     pub(crate) fn new(io: I, patience: Duration) -> Self {
         let deadline = Some(Box::pin(tokio::time::sleep(patience)));
-        Self { io, deadline, preface: 0, in_line: true, waiting: Vec::new(), taken: 0 }
+        Self {
+            io,
+            deadline,
+            preface: 0,
+            in_line: true,
+            filter: Some(AuthorityFilter::new()),
+            waiting: Vec::new(),
+            taken: 0,
+        }
     }
 
-    fn escape(&mut self, piece: &[u8]) {
-        for byte in piece {
-            match byte {
-                b'"' | b'<' | b'>' if self.in_line => {
-                    self.waiting.extend_from_slice(format!("%{byte:02X}").as_bytes());
-                }
-                _ => self.waiting.push(*byte),
-            }
-            self.in_line &= *byte != b'\n';
+    fn look_at(&mut self, piece: &[u8]) {
+        let rest = if self.in_line { self.escape_line(piece) } else { piece };
+        match &mut self.filter {
+            Some(filter) => filter.feed(rest, &mut self.waiting),
+            None => self.waiting.extend_from_slice(rest),
         }
+        if self.filter.as_ref().is_some_and(AuthorityFilter::is_done) {
+            self.filter = None;
+        }
+    }
+
+    /// Takes the first line, or a part of it; what is behind it.
+    fn escape_line<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let end = piece.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let (line, rest) = piece.split_at(end.unwrap_or(piece.len()));
+        self.in_line = end.is_none();
+        let mut escaped = Vec::with_capacity(line.len());
+        for byte in line {
+            match byte {
+                b'"' | b'<' | b'>' => escaped.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+                _ => escaped.push(*byte),
+            }
+        }
+        match &mut self.filter {
+            Some(filter) => filter.feed(&escaped, &mut self.waiting),
+            None => self.waiting.append(&mut escaped),
+        }
+        rest
     }
 }
 
@@ -95,15 +124,21 @@ impl<I: AsyncRead + Unpin> AsyncRead for Opening<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.taken == self.waiting.len() {
-            if !self.in_line {
+            if !self.in_line && self.filter.is_none() {
                 return self.poll_read_in_time(cx, buf);
             }
-            let mut piece = [0; PIECE];
-            let mut read = ReadBuf::new(&mut piece);
-            ready!(self.poll_read_in_time(cx, &mut read))?;
             self.waiting.clear();
             self.taken = 0;
-            self.escape(read.filled());
+            let mut piece = [0; PIECE];
+            // Of a frame that is not whole yet, nothing is told: that would be the end.
+            while self.waiting.is_empty() {
+                let mut read = ReadBuf::new(&mut piece);
+                ready!(self.poll_read_in_time(cx, &mut read))?;
+                if read.filled().is_empty() {
+                    break;
+                }
+                self.look_at(read.filled());
+            }
         }
         let rest = &self.waiting[self.taken..];
         let fits = rest.len().min(buf.remaining());
