@@ -64,7 +64,7 @@ impl Exporter {
         } else {
             (written.id().cloned(), tagged(&given))
         };
-        let exported = Exported { image: id, names, manifest, cache: None };
+        let exported = Exported { image: id, names, manifest, ..Exported::default() };
         let publishing = (!pushed_names.is_empty()).then(|| Publishing::new(written, uploads, pushed_names));
         Ok(Export { exported, publishing })
     }
@@ -144,7 +144,7 @@ impl Exporter {
         .await?;
         writing.done();
         told_names(vertex, &names);
-        Ok(Exported { image: Some(id), names, manifest: None, cache: None })
+        Ok(Exported { image: Some(id), names, ..Exported::default() })
     }
 
     /// Stores what was written. Of an index, what its names point at where there is room for one image is the one for this machine, or else the first; other

@@ -69,7 +69,7 @@ impl Exporter {
             image: written.id().cloned(),
             names: names.clone(),
             manifest: Some(root.clone()),
-            cache: None,
+            ..Exported::default()
         };
         let order = LayoutOrder { written: Arc::new(written), root, names, docker };
         if output.tar {

@@ -341,6 +341,8 @@ pub struct Exported {
     pub manifest: Option<Descriptor>,
     /// What names the cache that was left for others, if one was.
     pub cache: Option<Descriptor>,
+    /// What the frontend says to the client: what of its metadata is called `frontend.…`.
+    pub frontend: BTreeMap<String, String>,
 }
 
 impl Exported {
@@ -379,6 +381,7 @@ impl Exported {
             let json = gojson::to_vec(cache).expect("a descriptor is JSON");
             say("cache.manifest", String::from_utf8(json).expect("JSON is text"));
         }
+        response.extend(self.frontend.clone());
         response
     }
 
@@ -390,6 +393,7 @@ impl Exported {
             names: if later.names.is_empty() { self.names } else { later.names },
             manifest: later.manifest.or(self.manifest),
             cache: later.cache.or(self.cache),
+            frontend: self.frontend.into_iter().chain(later.frontend).collect(),
         }
     }
 }

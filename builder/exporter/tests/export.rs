@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
+use std::{fs, os::unix::fs::MetadataExt as _};
 
 use common::*;
 use lapstrake_builder_exporter::{Destination, ExportError, Output, PlatformResult};
@@ -248,14 +248,4 @@ fn displays_call_exports_as_buildkit_does() {
     assert_eq!(oci.progress_name().as_deref(), Some("exporting to oci image format"));
     let docker = Output::docker(Vec::new(), to());
     assert_eq!(docker.progress_name().as_deref(), Some("exporting to docker image format"));
-}
-
-fn skopeo(arguments: &[&str]) -> Vec<u8> {
-    let output = Command::new("skopeo")
-        .arg("--insecure-policy")
-        .args(arguments)
-        .output()
-        .expect("skopeo is installed (Debian package skopeo)");
-    assert!(output.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
 }

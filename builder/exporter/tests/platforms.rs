@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{fs, process::Command};
+use std::fs;
 
 use common::*;
 use lapstrake_builder_exporter::{Destination, ExportError, Output, PlatformResult};
@@ -185,7 +185,7 @@ async fn trees_go_into_directories_by_platform() {
     expected.sort_by_key(|line| line.starts_with("linux_arm"));
     assert_eq!(listing(&fs::read(machine.path("t")).unwrap()), expected);
     assert!(
-        Command::new("tar")
+        std::process::Command::new("tar")
             .arg("-xf")
             .arg(machine.path("t"))
             .current_dir(machine.dir.path())
@@ -229,14 +229,4 @@ async fn one_directory_for_all_needs_files_that_differ() {
     let output = local_split(to(machine.path("s")), true);
     machine.export(output, vec![machine.result()]).await.unwrap();
     assert!(machine.path("s").join(host_directory()).join("tool").exists());
-}
-
-fn skopeo(arguments: &[&str]) -> Vec<u8> {
-    let output = Command::new("skopeo")
-        .arg("--insecure-policy")
-        .args(arguments)
-        .output()
-        .expect("skopeo is installed (Debian package skopeo)");
-    assert!(output.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
 }

@@ -6,6 +6,7 @@
 //!   ADD a.tar.gz ───────► tar ── unpack_archive ──► directory below a root
 //!   committed snapshot ── write_layer ────────────► tar, DiffID
 //!   any tree ─────────── write_tree, write_trees ─► tar
+//!   tar ──────────────── write_estargz ─► blob, DiffID of what it decompresses to
 //! ```
 //!
 //! Everything blocks, streams, and holds a few MiB at most (plus some 200 bytes for each directory, whiteout and hard
@@ -20,6 +21,7 @@ mod apply;
 mod archive;
 mod compression;
 mod error;
+mod estargz;
 mod fsat;
 mod layer;
 mod limits;
@@ -31,6 +33,7 @@ pub use apply::{Applied, apply};
 pub use archive::{ArchiveReader, Member, MemberKind};
 pub use compression::{Compression, Decompressed, decompress};
 pub use error::{DiffError, EntryName, ErrorKind};
+pub use estargz::{Estargz, write_estargz};
 pub use layer::{ArchivedTree, LayerDigest, WriteOptions, write_layer, write_tree, write_trees};
 pub use limits::Limits;
 pub use unpack::{ArchiveOptions, Unpacked, is_archive, unpack_archive, unpack_context};

@@ -33,7 +33,8 @@ pub trait LayerStore: Send + Sync {
     /// recorded as another layer.
     fn record(&self, layers: &[Layer]) -> Result<(), StoreError>;
 
-    /// The blobs in the content store whose decompressed bytes have this diff id, oldest first.
+    /// The blobs in the content store that were recorded with this diff id, oldest first: their decompressed bytes have it, unless an annotation says what
+    /// else they have (`containerd.io/uncompressed`: eStargz has a table of contents behind the layer).
     fn blobs(&self, diff_id: &DiffId) -> Result<Vec<Descriptor>, StoreError>;
 
     /// The diff ids that a blob is recorded to decompress to; nearly always none or one.

@@ -4,8 +4,8 @@
 //! layer: a crash in between leaves a blob that nothing names, which the next start collects.
 
 use std::{
-    collections::HashMap,
-    io::{self, Write},
+    collections::{BTreeMap, HashMap},
+    io::{self, BufReader, BufWriter, Write},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lapstrake_layerstore_diff::Compression;
+use lapstrake_layerstore_diff::{Compression, Limits, write_estargz};
 use lapstrake_layerstore_oci::{Descriptor, DiffId, Digest, LayerCompression, MediaType};
 use lapstrake_layerstore_store::{Layer, Lease, Resource, Stores};
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ const MOST_AT_ONCE: usize = 4;
 /// Annotation of an eStargz blob: the digest of its table of contents.
 pub(crate) const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
+/// Annotation of an eStargz blob: the length of what it decompresses to.
+const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 /// Annotation of a kept blob: what it decompresses to, where that is not the layer's own tar stream (eStargz has a table of contents behind it).
 pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
@@ -221,8 +223,10 @@ fn kept_blob(
     let mut blobs = stores.layers.blobs(&layer.diff_id)?;
     blobs.sort_by_key(|blob| !is_wanted(blob));
     for blob in blobs {
+        // A blob of another layer than the tree's is for who asks for such.
+        let is_other = blob_content(&blob, &layer.diff_id) != layer.diff_id;
         let fits = blob.media_type.is_layer()
-            && (!options.force || is_wanted(&blob))
+            && (is_wanted(&blob) || !(options.force || is_other))
             && !blob.media_type.is_nondistributable();
         if fits && hold_blob(stores, &blob.digest, lease)? == Some(blob.size) {
             return Ok(Some(blob));
@@ -245,33 +249,35 @@ fn make_blob(
     if cancel.is_cancelled() {
         return Err(TransferError::Canceled);
     }
-    compressed?;
+    let annotations = compressed?;
     let (digest, size) = (writer.digest(), writer.offset());
     // Held before it is there, so that collection never sees it unheld.
     lease.hold(Resource::Blob(digest.clone()));
     writer.commit(Some(&digest), Some(size))?;
     let media_type = layer_media_type(options.compression.layer_compression(), ManifestForm::Docker);
-    let blob = Descriptor::new(media_type, digest, size);
+    let blob = Descriptor { annotations, ..Descriptor::new(media_type, digest, size) };
     stores.layers.record_blob(&layer.diff_id, &blob)?;
     Ok(blob)
 }
 
+/// Compresses what `produce` writes; returns what is to be said of the blob.
 fn compress(
-    out: &mut dyn Write,
+    out: &mut (dyn Write + Send),
     options: &BlobOptions,
-    produce: impl FnOnce(&mut dyn Write) -> Result<(), TransferError>,
-) -> Result<(), TransferError> {
+    produce: impl FnOnce(&mut dyn Write) -> Result<(), TransferError> + Send,
+) -> Result<BTreeMap<String, String>, TransferError> {
     const DOING: &str = "compress a layer";
     match options.compression {
-        BlobCompression::Uncompressed => produce(out),
-        BlobCompression::Gzip | BlobCompression::Estargz => {
+        BlobCompression::Uncompressed => produce(out)?,
+        BlobCompression::Estargz => return estargz(out, options.level, produce),
+        BlobCompression::Gzip => {
             let level = options.level.map_or_else(flate2::Compression::default, flate2::Compression::new);
             gzip(out, level, |plain| produce(plain).map_err(Produced::Transfer)).map_err(
                 |error| match error {
                     Produced::Transfer(error) => error,
                     Produced::Io(error) => TransferError::io(DOING)(error),
                 },
-            )
+            )?;
         }
         BlobCompression::Zstd => {
             let level = options.level.and_then(|level| i32::try_from(level).ok()).unwrap_or(ZSTD_LEVEL);
@@ -280,9 +286,36 @@ fn compress(
             // One worker beside this thread; the bytes do not depend on how many there are.
             encoder.multithread(1).map_err(TransferError::io(DOING))?;
             produce(&mut encoder)?;
-            encoder.finish().map(drop).map_err(TransferError::io(DOING))
+            encoder.finish().map_err(TransferError::io(DOING))?;
         }
     }
+    Ok(BTreeMap::new())
+}
+
+fn estargz(
+    out: &mut dyn Write,
+    level: Option<u32>,
+    produce: impl FnOnce(&mut dyn Write) -> Result<(), TransferError> + Send,
+) -> Result<BTreeMap<String, String>, TransferError> {
+    let (reader, writer) = io::pipe().map_err(TransferError::io("open a pipe"))?;
+    let written = std::thread::scope(|scope| {
+        let producing = scope.spawn(move || {
+            let mut writer = BufWriter::with_capacity(256 << 10, writer);
+            produce(&mut writer)?;
+            writer.flush().map_err(TransferError::io("write a layer"))
+        });
+        let reader = BufReader::with_capacity(256 << 10, reader);
+        let written = write_estargz(reader, level, &Limits::default(), out);
+        // Its reader is gone by now, so the producer ends.
+        let produced = producing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = written.map_err(TransferError::layer("in eStargz' form"))?;
+        produced.map(|()| written)
+    })?;
+    Ok(BTreeMap::from([
+        (TOC_DIGEST.to_owned(), written.contents.to_string()),
+        (UNCOMPRESSED_SIZE.to_owned(), written.size.to_string()),
+        (UNCOMPRESSED.to_owned(), written.diff_id.to_string()),
+    ]))
 }
 
 /// An error of making a layer, or of compressing it.
@@ -297,10 +330,17 @@ impl From<io::Error> for Produced {
     }
 }
 
-/// A blob's descriptor in a manifest of this form: the type alone changes, and nothing is carried along from where it was pulled.
+/// A blob's descriptor in a manifest of this form. Nothing is carried along from where it was pulled but, in OCI's form, what makes eStargz of gzip.
 pub fn described(blob: &Descriptor, form: ManifestForm) -> Descriptor {
     let compression = blob.media_type.layer_compression().unwrap_or(LayerCompression::None);
-    Descriptor::new(layer_media_type(compression, form), blob.digest.clone(), blob.size)
+    let mut described = Descriptor::new(layer_media_type(compression, form), blob.digest.clone(), blob.size);
+    if form == ManifestForm::Oci {
+        for key in [TOC_DIGEST, UNCOMPRESSED_SIZE] {
+            let said = blob.annotations.get(key).map(|value| (key.to_owned(), value.clone()));
+            described.annotations.extend(said);
+        }
+    }
+    described
 }
 
 /// The media type of a layer that is compressed so.

@@ -6,7 +6,7 @@ use lapstrake_layerstore_diff::{WriteOptions, decompress, write_layer};
 use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, DigestWriter, LayerCompression};
 use lapstrake_layerstore_store::{BlobReader, Layer, SnapshotName, StoreError, Stores, Tree};
 
-use crate::TransferError;
+use crate::{TransferError, blob_content};
 
 /// The layers of a tree, bottom first. Diff ids that are not known yet are computed, by streaming each layer's tar into its digest, and
 /// remembered: nothing is written but the answer. Blocks.
@@ -74,6 +74,7 @@ struct OpenBlob {
 /// A blob of the layer, open, so that it stays readable; one that need not be decompressed if there is one.
 fn open_blob(stores: &Stores, layer: &Layer) -> Result<Option<OpenBlob>, TransferError> {
     let mut blobs = stores.layers.blobs(&layer.diff_id)?;
+    blobs.retain(|blob| blob_content(blob, &layer.diff_id) == layer.diff_id);
     blobs.sort_by_key(|blob| blob.media_type.layer_compression() != Some(LayerCompression::None));
     for blob in blobs {
         match stores.content.reader(&blob.digest) {

@@ -13,12 +13,13 @@ use lapstrake_api_proto::{
     fsutil::{Packet, packet::PacketType},
 };
 use lapstrake_builder_exporter::{
-    Destination, ExportError, ExportRequest, Exported, Exporter, LocalOutput, Output, PlatformResult,
+    Destination, Export, ExportError, ExportRequest, Exported, Exporter, LocalOutput, Output, PlatformResult,
     TreeOutput,
 };
 use lapstrake_builder_progress::{Emit, Event, VertexHandle, VertexState};
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_oci::{Digest, History, ImageConfig, Platform, Reference};
+use lapstrake_layerstore_registry::{ClientOptions, RegistryClient, RegistryConfig};
 use lapstrake_layerstore_store::{LocalStore, Stores, Tree};
 use lapstrake_session::{ExporterId, SessionId, SessionInfo, Sessions, Wait};
 use parking_lot::Mutex;
@@ -139,10 +140,26 @@ impl Machine {
         results: Vec<PlatformResult>,
         multi_platform: bool,
     ) -> Result<Exported, ExportError> {
-        let vertex = VertexHandle::announce(
+        let vertex = self.vertex();
+        let export = self.made(output, results, multi_platform, &vertex).await?;
+        self.exporter.publish(export, &vertex, &self.cancel).await
+    }
+
+    pub(crate) fn vertex(&self) -> VertexHandle {
+        VertexHandle::announce(
             self.told.clone(),
             VertexState::pending(Digest::sha256_of("vertex"), "exporting", Vec::new()),
-        );
+        )
+    }
+
+    /// What is made, and not published yet.
+    pub(crate) async fn made(
+        &self,
+        output: Output,
+        results: Vec<PlatformResult>,
+        multi_platform: bool,
+        vertex: &VertexHandle,
+    ) -> Result<Export, ExportError> {
         let session = self.sessions.ids().pop();
         let request = ExportRequest {
             output,
@@ -151,10 +168,9 @@ impl Machine {
             multi_platform,
             names: Vec::new(),
             session,
-            registry: None,
+            registry: Some(RegistryClient::new(RegistryConfig::default(), ClientOptions::default())),
         };
-        let export = self.exporter.export(request, &self.sessions, &vertex, &self.cancel).await?;
-        self.exporter.publish(export, &vertex, &self.cancel).await
+        self.exporter.export(request, &self.sessions, vertex, &self.cancel).await
     }
 
     pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
@@ -314,4 +330,15 @@ async fn receive(
 pub(crate) fn local_split(to: Destination, split: bool) -> Output {
     let tree = TreeOutput { split: Some(split), ..TreeOutput::to(to) };
     Output::Local(LocalOutput { tree, delete: false })
+}
+
+/// What skopeo says on standard output.
+pub(crate) fn skopeo(arguments: &[&str]) -> Vec<u8> {
+    let output = std::process::Command::new("skopeo")
+        .arg("--insecure-policy")
+        .args(arguments)
+        .output()
+        .expect("skopeo is installed (Debian package skopeo)");
+    assert!(output.status.success(), "skopeo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }

@@ -110,6 +110,16 @@ impl<R: Read> TarReader<R> {
         Ok(count)
     }
 
+    /// The stream below. Nothing is read ahead of it.
+    pub(crate) fn source(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
+    /// The stream below, at what follows the archive.
+    pub(crate) fn into_source(self) -> R {
+        self.inner
+    }
+
     /// Reads what follows the archive to the end of the stream, which belongs to the digest.
     pub(crate) fn drain(mut self) -> Result<R, DiffError> {
         let mut buf = vec![0; 64 << 10];
