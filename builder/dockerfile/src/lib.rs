@@ -31,7 +31,9 @@ pub use facts::{
     CopyQuery, CopySource, EpochSource, Facts, ImageFact, ImageOrigin, ImageQuery, Need, Place, Restored,
 };
 pub use location::LineRange;
-pub use lower::{LowerError, dockerfile_definition, git_in_one_form, dockerfile_name, dockerignore_definition, source_info};
+pub use lower::{
+    LowerError, dockerfile_definition, dockerfile_name, dockerignore_definition, git_in_one_form, source_info,
+};
 pub use options::{Dialect, DockerfileOptions};
 pub use plan::{
     Answer, ClassicPlan, Plan, Planning, PlatformPlan, StageEntry, StageHistory, Step, StepKind, plan,

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     BuildId, ContextInput, Engine, EngineError, Resources,
+    attest::Trail,
     bridge::BuildParts,
     plan::{Answered, Planned, place_context},
     scope::BuildScope,
@@ -80,6 +81,7 @@ impl Engine {
             progress: progress.clone(),
             renewed: Arc::default(),
             inside: Vec::new(),
+            trail: Trail::nowhere(),
             failed: None,
             known: None,
         };

@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendResult, Frontends, Input,
     Script, SourcePolicy, StepError,
-    bridge::{BuildParts, Offer},
+    attest::{Attests, Capture, Captures, Times, Trail},
+    bridge::{BuildParts, Offer, Target},
     caches::{Solved, snapshots},
     classic::ClassicBuild,
     fault::in_graph,
@@ -225,6 +226,8 @@ impl Engine {
     ) -> Result<Exported, EngineError> {
         request.grants.check(&self.0.entitlements)?;
         check_limits(&request)?;
+        let attests = Attests::of(&request.input)?;
+        let mut times = Times::begin();
         let mut scope = BuildScope {
             mark: BuildMark::default(),
             session: request.session.clone(),
@@ -239,6 +242,7 @@ impl Engine {
             progress: progress.clone(),
             renewed: Arc::default(),
             inside: Vec::new(),
+            trail: Trail::of(&request.input),
             failed,
             known,
         };
@@ -247,7 +251,7 @@ impl Engine {
         let mut classic = None;
         // Until the build ends: who has answered may still look at what it answered with.
         let mut offer = None;
-        let (build, result) = match request.input {
+        let (build, mut result) = match request.input {
             Input::Definition(definition) => {
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
@@ -290,7 +294,10 @@ impl Engine {
                             // When nobody listens any more, nobody misses them.
                             let _ = sender.send(script);
                         }
-                        let result = self.planned(&plan, &options, &build)?;
+                        let mut result = self.planned(&plan, &options, &build)?;
+                        if let Some(order) = &attests.sbom {
+                            self.scan_plan(order, &plan, &mut result, &build).await?;
+                        }
                         (build, result)
                     }
                 }
@@ -326,6 +333,23 @@ impl Engine {
                 }
             }
         }
+        if let Some(order) = &attests.sbom {
+            self.scan_results(order, &mut result, &build).await?;
+        }
+        times.finish();
+        let targets: Vec<&Target> = done.iter().map(|(target, _)| target).collect();
+        let captures = Captures::of(&build.scope.trail, &result, &targets);
+        let mut provenance = BTreeMap::new();
+        for target in targets {
+            if let Some(order) = &attests.provenance {
+                provenance.insert(target.key.clone(), captures.attest(order, target, &times)?);
+            }
+            if let Some(known) = &build.scope.known
+                && let Some((kind, predicate)) = captures.record(target, &attests, &times)?
+            {
+                known.note_provenance(several.then(|| target.key.clone()), kind, predicate);
+            }
+        }
         let mut solved = Solved::default();
         let mut results = Vec::with_capacity(done.len());
         for (mut target, (tree, keys)) in done {
@@ -337,19 +361,22 @@ impl Engine {
                 solved.targets.extend(keys.target.iter().cloned());
                 solved.keys.push(keys);
             }
+            let mut attestations = result.attested(&target.key).await?;
+            attestations.extend(provenance.remove(&target.key).flatten());
             results.push(PlatformResult {
                 platform: target.platform,
                 tree,
                 config: target.config,
                 base: result.base(&target.key)?,
                 epoch: target.epoch,
-                attestations: result.attested(&target.key).await?,
+                attestations,
             });
         }
         let made = Made { results, several, names: result.names()? };
         let BuildParts { scope, imports, .. } = &*build;
         let caches = self.export_caches(&request.cache_to, &solved, imports, scope, progress, cancel);
-        let exported = self.leave(request.outputs, made, scope, progress, cancel, caches).await?;
+        let mut exported = self.leave(request.outputs, made, scope, progress, cancel, caches).await?;
+        exported.frontend = result.told();
         imports.settle().await;
         if let Some(Offer { bridge, .. }) = &offer {
             bridge.release_containers().await?;
@@ -399,7 +426,9 @@ impl Engine {
             return Ok((Tree::empty(), BuildKeys::default()));
         };
         let build = Arc::new(self.load_graph(admitted, scope, imports, progress)?);
-        self.resolve_loaded(admitted, &build, asks_keys).await
+        let made = self.resolve_loaded(admitted, &build, asks_keys).await?;
+        scope.trail.note_result(None, Capture::of(&admitted.graph, build.told()));
+        Ok(made)
     }
 
     /// Takes up a graph; nothing of it runs yet.
@@ -411,9 +440,8 @@ impl Engine {
         progress: &Progress,
     ) -> Result<Build<EngineTypes>, EngineError> {
         let Admitted { definition, graph, devices } = admitted;
-        let make = |vertex: &Vertex| {
-            ops::op(self, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice))
-        };
+        let make =
+            |vertex: &Vertex| ops::op(self, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice));
         let build = self.0.solver.load(graph, make, Arc::clone(scope), imports, progress);
         build.map_err(|error| in_graph(error.into(), definition))
     }
@@ -530,7 +558,7 @@ fn exec_of(vertex: &Vertex) -> Option<(&Vertex, &pb::ExecOp)> {
 pub(crate) struct Admitted {
     /// As it came: errors show lines of it.
     definition: Arc<Definition>,
-    graph: Arc<Graph>,
+    pub(crate) graph: Arc<Graph>,
     /// Of the steps that get other devices than they ask for.
     devices: HashMap<Digest, Vec<pb::CdiDevice>>,
 }

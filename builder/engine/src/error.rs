@@ -204,6 +204,12 @@ pub enum EngineError {
     /// Limits on processes that mean nothing.
     #[error(transparent)]
     Limits(ExecError),
+    /// What is to be attested cannot be.
+    #[error("{why}")]
+    Attest {
+        /// Why not.
+        why: String,
+    },
     /// Something was asked for that is not here.
     #[error("{what} is not supported")]
     Unsupported {
@@ -340,6 +346,7 @@ impl EngineError {
             Self::Unsupported { .. } | Self::FrontendCap { .. } => ErrorKind::Unsupported,
             Self::FrontendRun { .. } => ErrorKind::Internal,
             Self::FrontendName { .. } | Self::Result { .. } | Self::Bridge { .. } => ErrorKind::Invalid,
+            Self::Attest { .. } => ErrorKind::Invalid,
             Self::NoSuchRef { .. } => ErrorKind::NotFound,
             Self::File(_) | Self::Taken { .. } => ErrorKind::Invalid,
             Self::Process(_) => ErrorKind::Internal,
@@ -375,6 +382,22 @@ impl EngineError {
             | Self::Capability { vertex, .. }
             | Self::Refused { vertex, .. } => Some(vertex),
             _ => None,
+        }
+    }
+
+    /// What the client's own policy says about the source that it refused.
+    pub fn policy_messages(&self) -> &[String] {
+        let refusal = match self.inner() {
+            Self::Policy { source, .. } | Self::Source(SourceError::Policy(source)) => Some(source),
+            Self::NoImage { source, .. } => match &**source {
+                SourceError::Policy(source) => Some(source),
+                _ => None,
+            },
+            _ => None,
+        };
+        match refusal {
+            Some(PolicyError::NotAllowed { messages, .. }) => messages,
+            _ => &[],
         }
     }
 

@@ -76,6 +76,10 @@ pub(crate) fn building(request: &BuildRequest) -> Building {
 /// The media type of an error, by BuildKit's spelling.
 const FAILURE: &str = "application/vnd.googeapis.google.rpc.status+proto";
 
+/// The media type of statements and of what they say, and the annotation that tells which kind it is.
+const IN_TOTO: &str = "application/vnd.in-toto+json";
+const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
+
 /// A build ended: how, and what is kept of it.
 pub(crate) fn end(
     recording: Recording,
@@ -83,6 +87,9 @@ pub(crate) fn end(
     result: &Result<Exported, EngineError>,
     stores: &Stores,
 ) {
+    for provenance in known.iter().flat_map(|known| std::mem::take(&mut *known.provenance.lock())) {
+        recording.attach(provenance);
+    }
     let outcome = match result {
         Ok(exported) => Outcome::Completed {
             image: exported.digest().map(ToString::to_string),
@@ -144,6 +151,8 @@ pub(crate) struct Knowledge {
     images: Mutex<BTreeMap<String, String>>,
     /// What outputs left, by number.
     left: Mutex<BTreeMap<u32, Exported>>,
+    /// How results came to be.
+    provenance: Mutex<Vec<Attachment>>,
 }
 
 impl Knowledge {
@@ -159,6 +168,7 @@ impl Knowledge {
             dockerfile: String::new(),
             images: Mutex::default(),
             left: Mutex::default(),
+            provenance: Mutex::default(),
         };
         if let Input::Frontend(FrontendRequest { options, .. }) | Input::Client { options, .. } =
             &request.input
@@ -181,6 +191,16 @@ impl Knowledge {
     /// An output left something.
     pub(crate) fn note_output(&self, number: ExporterId, exported: &Exported) {
         self.left.lock().insert(number.0, exported.clone());
+    }
+
+    /// How a result came to be; that of a platform, if there are several.
+    pub(crate) fn note_provenance(&self, platform: Option<String>, predicate_type: &str, data: Vec<u8>) {
+        self.provenance.lock().push(Attachment {
+            kind: AttachmentKind::Attestation { platform },
+            media_type: IN_TOTO.to_owned(),
+            annotations: [(PREDICATE_TYPE.to_owned(), predicate_type.to_owned())].into(),
+            data,
+        });
     }
 
     fn results(&self, stores: &Stores) -> BTreeMap<u32, ResultRecord> {

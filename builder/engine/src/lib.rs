@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod attest;
 mod bridge;
 mod caches;
 mod classic;
@@ -27,8 +28,8 @@ mod kept;
 mod ops;
 mod outputs;
 mod plan;
-mod policy;
 mod platforms;
+mod policy;
 mod reasons;
 mod recorded;
 mod request;

@@ -62,7 +62,9 @@ impl Engine {
         let (exports, caches) = futures::future::join(futures::future::join_all(exports), caches).await;
         let mut exported = Exported::default();
         let mut failure: Option<EngineError> = None;
-        for result in exports.into_iter().chain([caches.map(|cache| Exported { cache, ..Exported::default() })]) {
+        for result in
+            exports.into_iter().chain([caches.map(|cache| Exported { cache, ..Exported::default() })])
+        {
             match result {
                 Ok(left) => exported = exported.and(left),
                 // What stopped the others explains more than that they were stopped.

@@ -214,7 +214,9 @@ impl Engine {
                 let cx = self.source_context(scope, vertex.clone(), cancel);
                 let find = async {
                     let governed = Box::pin(self.judge_image(&query, &scope.policy, scope)).await?;
-                    self.workshop().sources.resolve_image(&cx, &governed).await
+                    let fact = self.workshop().sources.resolve_image(&cx, &governed).await?;
+                    scope.trail.note_query(&governed, &fact);
+                    Ok(fact)
                 };
                 let found = vertex.track(find).await;
                 let fact: ImageFact = match found {

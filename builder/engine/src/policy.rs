@@ -119,10 +119,11 @@ impl Engine {
     ) -> Result<Option<pb::SourceOp>, PolicyError> {
         let failed = |error: lapstrake_session::Error| PolicyError::Session(error.to_string());
         let meaningless = |what: &str| PolicyError::Session(what.to_owned());
-        let caller =
-            self.workshop().sessions.get(session.as_str(), Wait::default()).await.map_err(failed)?;
-        let mut known =
-            ResolveSourceMetaResponse { source: Some(source.clone()), ..ResolveSourceMetaResponse::default() };
+        let caller = self.workshop().sessions.get(session.as_str(), Wait::default()).await.map_err(failed)?;
+        let mut known = ResolveSourceMetaResponse {
+            source: Some(source.clone()),
+            ..ResolveSourceMetaResponse::default()
+        };
         loop {
             *left = left.checked_sub(1).ok_or_else(|| meaningless("too many policy requests"))?;
             let answer = caller.check_policy(known, platform.cloned()).await.map_err(failed)?;
@@ -133,7 +134,8 @@ impl Engine {
                     let asked = question.source.clone().unwrap_or_default();
                     if asked.identifier != source.identifier {
                         let (theirs, ours) = (asked.identifier, &source.identifier);
-                        let why = format!("policy requested different source identifier: {theirs:?} != {ours:?}");
+                        let why =
+                            format!("policy requested different source identifier: {theirs:?} != {ours:?}");
                         return Err(PolicyError::Session(why));
                     }
                     if asked.attrs != source.attrs {
@@ -158,8 +160,10 @@ impl Engine {
                 },
                 Ok(PolicyAction::Deny) | Err(_) => Err(PolicyError::NotAllowed {
                     identifier: source.identifier.clone(),
-                    action: PolicyAction::try_from(decision.action)
-                        .map_or_else(|_| decision.action.to_string(), |action| action.as_str_name().to_owned()),
+                    action: PolicyAction::try_from(decision.action).map_or_else(
+                        |_| decision.action.to_string(),
+                        |action| action.as_str_name().to_owned(),
+                    ),
                     messages: decision.deny_messages.into_iter().map(|message| message.message).collect(),
                 }),
             };
@@ -185,11 +189,7 @@ impl Engine {
     }
 
     /// Whether an URL may be asked for: a build context is looked at before it is part of a graph.
-    pub(crate) async fn judge_url(
-        &self,
-        url: &str,
-        scope: &BuildScope,
-    ) -> Result<String, EngineError> {
+    pub(crate) async fn judge_url(&self, url: &str, scope: &BuildScope) -> Result<String, EngineError> {
         if scope.policy.is_empty() {
             return Ok(url.to_owned());
         }

@@ -24,15 +24,19 @@ const CACHE_ATTRS: [&str; 2] = ["ref", "scope"];
 /// The media type of an image's config.
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// What was asked of the frontend.
-pub(crate) fn options(input: &Input) -> BTreeMap<String, String> {
-    let asked = match input {
-        Input::Definition(_) => return BTreeMap::new(),
+/// What was asked of the frontend, as it was asked.
+pub(crate) fn said(input: &Input) -> BTreeMap<String, String> {
+    match input {
+        Input::Definition(_) => BTreeMap::new(),
         Input::Frontend(asked) => asked.options.clone(),
         Input::Client { options, .. } => options.clone(),
         Input::Dockerfile { options, .. } => of_dockerfile(options),
-    };
-    let recorded = asked.into_iter().filter_map(|(key, value)| {
+    }
+}
+
+/// What was asked of the frontend, as it is recorded.
+pub(crate) fn options(input: &Input) -> BTreeMap<String, String> {
+    let recorded = said(input).into_iter().filter_map(|(key, value)| {
         let value = shown(&key, &value)?;
         Some((key, value))
     });

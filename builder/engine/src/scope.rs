@@ -13,7 +13,10 @@ use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_layerstore_store::Tree;
 use lapstrake_session::{SessionId, Sessions};
 
-use crate::{Grants, Resources, SourcePolicy, StepError, history::Knowledge, kept::FailedSteps, ops::CacheId};
+use crate::{
+    Grants, Resources, SourcePolicy, StepError, attest::Trail, history::Knowledge, kept::FailedSteps,
+    ops::CacheId,
+};
 
 /// One build, as its steps see it. A step that several builds share may ask any of them.
 #[derive(Clone)]
@@ -44,6 +47,8 @@ pub(crate) struct BuildScope {
     pub(crate) renewed: Arc<tokio::sync::Mutex<HashSet<CacheId>>>,
     /// The build ops whose graph this is part of, the outermost first.
     pub(crate) inside: Vec<Digest>,
+    /// What its frontend was asked and used.
+    pub(crate) trail: Arc<Trail>,
     /// Where steps that fail leave what they wrote; `None` when nothing of it is kept.
     pub(crate) failed: Option<Arc<FailedSteps>>,
     /// What steps need to say why they run; `None` where nothing is recorded.

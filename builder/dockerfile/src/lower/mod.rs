@@ -37,6 +37,7 @@ use lapstrake_builder_llb::{
 use lapstrake_layerstore_oci::{History, Platform, Timestamp};
 
 pub use context::{dockerfile_definition, dockerfile_name, dockerignore_definition};
+pub use git::git_in_one_form;
 pub use inspect::source_info;
 pub(crate) use inspect::{Inspected, Outline, OutlineOffer, check, outline};
 pub use problem::LowerError;

@@ -108,7 +108,10 @@ impl Capture {
             }
             Material::Blob { reference, digest, is_local } => {
                 let blob = BlobUsed { reference, digest, is_local };
-                if !self.blobs.iter().any(|known| known.reference == blob.reference && known.is_local == is_local)
+                if !self
+                    .blobs
+                    .iter()
+                    .any(|known| known.reference == blob.reference && known.is_local == is_local)
                 {
                     self.blobs.push(blob);
                 }
@@ -190,7 +193,9 @@ impl Capture {
             .filter(|(_, by_digest)| !by_digest)
             .map(|(tagged, _)| tagged)
             .collect();
-        self.images.retain(|image| !name(image).is_some_and(|(tagged, by_digest)| by_digest && by_tag.contains(&tagged)));
+        self.images.retain(|image| {
+            !name(image).is_some_and(|(tagged, by_digest)| by_digest && by_tag.contains(&tagged))
+        });
         self.images.sort_by(|a, b| a.reference.cmp(&b.reference));
         self.blobs.sort_by(|a, b| a.reference.cmp(&b.reference));
         self.git.sort_by(|a, b| a.url.cmp(&b.url));
@@ -232,7 +237,10 @@ mod tests {
             capture.add(image(reference, platform));
         }
         capture.finish();
-        assert_eq!(references(&capture), ["docker.io/library/a:1", "docker.io/library/b:1", "docker.io/library/b:1"]);
+        assert_eq!(
+            references(&capture),
+            ["docker.io/library/a:1", "docker.io/library/b:1", "docker.io/library/b:1"]
+        );
         let only = format!("docker.io/library/c@{}", Digest::sha256_of("x"));
         capture.add(image(&only, None));
         capture.finish();

@@ -11,7 +11,8 @@ use super::steps::{BuildConfig, SourceMap};
 pub(crate) const SLSA_1: &str = "https://slsa.dev/provenance/v1";
 /// The type of a predicate in SLSA v0.2.
 pub(crate) const SLSA_02: &str = "https://slsa.dev/provenance/v0.2";
-const BUILD_TYPE_1: &str = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md";
+const BUILD_TYPE_1: &str =
+    "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md";
 const BUILD_TYPE_02: &str = "https://mobyproject.org/buildkit@v1";
 
 /// Digests by algorithm.
@@ -299,7 +300,10 @@ struct Metadata02<'a> {
     reproducible: bool,
     #[serde(rename = "https://mobyproject.org/buildkit@v1#metadata")]
     more: &'a MoreMetadata,
-    #[serde(rename = "https://mobyproject.org/buildkit@v1#hermetic", skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        rename = "https://mobyproject.org/buildkit@v1#hermetic",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     hermetic: bool,
 }
 

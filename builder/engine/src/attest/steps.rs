@@ -282,8 +282,14 @@ fn mount(mount: &pb::Mount) -> Value {
         .with("output", mount.output)
         .with("readonly", mount.readonly)
         .with("mountType", mount.mount_type)
-        .maybe("TmpfsOpt", mount.tmpfs_opt.as_ref().map(|tmpfs| Object::default().with("size", tmpfs.size).done()))
-        .maybe("cacheOpt", cache.map(|c| Object::default().with("ID", c.id.as_str()).with("sharing", c.sharing).done()))
+        .maybe(
+            "TmpfsOpt",
+            mount.tmpfs_opt.as_ref().map(|tmpfs| Object::default().with("size", tmpfs.size).done()),
+        )
+        .maybe(
+            "cacheOpt",
+            cache.map(|c| Object::default().with("ID", c.id.as_str()).with("sharing", c.sharing).done()),
+        )
         .maybe("secretOpt", secret.map(|s| access(&s.id, (s.uid, s.gid, s.mode), s.optional)))
         .maybe("SSHOpt", agent.map(|s| access(&s.id, (s.uid, s.gid, s.mode), s.optional)))
         .with("resultID", mount.result_id.as_str())
@@ -302,12 +308,14 @@ fn action(action: &pb::FileAction) -> Value {
         }
         Some(Action::Mkdir(dir)) => {
             let made = Object::default().with("path", dir.path.as_str()).with("mode", dir.mode);
-            let made = made.with("makeParents", dir.make_parents).maybe("owner", dir.owner.as_ref().map(owner));
+            let made =
+                made.with("makeParents", dir.make_parents).maybe("owner", dir.owner.as_ref().map(owner));
             json!({"mkdir": made.with("timestamp", dir.timestamp).done()})
         }
         Some(Action::Rm(rm)) => {
             let gone = Object::default().with("path", rm.path.as_str());
-            let gone = gone.with("allowNotFound", rm.allow_not_found).with("allowWildcard", rm.allow_wildcard);
+            let gone =
+                gone.with("allowNotFound", rm.allow_not_found).with("allowWildcard", rm.allow_wildcard);
             json!({"rm": gone.done()})
         }
         Some(Action::Symlink(_)) | None => json!({}),
@@ -358,9 +366,8 @@ fn owner(owner: &pb::ChownOpt) -> Value {
 }
 
 fn locations_json(found: &pb::Locations) -> Value {
-    let position = |at: &pb::Position| {
-        Object::default().with("line", at.line).with("character", at.character).done()
-    };
+    let position =
+        |at: &pb::Position| Object::default().with("line", at.line).with("character", at.character).done();
     let range = |range: &pb::Range| {
         let start = range.start.as_ref().map(position);
         Object::default().maybe("start", start).maybe("end", range.end.as_ref().map(position)).done()

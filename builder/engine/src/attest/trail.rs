@@ -10,8 +10,8 @@ use std::{
     sync::Arc,
 };
 
-use lapstrake_builder_source::Material;
-use lapstrake_layerstore_oci::{Digest, Platform, Reference};
+use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
+use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::SnapshotKey;
 use parking_lot::Mutex;
 
@@ -76,15 +76,17 @@ impl Trail {
     }
 
     /// It was told what an image is.
-    pub(crate) fn note_image(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-        digest: Option<Digest>,
-        is_local: bool,
-    ) {
-        let reference = reference.to_string();
-        let image = ImageUsed { reference, platform: Some(platform.clone()), digest, is_local };
+    pub(crate) fn note_query(&self, query: &ImageQuery, fact: &ImageFact) {
+        let id = || fact.image_id.as_ref().map(|id| id.digest().clone());
+        self.note_image(ImageUsed {
+            reference: query.reference.to_string(),
+            platform: Some(query.platform.clone()),
+            digest: fact.digest.clone().or_else(id),
+            is_local: matches!(query.origin, ImageOrigin::OciLayout { .. }),
+        });
+    }
+
+    fn note_image(&self, image: ImageUsed) {
         let mut used = self.used.lock();
         match used.images.len() < MOST {
             true => used.images.push(image),
@@ -100,13 +102,6 @@ impl Trail {
             true => _ = used.results.insert(name, capture),
             false => used.is_incomplete = true,
         }
-    }
-
-    /// A file of a server was looked at.
-    pub(crate) fn note_material(&self, material: Material) {
-        let mut capture = Capture::default();
-        capture.add(material);
-        self.note_result(None, capture);
     }
 
     /// Who made a result.
@@ -239,8 +234,9 @@ mod tests {
     fn of_an_image_for_all_platforms_each_result_has_its_own() {
         let trail = Trail::nowhere();
         let image = |name: &str, architecture: &str| {
-            let reference = Reference::parse(name).unwrap().with_default_tag();
-            trail.note_image(&reference, &platform(architecture), None, false);
+            let reference = format!("docker.io/library/{name}:latest");
+            let platform = Some(platform(architecture));
+            trail.note_image(ImageUsed { reference, platform, digest: None, is_local: false });
         };
         image("base", "amd64");
         image("base", "arm64");
@@ -253,6 +249,9 @@ mod tests {
             .iter()
             .map(|image| (image.reference.as_str(), image.platform.as_ref().unwrap().architecture.as_str()))
             .collect();
-        assert_eq!(told, [("docker.io/library/base:latest", "arm64"), ("docker.io/library/tools:latest", "amd64")]);
+        assert_eq!(
+            told,
+            [("docker.io/library/base:latest", "arm64"), ("docker.io/library/tools:latest", "amd64")]
+        );
     }
 }

@@ -25,7 +25,7 @@ use tonic::{Status, Streaming};
 use super::{
     Bridge,
     container::{Process, StartOrder},
-    status::{rpc_status, exit_status},
+    status::{exit_status, rpc_status},
     status_of,
 };
 use crate::EngineError;
@@ -48,7 +48,8 @@ pub(super) fn talk(
 ) -> mpsc::Receiver<Result<ExecMessage, Status>> {
     let (outgoing, messages) = mpsc::channel(MESSAGES);
     tokio::spawn(async move {
-        let mut talk = Talk { bridge, outgoing: outgoing.clone(), processes: HashMap::new(), tasks: JoinSet::new() };
+        let mut talk =
+            Talk { bridge, outgoing: outgoing.clone(), processes: HashMap::new(), tasks: JoinSet::new() };
         tokio::select! {
             // Nobody hears the rest.
             () = outgoing.closed() => {}
@@ -111,7 +112,9 @@ impl Talk {
             return Err(Status::already_exists(format!("Process {id} already exists")));
         }
         if self.processes.len() >= MAX_PROCESSES {
-            return Err(Status::resource_exhausted(format!("more than {MAX_PROCESSES} processes in one stream")));
+            return Err(Status::resource_exhausted(format!(
+                "more than {MAX_PROCESSES} processes in one stream"
+            )));
         }
         let name = &init.container_id;
         let container = self.bridge.container(name).ok_or_else(|| {
@@ -152,10 +155,9 @@ impl Talk {
             };
             let exit = match ended {
                 Ok(status) if status.success() => ExitMessage::default(),
-                Ok(status) => ExitMessage {
-                    code: status.code.unsigned_abs(),
-                    error: Some(exit_status(status.code)),
-                },
+                Ok(status) => {
+                    ExitMessage { code: status.code.unsigned_abs(), error: Some(exit_status(status.code)) }
+                }
                 Err(error) => ExitMessage { code: UNKNOWN_EXIT, error: Some(rpc_status(&error)) },
             };
             told.send(Input::Exit(exit)).await;

@@ -18,7 +18,8 @@ use lapstrake_builder_dockerfile::{
     parse_bool,
 };
 use lapstrake_builder_executor::{
-    ExitStatus, InputSource, MountKind, MountSpec, NetworkMode, OutputSink, ProcessIo, ProcessSpec, StubPolicy,
+    ExitStatus, InputSource, MountKind, MountSpec, NetworkMode, OutputSink, ProcessIo, ProcessSpec,
+    StubPolicy,
 };
 use lapstrake_builder_llb::{Defaults, Definition, GraphBuilder, ImageSource, OpOptions, ResolveMode};
 use lapstrake_layerstore_oci::{ImageConfig, Platform};
@@ -75,9 +76,10 @@ impl Engine {
                 _ => None,
             },
         ];
-        let main = main.into_iter().flatten().filter_map(|local: &LocalContext| {
-            Some((local.name.clone(), local.session_id.clone()?))
-        });
+        let main = main
+            .into_iter()
+            .flatten()
+            .filter_map(|local: &LocalContext| Some((local.name.clone(), local.session_id.clone()?)));
         for (name, id) in locals.chain(main) {
             attrs.insert(format!("local-sessionid:{name}"), id);
         }
@@ -169,7 +171,11 @@ impl Engine {
                     Ok(ExitStatus { code: 0, .. }) if answer.is_err() => FrontendRun::NoResult,
                     Ok(ExitStatus { code, .. }) => FrontendRun::Exit { code, words },
                 };
-                Err(EngineError::FrontendRun { image: frontend.image.familiar(), failure, lines: frontend.lines })
+                Err(EngineError::FrontendRun {
+                    image: frontend.image.familiar(),
+                    failure,
+                    lines: frontend.lines,
+                })
             }
         }
     }

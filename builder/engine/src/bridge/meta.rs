@@ -3,8 +3,8 @@
 use lapstrake_api_proto::{
     gateway::{
         ChecksumRequest, ChecksumResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-        ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
-        ResolveSourceMetaResponse, checksum_request::ChecksumAlgo,
+        ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
+        ResolveSourceMetaRequest, ResolveSourceMetaResponse, checksum_request::ChecksumAlgo,
     },
     google::protobuf::Timestamp,
 };
@@ -179,6 +179,7 @@ impl Engine {
         let vertex = internal_vertex(&scope.progress, name);
         let cx = self.source_context(scope, vertex.clone(), cancel);
         let fact = vertex.track(self.workshop().sources.resolve_image(&cx, query)).await?;
+        scope.trail.note_query(query, &fact);
         if let Some(known) = &scope.known {
             let id = fact.image_id.as_ref().map(ToString::to_string);
             let digest = id.or_else(|| fact.digest.as_ref().map(ToString::to_string));
@@ -195,9 +196,7 @@ fn layout(scope: &BuildScope, store_id: String, session_id: String) -> ImageOrig
     ImageOrigin::OciLayout { store_id, session_id }
 }
 
-fn policies(
-    policies: &[lapstrake_api_proto::sourcepolicy::Policy],
-) -> Result<SourcePolicies, EngineError> {
+fn policies(policies: &[lapstrake_api_proto::sourcepolicy::Policy]) -> Result<SourcePolicies, EngineError> {
     SourcePolicies::from_proto(policies).map_err(|error| invalid(error.to_string()))
 }
 

@@ -46,7 +46,7 @@ pub use self::{
     status::status_of,
 };
 pub(crate) use self::{result::Target, solve::SolveOrder, status::rpc_status};
-use crate::{BuildId, CacheSource, Engine, EngineError, caches::Imports, scope::BuildScope};
+use crate::{BuildId, CacheSource, Engine, EngineError, FrontendRequest, caches::Imports, scope::BuildScope};
 
 /// How long a call waits for its build to begin: clients make both at once. BuildKit's own patience.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -73,11 +73,11 @@ pub(crate) struct BuildParts {
     pub(crate) scope: Arc<BuildScope>,
     pub(crate) progress: Progress,
     pub(crate) cancel: CancellationToken,
-    pub(crate) imports: Imports,
+    pub(crate) imports: Arc<Imports>,
     /// Caches that the build was asked to use; graphs may name others.
     pub(crate) cache_from: Vec<CacheSource>,
     /// Permits to run frontends that are images.
-    pub(crate) frontends: Semaphore,
+    pub(crate) frontends: Arc<Semaphore>,
 }
 
 impl BuildParts {
@@ -88,9 +88,22 @@ impl BuildParts {
         cancel: &CancellationToken,
         cache_from: Vec<CacheSource>,
     ) -> Arc<Self> {
-        let (progress, imports) = (progress.clone(), Imports::new(cancel));
-        let frontends = Semaphore::new(gateway::MAX_RUNNING);
+        let (progress, imports) = (progress.clone(), Arc::new(Imports::new(cancel)));
+        let frontends = Arc::new(Semaphore::new(gateway::MAX_RUNNING));
         Arc::new(Self { scope, progress, cancel: cancel.clone(), imports, cache_from, frontends })
+    }
+
+    /// The same for a further frontend: what that uses is its own.
+    pub(crate) fn under(&self, request: FrontendRequest) -> Arc<Self> {
+        let scope = BuildScope { trail: self.scope.trail.ask(request), ..BuildScope::clone(&self.scope) };
+        Arc::new(Self {
+            scope: Arc::new(scope),
+            progress: self.progress.clone(),
+            cancel: self.cancel.clone(),
+            imports: Arc::clone(&self.imports),
+            cache_from: self.cache_from.clone(),
+            frontends: Arc::clone(&self.frontends),
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Results by name: graphs that are solved when somebody needs what they make.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lapstrake_builder_llb::Definition;
 use lapstrake_builder_solver::{Build, CacheStore};
@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use super::BuildParts;
 use crate::{
     Engine, EngineError, SourcePolicy,
+    attest::Capture,
     engine::{Admitted, BuildKeys},
     scope::EngineTypes,
 };
@@ -27,6 +28,8 @@ struct Inner {
     caches: Vec<Arc<dyn CacheStore<Tree>>>,
     admitted: OnceCell<Option<Admitted>>,
     loaded: OnceCell<Arc<Build<EngineTypes>>>,
+    /// Whether its trail knows what it was made of.
+    noted: OnceLock<()>,
 }
 
 impl Ref {
@@ -46,6 +49,7 @@ impl Ref {
             caches,
             admitted: OnceCell::new(),
             loaded: OnceCell::new(),
+            noted: OnceLock::new(),
         }))
     }
 
@@ -82,7 +86,12 @@ impl Ref {
             inner.engine.load_graph(admitted, &build.scope, &inner.caches, &build.progress).map(Arc::new)
         };
         let loaded = inner.loaded.get_or_try_init(load).await?;
-        inner.engine.resolve_loaded(admitted, loaded, asks_keys).await
+        let made = inner.engine.resolve_loaded(admitted, loaded, asks_keys).await?;
+        inner.noted.get_or_init(|| {
+            let capture = Capture::of(&admitted.graph, loaded.told());
+            inner.build.scope.trail.note_result(Some(&inner.id), capture);
+        });
+        Ok(made)
     }
 }
 

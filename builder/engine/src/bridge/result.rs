@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use lapstrake_api_proto::gateway;
-use lapstrake_builder_exporter::{
-    Attestation, AttestationContent, AttestationKind, Subject, SubjectKind,
-};
+use lapstrake_builder_exporter::{Attestation, AttestationContent, AttestationKind, Subject, SubjectKind};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
@@ -201,7 +199,8 @@ impl FrontendResult {
 
     /// The config of the image that a platform's result was made from, where the frontend says it.
     pub(crate) fn base(&self, key: &str) -> Result<Option<ImageConfig>, EngineError> {
-        let read = |json| ImageConfig::from_json(json).map_err(|error| unusable(BASE_CONFIG, error.to_string()));
+        let read =
+            |json| ImageConfig::from_json(json).map_err(|error| unusable(BASE_CONFIG, error.to_string()));
         self.of(BASE_CONFIG, key).map(read).transpose()
     }
 
@@ -216,7 +215,8 @@ impl FrontendResult {
     pub(crate) async fn attested(&self, key: &str) -> Result<Vec<Attestation>, EngineError> {
         let mut all = Vec::new();
         for attestation in self.attestations.get(key).into_iter().flatten() {
-            let GatewayAttestation { kind, metadata, reference, path, predicate_type, subjects } = attestation;
+            let GatewayAttestation { kind, metadata, reference, path, predicate_type, subjects } =
+                attestation;
             let tree = match reference {
                 Some(reference) => reference.evaluate().await?,
                 None => return Err(unusable("attestation", "no ref provided for attestation".to_owned())),
@@ -235,6 +235,12 @@ impl FrontendResult {
             });
         }
         Ok(all)
+    }
+
+    /// What is for the client itself: metadata whose name begins with `frontend.`, as text.
+    pub(crate) fn told(&self) -> BTreeMap<String, String> {
+        let told = self.metadata.iter().filter(|(name, _)| name.starts_with("frontend."));
+        told.map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned())).collect()
     }
 
     fn of(&self, name: &str, key: &str) -> Option<&[u8]> {

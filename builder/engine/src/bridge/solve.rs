@@ -11,8 +11,8 @@ use lapstrake_session::SessionId;
 
 use super::{Bridge, BuildParts, FrontendResult, Ref, Refs, Target, wire::invalid};
 use crate::{
-    CacheSource, Engine, EngineError, FrontendRequest, SourcePolicy, engine::internal_vertex, frontend::Frontend,
-    plan::Answered,
+    CacheSource, Engine, EngineError, FrontendRequest, SourcePolicy, attest::Attests,
+    engine::internal_vertex, frontend::Frontend, plan::Answered,
 };
 
 /// What a frontend asks to be solved.
@@ -91,6 +91,12 @@ impl Engine {
         build: &Arc<BuildParts>,
         request: FrontendRequest,
     ) -> Result<FrontendResult, EngineError> {
+        let mut told = request.clone();
+        if told.frontend == "gateway.v0" && told.options.get("source").is_some_and(|it| it == "dockerfile.v0")
+        {
+            told.frontend = told.options.remove("source").expect("it is there");
+        }
+        let build = &build.under(told);
         let FrontendRequest { frontend, options, inputs } = request;
         match frontend.as_str() {
             // On the heap: a frontend may ask another one.
@@ -140,7 +146,13 @@ impl Engine {
         }
         match self.plan(&options, &inputs, build).await? {
             Answered::Elsewhere(result) => Ok(result),
-            Answered::BuiltIn((plan, _)) => self.planned(&plan, &options, build),
+            Answered::BuiltIn((plan, _)) => {
+                let mut result = self.planned(&plan, &options, build)?;
+                if let Some(order) = Attests::parse(&options.attrs)?.sbom {
+                    self.scan_plan(&order, &plan, &mut result, build).await?;
+                }
+                Ok(result)
+            }
         }
     }
 

@@ -1,7 +1,10 @@
 //! Errors as gRPC has them, with the details that BuildKit's clients read: the failed vertex, lines of the source, exit codes, ….
 
 use base64::Engine as _;
-use lapstrake_api_proto::google::{protobuf::Any, rpc};
+use lapstrake_api_proto::{
+    google::{protobuf::Any, rpc},
+    sourcepolicy::PolicyAction,
+};
 use lapstrake_builder_dockerfile::Error as DockerfileError;
 use lapstrake_builder_llb::pb;
 use prost::Message as _;
@@ -35,6 +38,12 @@ pub(crate) fn rpc_status(error: &EngineError) -> rpc::Status {
     }
     if let Some((_, code, _)) = error.failed_process() {
         details.push(detail("gatewayapi.ExitMessage+json", json!({ "Code": code })));
+    }
+    let messages = error.policy_messages();
+    if !messages.is_empty() {
+        let messages: Vec<Value> = messages.iter().map(|message| json!({ "message": message })).collect();
+        let decision = json!({ "action": PolicyAction::Deny as i32, "denyMessages": messages });
+        details.push(detail("policysession.DecisionResponse+json", decision));
     }
     let mut code = code_of(error.kind());
     match error.inner() {

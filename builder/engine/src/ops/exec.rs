@@ -15,7 +15,10 @@ use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::Tree;
 use tokio::sync::mpsc;
 
-use super::{KeyedStep, Workshop, classic, mounts::{MountPlan, Wanted, renew_caches}};
+use super::{
+    KeyedStep, Workshop, classic,
+    mounts::{MountPlan, Wanted, renew_caches},
+};
 use crate::{
     OutOfMemory, Resources, StepError,
     classic::words,

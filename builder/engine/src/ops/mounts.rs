@@ -143,7 +143,9 @@ impl MountPlan {
         input: Tree,
     ) -> Result<MountKind, StepError> {
         let selector = mount.selector.clone();
-        if mount.readonly && input.snapshot().is_some() && mount.output < 0 {
+        // Mount points are made in a root before it is read-only.
+        let is_root = mount.dest == "/";
+        if mount.readonly && !is_root && input.snapshot().is_some() && mount.output < 0 {
             let source = Arc::clone(workshop);
             let tree = input.clone();
             let found = StepError::blocking(move || source.stores.mount(&tree)).await?;
