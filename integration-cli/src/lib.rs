@@ -19,6 +19,7 @@ mod git;
 mod machine;
 mod ordinary;
 mod process;
+mod pypi;
 mod sshd;
 mod tree;
 
@@ -35,6 +36,7 @@ pub use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, 
 pub use machine::Machine;
 pub use ordinary::{OrdinaryUser, RootlessDaemon};
 pub use process::{Process, free_address, wait_for_socket};
+pub use pypi::python_environment;
 pub use sshd::Sshd;
 pub use tree::{Node, SavedImage, differences, saved_image};
 

@@ -2,54 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
-use lapstrake_integration_cli::{Daemon, require};
-use rustix::fs::{FlockOperation, flock};
+use lapstrake_integration_cli::{Daemon, python_environment};
 
 const VERSION: &str = "7.1.0";
 
-/// The interpreter that has docker-py; made once, by whoever comes first.
-fn python() -> PathBuf {
-    require("python3", "python3");
-    // target/<profile>/deps/<test> → target
-    let test = std::env::current_exe().unwrap();
-    let target = test.ancestors().nth(3).unwrap();
-    let environment = target.join(format!("docker-py-{VERSION}"));
-    let lock = File::create(target.join("docker-py.lock")).unwrap();
-    flock(&lock, FlockOperation::LockExclusive).unwrap();
-    let python = environment.join("bin/python");
-    let done = environment.join("complete");
-    if !done.exists() {
-        check(
-            Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment),
-            "apt-get install python3-venv",
-        );
-        let package = format!("docker=={VERSION}");
-        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", &package];
-        check(Command::new(&python).args(install), "PyPI has to be reachable once");
-        File::create(done).unwrap();
-    }
-    python
-}
-
-fn check(command: &mut Command, hint: &str) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {hint}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}{}; {hint}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
 /// Runs one function of the script against a daemon of its own.
 fn run(function: &str) {
-    let python = python();
+    let python = python_environment("docker", VERSION).join("bin/python");
     let daemon = Daemon::with_base();
     let config = daemon.scratch().join("python-config");
     std::fs::create_dir_all(&config).unwrap();
