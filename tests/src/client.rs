@@ -22,6 +22,14 @@ use lapstrake_api_proto::{
         health_check_response::ServingStatus,
         health_server::{Health, HealthServer},
     },
+    policysession::{
+        CheckPolicyRequest, CheckPolicyResponse,
+        policy_verifier_server::{PolicyVerifier, PolicyVerifierServer},
+    },
+    secrets::{
+        GetSecretRequest, GetSecretResponse,
+        secrets_server::{Secrets, SecretsServer},
+    },
 };
 use lapstrake_builder_dockerfile::ignore::PatternMatcher;
 use lapstrake_session::{SessionId, SessionInfo, Sessions};
@@ -30,10 +38,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-const METHODS: [&str; 3] = [
+const METHODS: [&str; 5] = [
     "/moby.filesync.v1.FileSync/DiffCopy",
     "/containerd.services.content.v1.Content/Info",
     "/containerd.services.content.v1.Content/Read",
+    "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+    "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy",
 ];
 const DIR: u32 = 1 << 31;
 const SYMLINK: u32 = 1 << 27;
@@ -62,6 +72,8 @@ pub struct Client {
     read: Arc<Mutex<Vec<String>>>,
     /// Blobs whose bytes are not what they should be.
     damaged: Arc<Mutex<BTreeSet<String>>>,
+    secrets: HashMap<String, Vec<u8>>,
+    policy: Option<Arc<dyn Fn(&CheckPolicyRequest) -> CheckPolicyResponse + Send + Sync>>,
 }
 
 impl Client {
@@ -76,6 +88,23 @@ impl Client {
     #[must_use]
     pub fn layout(mut self, id: &str, path: &Path) -> Self {
         self.layouts.insert(format!("oci:{id}"), path.to_owned());
+        self
+    }
+
+    /// Has a secret.
+    #[must_use]
+    pub fn secret(mut self, id: &str, value: &[u8]) -> Self {
+        self.secrets.insert(id.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Decides about sources.
+    #[must_use]
+    pub fn policy(
+        mut self,
+        answer: impl Fn(&CheckPolicyRequest) -> CheckPolicyResponse + Send + Sync + 'static,
+    ) -> Self {
+        self.policy = Some(Arc::new(answer));
         self
     }
 
@@ -118,6 +147,8 @@ impl Client {
         let server = Server::builder()
             .add_service(FileSyncServer::new(self.clone()))
             .add_service(ContentServer::new(self.clone()))
+            .add_service(SecretsServer::new(self.clone()))
+            .add_service(PolicyVerifierServer::new(self.clone()))
             .add_service(HealthServer::new(self.clone()));
         tokio::spawn(async move { server.serve_with_incoming(incoming).await });
         id
@@ -136,6 +167,30 @@ impl Client {
 }
 
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
+#[tonic::async_trait]
+impl Secrets for Client {
+    async fn get_secret(
+        &self,
+        request: Request<GetSecretRequest>,
+    ) -> Result<Response<GetSecretResponse>, Status> {
+        let id = request.into_inner().id;
+        let data = self.secrets.get(&id).cloned();
+        let data = data.ok_or_else(|| Status::not_found(format!("secret {id} not found")))?;
+        Ok(Response::new(GetSecretResponse { data }))
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyVerifier for Client {
+    async fn check_policy(
+        &self,
+        request: Request<CheckPolicyRequest>,
+    ) -> Result<Response<CheckPolicyResponse>, Status> {
+        let policy = self.policy.as_ref().ok_or_else(|| Status::unimplemented("no policy"))?;
+        Ok(Response::new(policy(request.get_ref())))
+    }
+}
 
 #[tonic::async_trait]
 impl Content for Client {

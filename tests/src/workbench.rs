@@ -11,7 +11,7 @@ use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
     BuildId, BuildRequest, CdiDevices, ContextInput, Engine, EngineError, Entitlement, Exported, Frontends,
-    Grants, Input, KeepFailed, Output, Parts, Resources,
+    Grants, Input, KeepFailed, Output, Parts, Resources, SourcePolicy,
 };
 use lapstrake_builder_executor::{DefaultNetwork, Helper, HelperOptions, NativeExecutor, NetworkOptions};
 use lapstrake_builder_exporter::Exporter;
@@ -197,6 +197,7 @@ impl Workbench {
             credentials: Arc::new(Anonymous),
             grants: Grants::default(),
             resources: Resources::default(),
+            source_policy: SourcePolicy::default(),
         })
     }
 

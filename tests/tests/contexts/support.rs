@@ -72,6 +72,7 @@ pub(crate) fn request(
         credentials: Arc::new(Anonymous),
         grants: Grants::default(),
         resources: Resources::default(),
+        source_policy: Default::default(),
     }
 }
 

@@ -1,0 +1,11 @@
+//! Graphs as clients send them, without any Dockerfile: every kind of op and mount, source policies, and what must be refused.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+mod execs;
+mod hostile;
+mod mounts;
+mod policies;
+mod sources;
+mod support;
+mod trees;
