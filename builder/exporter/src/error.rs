@@ -93,7 +93,7 @@ pub enum ExportError {
         platform: String,
     },
     /// A registry did not take the image.
-    #[error("failed to push {name}")]
+    #[error("failed to push {name}: {source}")]
     Push {
         /// The name that was pushed.
         name: String,
