@@ -494,7 +494,7 @@ fn in_moby_words(error: EngineError, steps: &[Step]) -> EngineError {
         let told = words(source);
         return of_download(&told, steps).unwrap_or(error);
     }
-    let StepError::Files(files) = &**source else { return error };
+    let (StepError::Files(files) | StepError::Content(files)) = &**source else { return error };
     let step = steps.iter().find(|step| step.kind == StepKind::Copy && step.vertex.as_ref() == Some(vertex));
     let Some(step) = step else { return error };
     let words = match (missing_path(files), unknown_owner(files)) {

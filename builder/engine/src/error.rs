@@ -457,6 +457,9 @@ pub enum StepError {
     /// A file action failed.
     #[error(transparent)]
     Files(#[from] lapstrake_builder_files::FilesError),
+    /// What an op reads could not be looked at.
+    #[error("failed to compute cache key: {0}")]
+    Content(#[source] lapstrake_builder_files::FilesError),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

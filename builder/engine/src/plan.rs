@@ -337,7 +337,12 @@ impl Engine {
         progress: &Progress,
     ) -> Result<Option<IgnoreFile>, EngineError> {
         let Some(definition) = dockerignore_definition(options)? else { return Ok(None) };
-        let context = self.solve(&definition, scope, progress).await?;
+        let context = match self.solve(&definition, scope, progress).await {
+            Ok(context) => context,
+            // Nothing may be wanted of it: a step that copies from it fails for the same reason.
+            Err(error) if is_not_offered(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let data = self.read_file(context, DOCKERIGNORE).await?;
         Ok(data.map(|data| IgnoreFile { name: DOCKERIGNORE.to_owned(), data: data.into() }))
     }
@@ -425,6 +430,16 @@ pub(crate) enum Answered<T> {
 pub(crate) struct Loaded {
     facts: Facts,
     definition: Definition,
+}
+
+/// Whether the client does not offer a directory. All else that keeps an ignore file from being read could have files sent that it names.
+fn is_not_offered(error: &EngineError) -> bool {
+    let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<lapstrake_session::Error>()).any(|error| match error {
+        lapstrake_session::Error::Unsupported { .. } => true,
+        lapstrake_session::Error::Call { status, .. } => status.code() == tonic::Code::NotFound,
+        _ => false,
+    })
 }
 
 /// Those of the paths that an ignore file names.

@@ -1,6 +1,6 @@
 //! The client is asked for what the build uses, and for nothing else.
 
-use lapstrake_tests::Workbench;
+use lapstrake_tests::{Client, Workbench};
 
 use crate::support::{build, client_of, directory, failure, files, write};
 
@@ -241,4 +241,15 @@ async fn an_empty_context_is_a_context() {
         .directory("dockerfile", dockerfiles.path());
     build(&bench, &client, &[], "app").await.unwrap();
     assert_eq!(bench.read("app", "n"), "0\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_that_nothing_is_copied_from_need_not_be_offered() {
+    let bench = Workbench::new();
+    let dir = directory(&[("Dockerfile", "FROM busybox AS base\nRUN echo made > /f\nFROM base\nCOPY f /g\n")]);
+    let client = || Client::default().directory("dockerfile", dir.path());
+    build(&bench, &client(), &[("target", "base")], "app").await.unwrap();
+    assert_eq!(bench.read("app", "f"), "made\n");
+    let told = failure(&bench, &client(), &[]).await;
+    assert!(told.contains("local://context"), "{told}");
 }

@@ -153,3 +153,16 @@ async fn a_step_for_another_system_is_refused_by_name() {
     let error = failure(&bench, &llb, &ran).await;
     assert!(error.contains("running processes for windows is not supported"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_a_path_has_buildkits() {
+    let (bench, mut llb) = (Workbench::new(), Llb::default());
+    let ran = with(&mut llb, "echo $PATH > /seen", |op| {
+        let meta = meta(op);
+        meta.env.clear();
+        meta.args[0] = "sh".to_owned();
+    });
+    solve(&bench, &llb, &ran).await.unwrap();
+    let expected = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n";
+    assert_eq!(bench.read("app", "seen"), expected);
+}

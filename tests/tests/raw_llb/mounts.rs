@@ -242,3 +242,15 @@ async fn content_may_stand_for_a_mount_where_that_is_safe() {
     let error = failure(&bench, &llb, &ran).await;
     assert!(error.contains("mount /m: its content cannot stand for it"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_without_a_slash_is_below_the_working_directory() {
+    let (bench, mut llb) = (Workbench::new(), Llb::default());
+    let (busybox, seed) = (llb.busybox(), llb.text("/seed", "s"));
+    let mut op = exec("cat /work/in/seed > /work/out/seen", Vec::new());
+    op.meta.as_mut().unwrap().cwd = "/work".to_owned();
+    op.mounts = vec![bind("/", 0, -1), read_only(bind("in", 1, -1)), bind("out", -1, 0)];
+    let ran = llb.add(&[&busybox, &seed], pb::op::Op::Exec(op));
+    solve(&bench, &llb, &ran).await.unwrap();
+    assert_eq!(bench.read("app", "seen"), "s");
+}

@@ -174,7 +174,8 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
         Box::pin(async move {
             let selectors = self.step.key().deps[input].content.clone().unwrap_or_default();
             let workshop = Arc::clone(self.step.workshop());
-            let found = StepError::blocking(move || workshop.content.digests(&value, &selectors)).await?;
+            let digests = move || workshop.content.digests(&value, &selectors).map_err(StepError::Content);
+            let found = StepError::blocking(digests).await?;
             if let Some(older) = found.before_0_26 {
                 self.older_content.lock().insert(input, older);
             }

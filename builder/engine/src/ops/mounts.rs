@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lapstrake_builder_cache::{CacheMount, Sharing};
 use lapstrake_builder_executor::{MountKind, MountSpec};
-use lapstrake_builder_llb::pb;
+use lapstrake_builder_llb::{join_path, pb};
 use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::{Draft, SnapshotMount, Tree};
 use lapstrake_session::{Secret, SessionId, SshAgent, SshSocket};
@@ -109,7 +109,13 @@ impl MountPlan {
             if mount.dest == "/" {
                 plan.set_root(kind)?;
             } else {
-                plan.mounts.push(MountSpec { target: mount.dest.clone(), kind });
+                // Below the working directory, unless it says where.
+                let cwd = op.meta.as_ref().map_or("/", |meta| meta.cwd.as_str());
+                let target = match mount.dest.starts_with('/') {
+                    true => mount.dest.clone(),
+                    false => join_path(&["/", cwd, &mount.dest]),
+                };
+                plan.mounts.push(MountSpec { target, kind });
             }
         }
         for env in &op.secretenv {
