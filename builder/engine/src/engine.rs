@@ -8,6 +8,7 @@ use std::{
 };
 
 use base64::Engine as _;
+use futures::future::BoxFuture;
 use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions};
 use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor, Ulimit};
@@ -140,7 +141,8 @@ impl Engine {
         let work = async {
             // On the heap: it is large, and whose task it is in is not known.
             let run = self.run(request, &progress, steps, &running.cancel, known.clone(), failed.clone());
-            let result = Box::pin(run).await;
+            let run: BoxFuture<'_, _> = Box::pin(run);
+            let result = run.await;
             match (result, &failed) {
                 (Err(error), Some(failed)) => {
                     Err(failed.keep(error, &self.0.exporter, self.stores(), &progress).await)
@@ -153,7 +155,7 @@ impl Engine {
             () = running.cancel.cancelled() => Err(EngineError::Canceled),
         };
         if let Some(recording) = recording {
-            history::end(recording, known.as_deref(), &result, self.stores());
+            history::end(recording, known.as_deref(), &result);
         }
         result
     }
@@ -277,7 +279,9 @@ impl Engine {
                 let build = build(scope);
                 // Caches are on their way while the build is planned, and while nothing needs them.
                 let imports = self.import_all(&build);
-                match Box::pin(self.plan(&options, &BTreeMap::new(), &build)).await? {
+                let inputs = BTreeMap::new();
+                let planned: BoxFuture<'_, _> = Box::pin(self.plan(&options, &inputs, &build));
+                match planned.await? {
                     Answered::Elsewhere(result) => (build, result),
                     Answered::BuiltIn((mut plan, facts)) => {
                         let mut script = Script::of(&plan);

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::future::BoxFuture;
 use lapstrake_builder_dockerfile::{
     Answer, Dialect, DockerfileOptions, Error as DockerfileError, Facts, ImageFact, ImageQuery, LowerError,
     Need, Plan, dockerfile_definition, dockerfile_name, dockerignore_definition,
@@ -139,7 +140,7 @@ impl Engine {
         let located = |error| in_dockerfile(error, options, &facts);
         match Frontend::choose(options, &facts.dockerfile, self.frontends()).map_err(located)? {
             Frontend::Gateway(image) => {
-                let run = Box::pin(self.run_frontend(image, options, inputs, build));
+                let run: BoxFuture<'_, _> = Box::pin(self.run_frontend(image, options, inputs, build));
                 let result = run.await.map_err(located)?;
                 return Ok(Answered::Elsewhere(result));
             }

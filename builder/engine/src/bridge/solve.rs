@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures::future::BoxFuture;
 use lapstrake_builder_dockerfile::{DockerfileOptions, Plan};
 use lapstrake_builder_llb::{Definition, SourcePolicies};
 use lapstrake_builder_solver::CacheStore;
@@ -98,12 +99,13 @@ impl Engine {
         }
         let build = &build.under(told);
         let FrontendRequest { frontend, options, inputs } = request;
-        match frontend.as_str() {
-            // On the heap: a frontend may ask another one.
-            "dockerfile.v0" => Box::pin(self.ask_dockerfile(build, options, inputs)).await,
-            "gateway.v0" => Box::pin(self.ask_gateway(build, options, inputs)).await,
-            _ => Err(EngineError::Bridge { what: format!("invalid frontend: {frontend}") }),
-        }
+        // On the heap, and of no type that a compiler would look into: they are deep.
+        let answer: BoxFuture<'_, _> = match frontend.as_str() {
+            "dockerfile.v0" => Box::pin(self.ask_dockerfile(build, options, inputs)),
+            "gateway.v0" => Box::pin(self.ask_gateway(build, options, inputs)),
+            _ => return Err(EngineError::Bridge { what: format!("invalid frontend: {frontend}") }),
+        };
+        answer.await
     }
 
     /// What an image makes that is a frontend, or the built-in one in its place.
@@ -126,7 +128,10 @@ impl Engine {
         match Frontend::of(&source, command_line, None, self.frontends())? {
             // It reads the Dockerfile, and asks whom that names.
             Frontend::BuiltIn { .. } => self.ask_dockerfile(build, options, inputs).await,
-            Frontend::Gateway(frontend) => Box::pin(self.run_image(frontend, options, inputs, build)).await,
+            Frontend::Gateway(frontend) => {
+                let run: BoxFuture<'_, _> = Box::pin(self.run_image(frontend, options, inputs, build));
+                run.await
+            }
         }
     }
 
