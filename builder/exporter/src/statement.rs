@@ -307,7 +307,7 @@ fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
                 out.push(byte.into())
             }
             other => out.push_str(&format!("%{other:02X}")),
@@ -335,7 +335,7 @@ mod tests {
         let url =
             |name: &str| package_url(&Reference::parse(name).unwrap(), &Platform::new("linux", "amd64"));
         assert_eq!(url("app"), "pkg:docker/app@latest?platform=linux%2Famd64");
-        assert_eq!(url("localhost:5000/a/b:1"), "pkg:docker/localhost:5000/a/b@1?platform=linux%2Famd64");
+        assert_eq!(url("localhost:5000/a/b:1"), "pkg:docker/localhost%3A5000/a/b@1?platform=linux%2Famd64");
     }
 
     #[test]
