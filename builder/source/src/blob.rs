@@ -140,7 +140,7 @@ struct BlobSource {
 impl BlobSource {
     async fn get(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
         match &self.spec.place {
-            Place::Registry => self.from_registry(cx).await,
+            Place::Registry => self.of_registry(cx).await,
             Place::Layout { store, session } => {
                 let origin = self.spec.origin();
                 let client =
@@ -153,7 +153,7 @@ impl BlobSource {
         }
     }
 
-    async fn from_registry(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
+    async fn of_registry(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
         let BlobSpec { reference, digest, .. } = &self.spec;
         let failed = |source: RegistryError| SourceError::Registry { origin: self.spec.origin(), source };
         let client = self.shared.images.client(cx);

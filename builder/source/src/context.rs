@@ -106,6 +106,17 @@ pub enum SourceFacts {
     },
 }
 
+/// What git keeps of a commit, which signatures are over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitObjects {
+    /// The commit's name, where the reference names a tag.
+    pub tagged: Option<String>,
+    /// The commit.
+    pub commit: Vec<u8>,
+    /// The annotated tag that names it.
+    pub tag: Option<Vec<u8>>,
+}
+
 /// One source, as an op names it.
 ///
 /// `pin` finds out which state of the source it is, and `fetch` gets that very state: what `pin` found is kept in between.
@@ -132,6 +143,15 @@ pub trait Source: Send + Sync {
     fn facts<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceFacts, SourceError>> {
         let _ = cx;
         Box::pin(std::future::ready(Ok(SourceFacts::Name)))
+    }
+
+    /// The objects of the repository that say who made it; `None` for what is of no repository.
+    fn commit_objects<'a>(
+        &'a self,
+        cx: &'a SourceContext,
+    ) -> BoxFuture<'a, Result<Option<CommitObjects>, SourceError>> {
+        let _ = cx;
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     /// Gets it. Called after `pin`.

@@ -31,7 +31,7 @@ mod resolutions;
 mod sources;
 mod turns;
 
-pub use context::{BuildMark, LocalProvider, Source, SourceContext, SourceFacts, SourceKind};
+pub use context::{BuildMark, CommitObjects, LocalProvider, Source, SourceContext, SourceFacts, SourceKind};
 pub use error::{ErrorKind, SourceError};
 pub use http::SuffixedDigest;
 pub use identifier::canonical_identifier;

@@ -90,6 +90,11 @@ async fn an_annotated_tag_counts_as_its_commit_unless_it_is_to_be_seen() {
     let facts = source.facts(&bench.context()).await.unwrap();
     let reference = "refs/tags/v1".to_owned();
     assert_eq!(facts, SourceFacts::Commit { object: tag.clone(), reference, commit: Some(commit.clone()) });
+    let objects = source.commit_objects(&bench.context()).await.unwrap().unwrap();
+    assert_eq!(objects.tagged.as_ref(), Some(&commit));
+    let object = |name: &str| git(&repo, &["cat-file", "-p", name]);
+    assert_eq!(String::from_utf8(objects.commit).unwrap().trim_end(), object(&commit));
+    assert_eq!(String::from_utf8(objects.tag.unwrap()).unwrap().trim_end(), object(&tag));
     let kept = upstream.get(&bench, "#v1", &[("git.keepgitdir", "true")]).await.unwrap();
     assert_eq!(kept.0, key(&format!("{tag}.git#refs/tags/v1")));
     let checkout = bench.directory(&kept.1);

@@ -28,7 +28,7 @@ use self::{
     url::{Remote, is_commit, is_reference, split_fragment},
 };
 use crate::{
-    Material, Source, SourceContext, SourceError, SourceFacts, SourceKind,
+    CommitObjects, Material, Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
     http::MAX_REDIRECTS,
     sources::{Shared, cache_key},
@@ -231,6 +231,28 @@ impl GitSource {
         self.spec.key(commit, &pinned.reference)
     }
 
+    /// The repository, with what was found in it.
+    async fn fetched(&self, git: &Git<'_>, pinned: &Pinned) -> Result<Repository, SourceError> {
+        // One process at a time writes to a repository: it is lent to one at a time.
+        let repository = Repository::open(&self.shared.cache, git, pinned).await?;
+        repository.fetch(git, pinned, self.shared.limits.git_packs).await?;
+        Ok(repository)
+    }
+
+    async fn objects(&self, cx: &SourceContext) -> Result<CommitObjects, SourceError> {
+        let pinned = self.pinned(cx).await?;
+        let access = Access::find(&self.shared, &self.spec, cx).await?;
+        let git = self.git(cx, &access);
+        let repository = self.fetched(&git, &pinned).await?;
+        let commit = repository.commit(&git, &pinned).await?;
+        let tagged = (commit != pinned.object).then(|| commit.clone());
+        let tag = match &tagged {
+            Some(_) => Some(repository.object(&git, "tag", &pinned.object).await?),
+            None => None,
+        };
+        Ok(CommitObjects { tagged, commit: repository.object(&git, "commit", &commit).await?, tag })
+    }
+
     async fn get(&self, cx: &SourceContext) -> Result<Tree, SourceError> {
         let pinned = self.pinned(cx).await?;
         // With the remote: relative submodules depend on it.
@@ -245,9 +267,7 @@ impl GitSource {
         let work = async {
             let access = Access::find(&self.shared, &self.spec, cx).await?;
             let git = self.git(cx, &access);
-            // One process at a time writes to a repository: it is lent to one at a time.
-            let repository = Repository::open(&self.shared.cache, &git, &pinned).await?;
-            repository.fetch(&git, &pinned, self.shared.limits.git_packs).await?;
+            let repository = self.fetched(&git, &pinned).await?;
             checkout::checkout(&self.shared, &git, &repository, &pinned).await
         };
         let tree = cx.or_canceled(work).await??;
@@ -281,6 +301,13 @@ impl Source for GitSource {
             let Pinned { reference, object, peeled } = self.pinned(cx).await?;
             Ok(SourceFacts::Commit { object, reference, commit: peeled })
         })
+    }
+
+    fn commit_objects<'a>(
+        &'a self,
+        cx: &'a SourceContext,
+    ) -> BoxFuture<'a, Result<Option<CommitObjects>, SourceError>> {
+        Box::pin(async move { cx.or_canceled(self.objects(cx)).await?.map(Some) })
     }
 
     fn material<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {

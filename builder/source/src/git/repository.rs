@@ -292,6 +292,18 @@ impl Repository {
         }
     }
 
+    /// An object of this kind, as git keeps it.
+    pub(super) async fn object(&self, git: &Git<'_>, kind: &str, name: &str) -> Result<Vec<u8>, SourceError> {
+        let command = GitCommand::new(["cat-file", kind, name]).in_dir(&self.dir);
+        let text = git.run(command).await?.stdout;
+        // What git says is read as text, and another encoding has been lost.
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            let why = format!("the {kind} {name} is not UTF-8, and cannot be given away unchanged");
+            return Err(SourceError::Refused { origin: git.spec.origin(), why });
+        }
+        Ok(text.into_bytes())
+    }
+
     /// The commit that the object is or, being a tag, names.
     pub(super) async fn commit(&self, git: &Git<'_>, pinned: &Pinned) -> Result<String, SourceError> {
         let name = format!("{}^{{commit}}", pinned.object);
