@@ -95,7 +95,7 @@ fn an_index_is_built_shown_pushed_and_pulled_by_platform() {
     for name in [&image, &other] {
         let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]);
         let index: Value = serde_json::from_str(&raw).unwrap();
-        assert_eq!(index["mediaType"], "application/vnd.docker.distribution.manifest.list.v2+json");
+        assert_eq!(index["mediaType"], "application/vnd.oci.image.index.v1+json");
         let platforms: Vec<_> = index["manifests"]
             .as_array()
             .unwrap()

@@ -62,7 +62,8 @@ impl Exporter {
         let (id, names) = if output.store {
             self.store_written(&written, &given, output, vertex, cancel).await?
         } else {
-            (written.id().cloned(), tagged(&given))
+            let by_digest = output.push.is_some_and(|push| push.by_digest);
+            (written.id().cloned(), if by_digest { given } else { tagged(&given) })
         };
         let exported = Exported { image: id, names, manifest, ..Exported::default() };
         let publishing = (!pushed_names.is_empty()).then(|| Publishing::new(written, uploads, pushed_names));
@@ -169,17 +170,20 @@ impl Exporter {
                 .collect(),
         };
         let digested = |name: &Reference| name.clone().trimmed().with_digest(root.digest.clone());
-        let mut told = names.clone();
+        let mut told = if by_digest { given.to_vec() } else { names.clone() };
+        let mut more: Vec<Reference> = Vec::new();
         if output.canonical || by_digest {
-            told.extend(given.iter().map(digested));
+            more.extend(given.iter().map(digested));
         }
         if let Some(dangling) = output.dangling.filter(|dangling| !dangling.only_nameless || given.is_empty())
         {
-            told.push(digested(&dangling.repository));
+            let name = digested(&dangling.repository);
+            told.push(name.clone());
+            more.push(name);
         }
-        for name in told.iter().skip(names.len()) {
-            if !image_names.iter().any(|known| known.reference == *name) {
-                image_names.push(ImageName { reference: name.clone(), target: Some(root.clone()) });
+        for reference in more {
+            if !image_names.iter().any(|known| known.reference == reference) {
+                image_names.push(ImageName { reference, target: Some(root.clone()) });
             }
         }
         let (stores, written, cancel) = (self.stores.clone(), Arc::clone(written), cancel.clone());

@@ -117,6 +117,10 @@ impl Exporter {
             let canceled = cancel.clone();
             let upload = ExportError::blocking(move || {
                 let mut buffer = vec![0; 256 << 10];
+                // What the client has of an upload that broke off.
+                let there = upload.offset();
+                io::copy(&mut io::Read::take(&mut reader, there), &mut io::sink())
+                    .map_err(ExportError::io("read", digest_path(&blob)))?;
                 loop {
                     if canceled.is_cancelled() {
                         return Err(ExportError::Canceled);

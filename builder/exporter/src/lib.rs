@@ -1,14 +1,16 @@
-//! What a build leaves behind: images in the store, archives, directories.
+//! What a build leaves behind: images in the store and in registries, layouts, files.
 //!
 //! ```text
-//!   PlatformResult (Tree, ImageConfig) ──► finish (diff ids, history, times) ──► image store, names      Output::Image
-//!                  │                                   ├─── manifests, an index of several ─► image store, oci archive
-//!                  │                                   └──────────────────────► docker │ oci archive ─┐
-//!                  └──► tar of the tree ──────────────────────────────────────────────────────────────┴─► Destination
-//!                  └──► directory ─────────────────────────────────────────────────► the client's, or one of this machine
+//!   type, attributes ─► Output::parse ─► Output ─┐
+//!   PlatformResult (Tree, config, attestations) ─┴─► Exporter::export ─► Export ─► Exporter::publish
+//!                                                        │                          (push: what others see)
+//!        finished: diff ids, history, times ◄────────────┤
+//!        written:  blobs ─► manifests ─► index           ├─► image   store, names
+//!                                                        ├─► layout  tar stream, directory, client's content store
+//!                                                        └─► files   directory, tar stream
 //! ```
 //!
-//! **Not for:** how layers and archives are written (`layerstore/transfer`, `layerstore/diff`), or registries.
+//! **Not for:** how layers and archives are written (`layerstore/transfer`, `layerstore/diff`), or how registries are spoken to.
 
 #![forbid(unsafe_code)]
 
