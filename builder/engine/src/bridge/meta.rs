@@ -95,10 +95,10 @@ impl Engine {
             }
             LAYOUT_SCHEME => layout(scope, attr(LAYOUT_STORE), attr(LAYOUT_SESSION)),
             _ => {
-                if request.git.is_some_and(|git| git.return_object) {
-                    return Err(EngineError::Unsupported { what: "the objects of a commit".to_owned() });
-                }
-                let wanted = request.http.and_then(|http| http.checksum_request);
+                let wanted = Further {
+                    objects: request.git.is_some_and(|git| git.return_object),
+                    checksum: request.http.and_then(|http| http.checksum_request),
+                };
                 return self.other_meta(source, request.platform.as_ref(), wanted, scope, cancel).await;
             }
         };
@@ -125,7 +125,7 @@ impl Engine {
         &self,
         source: pb::SourceOp,
         platform: Option<&pb::Platform>,
-        wanted: Option<ChecksumRequest>,
+        wanted: Further,
         scope: &BuildScope,
         cancel: &CancellationToken,
     ) -> Result<ResolveSourceMetaResponse, EngineError> {
@@ -136,7 +136,7 @@ impl Engine {
         match vertex.track(opened.facts(&cx)).await? {
             SourceFacts::Name => {}
             SourceFacts::File { digest, filename, modified } => {
-                let checksum_response = match wanted {
+                let checksum_response = match wanted.checksum {
                     None => None,
                     Some(ChecksumRequest { algo, suffix }) => {
                         let kind = suffixed(algo)?;
@@ -154,12 +154,21 @@ impl Engine {
                 });
             }
             SourceFacts::Commit { object, reference, commit } => {
-                answer.git = Some(ResolveSourceGitResponse {
+                let mut git = ResolveSourceGitResponse {
                     checksum: object,
                     r#ref: reference,
                     commit_checksum: commit.unwrap_or_default(),
                     ..Default::default()
-                });
+                };
+                if wanted.objects
+                    && let Some(objects) = vertex.track(opened.commit_objects(&cx)).await?
+                {
+                    // Only the object itself tells whether a name that was given is a tag's.
+                    git.commit_checksum = objects.tagged.unwrap_or_default();
+                    git.commit_object = objects.commit;
+                    git.tag_object = objects.tag.unwrap_or_default();
+                }
+                answer.git = Some(git);
             }
         }
         Ok(answer)
@@ -187,6 +196,14 @@ impl Engine {
         }
         Ok(fact)
     }
+}
+
+/// What is to be told of a source that is no image, besides what it is.
+struct Further {
+    /// A commit's objects.
+    objects: bool,
+    /// The digest of a file with a suffix.
+    checksum: Option<ChecksumRequest>,
 }
 
 /// A layout of a client; of this build's own, unless another one is named.
