@@ -29,8 +29,14 @@ fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 /// Builds and pushes.
-async fn push(daemon: &Daemon, image: &str, more: &[(&str, &str)], said: &[(&str, &str)]) -> Result<(), String> {
-    let tree = Tree::of(&[("Dockerfile", format!("FROM {BASE_IMAGE}\nARG TOKEN\nRUN echo \"$TOKEN\" > /built\n"))]);
+async fn push(
+    daemon: &Daemon,
+    image: &str,
+    more: &[(&str, &str)],
+    said: &[(&str, &str)],
+) -> Result<(), String> {
+    let tree =
+        Tree::of(&[("Dockerfile", format!("FROM {BASE_IMAGE}\nARG TOKEN\nRUN echo \"$TOKEN\" > /built\n"))]);
     let buildkit = BuildKit::upgraded(&daemon.socket()).await;
     let session = buildkit.open(Client::with_context(tree)).await;
     let mut request = dockerfile_build(&session);
@@ -39,10 +45,7 @@ async fn push(daemon: &Daemon, image: &str, more: &[(&str, &str)], said: &[(&str
     exporter.extend(attrs(more));
     request.exporters = vec![Exporter { r#type: "image".to_owned(), attrs: exporter }];
     let outcome = buildkit.solve(request).await;
-    match &outcome.response {
-        Ok(_) => Ok(()),
-        Err(status) => Err(status.message().to_owned()),
-    }
+    outcome.result.map(|_| ()).map_err(|status| status.message().to_owned())
 }
 
 /// The attestation of the image that an index names first.
@@ -95,7 +98,12 @@ async fn provenance_is_beside_the_image_in_a_registry() {
 async fn a_bill_of_materials_is_beside_the_image_of_each_platform() {
     let (daemon, registry) = (Daemon::with_base(), Registry::start());
     let scanner = format!(
-        "FROM {BASE_IMAGE}\nRUN printf '#!/bin/sh -e\\nfor at in $BUILDKIT_SCAN_SOURCE; do echo \"{{\\\\\"predicateType\\\\\":\\\\\"https://spdx.dev/Document\\\\\",\\\\\"predicate\\\\\":{{\\\\\"at\\\\\":\\\\\"$at\\\\\"}}}}\" > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json; done\\n' > /scan && chmod 755 /scan && cat /scan\nCMD [\"/scan\"]\n"
+        r#"FROM {BASE_IMAGE}
+COPY <<"END" /scan
+echo "{{\"predicateType\":\"https://spdx.dev/Document\",\"predicate\":{{\"at\":\"$BUILDKIT_SCAN_SOURCE\"}}}}" > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json
+END
+CMD ["sh", "/scan"]
+"#
     );
     daemon.docker().run_with(["build", "-t", "scanner", "-"], scanner.as_bytes()).success();
     let image = registry.image("team/app:2");
