@@ -435,7 +435,8 @@ pub(crate) struct Loaded {
 
 /// Whether the client does not offer a directory. All else that keeps an ignore file from being read could have files sent that it names.
 fn is_not_offered(error: &EngineError) -> bool {
-    let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    let causes =
+        std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
     causes.filter_map(|cause| cause.downcast_ref::<lapstrake_session::Error>()).any(|error| match error {
         lapstrake_session::Error::Unsupported { .. } => true,
         lapstrake_session::Error::Call { status, .. } => status.code() == tonic::Code::NotFound,

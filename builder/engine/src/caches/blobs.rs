@@ -146,7 +146,11 @@ impl BlobSource for ClientBlobs {
             }
             let (digest, size) = (blob.digest.clone(), blob.size);
             // The store hashes what it writes.
-            CacheFault::blocking(move || Ok(drop(writer.commit(Some(&digest), Some(size))?))).await
+            CacheFault::blocking(move || {
+                writer.commit(Some(&digest), Some(size))?;
+                Ok(())
+            })
+            .await
         })
     }
 

@@ -71,6 +71,14 @@ impl Engine {
         for target in targets {
             let (name, options) = match target {
                 CacheTarget::Inline => continue,
+                CacheTarget::Unsupported { kind } => {
+                    let vertex = internal_vertex(progress, format!("exporting cache to {kind}"));
+                    let why = format!("caches of type {kind} are not supported");
+                    vertex.start();
+                    vertex.fail(why.clone());
+                    warn(&vertex, format!("failed to export cache: {why}"));
+                    continue;
+                }
                 CacheTarget::Registry { options, .. } => ("exporting cache to registry", options),
                 CacheTarget::Local { options, .. } | CacheTarget::Client { options, .. } => {
                     ("exporting cache to client directory", options)
@@ -89,7 +97,7 @@ impl Engine {
             };
             vertex.start();
             let result = match target {
-                CacheTarget::Inline => Ok(None),
+                CacheTarget::Inline | CacheTarget::Unsupported { .. } => Ok(None),
                 CacheTarget::Registry { reference, insecure, options } => {
                     let cx = self.source_context(scope, vertex.clone(), cancel);
                     let client = self.workshop().sources.registry(&cx);
@@ -126,6 +134,7 @@ impl CacheTarget {
     fn shown(&self) -> String {
         match self {
             Self::Inline => "the image".to_owned(),
+            Self::Unsupported { kind } => kind.clone(),
             Self::Registry { reference, .. } => reference.familiar(),
             Self::Local { directory, .. } => directory.display().to_string(),
             Self::Client { directory, .. } => directory.clone(),

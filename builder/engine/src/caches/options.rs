@@ -67,6 +67,11 @@ pub enum CacheTarget {
         /// What goes there.
         options: CacheExportOptions,
     },
+    /// To a place that is not supported, by a client who does not mind (`ignore-error`): it is told, and the build goes on.
+    Unsupported {
+        /// What kind of place: `gha`, `s3`, `azblob`.
+        kind: String,
+    },
     /// To a directory of the client's machine, which its session serves. The client names the manifest in its index, and tidies up, itself.
     Client {
         /// The directory, as the client calls it.
@@ -182,6 +187,9 @@ impl CacheTarget {
     /// The same as clients of the daemon send it: its type, and everything else. Their directories are theirs, and not of this machine.
     pub fn from_attrs(kind: &str, attrs: &BTreeMap<String, String>) -> Result<Self, EngineError> {
         let mut fields = Fields::of(kind, attrs);
+        if matches!(kind, "gha" | "s3" | "azblob") && fields.flag("ignore-error", false)? {
+            return Ok(Self::Unsupported { kind: kind.to_owned() });
+        }
         if kind != "local" {
             return Self::of(fields);
         }
@@ -196,7 +204,13 @@ impl CacheTarget {
 
     fn of(mut fields: Fields) -> Result<Self, EngineError> {
         let target = match fields.kind.as_str() {
-            "inline" => Self::Inline,
+            "inline" => {
+                // There is one mode; `buildctl` names it.
+                match fields.take("mode").as_deref() {
+                    None | Some("min") => Self::Inline,
+                    Some(other) => return Err(fields.refuse(format!("mode={other}: an inline cache is min"))),
+                }
+            }
             "registry" => Self::Registry {
                 reference: fields.reference()?,
                 insecure: fields.flag("registry.insecure", false)?,
@@ -402,6 +416,7 @@ mod tests {
     #[test]
     fn targets_are_as_buildx_has_them() {
         assert_eq!(CacheTarget::parse("type=inline").unwrap(), CacheTarget::Inline);
+        assert_eq!(CacheTarget::parse("type=inline,mode=min").unwrap(), CacheTarget::Inline);
         assert_eq!(
             CacheTarget::parse("app").unwrap(),
             CacheTarget::Registry {
@@ -444,6 +459,11 @@ mod tests {
         let options = CacheExportOptions { mode: CacheMode::Max, ..Default::default() };
         let client = CacheTarget::Client { directory: "/c".into(), options };
         assert_eq!(CacheTarget::from_attrs("local", &all).unwrap(), client);
+        let ignored = attrs(&[("bucket", "b"), ("ignore-error", "true")]);
+        let unsupported = CacheTarget::Unsupported { kind: "s3".into() };
+        assert_eq!(CacheTarget::from_attrs("s3", &ignored).unwrap(), unsupported);
+        let error = CacheTarget::from_attrs("s3", &attrs(&[("bucket", "b")])).unwrap_err();
+        assert!(error.to_string().contains("caches of type s3 are not supported"), "{error}");
         for (pairs, why) in [
             (&[("mode", "max")][..], "dest is missing"),
             (&[("dest", "/c"), ("reset", "maybe")], "reset=maybe"),
@@ -469,7 +489,7 @@ mod tests {
             ("type=registry,ref=a,reset=true", "option reset"),
             ("type=local,dest=", "dest is missing"),
             ("type=local,dest=x,tag=", "tag is empty"),
-            ("type=inline,mode=max", "option mode"),
+            ("type=inline,mode=max", "mode=max"),
             ("type=registry,ref=a,mode=all", "mode=all"),
             ("type=registry,ref=a,compression=estargz", "estargz is not supported"),
             ("type=registry,ref=a,compression=lz4", "lz4"),
