@@ -51,6 +51,12 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
             sweep,
             stop.clone(),
         ));
+        let (history, stopped) = (assembly.store.history.clone(), stop.clone());
+        // Who listens to it would keep its connection, and the daemon, to the end of the grace period.
+        tokio::spawn(async move {
+            stopped.cancelled().await;
+            history.end_news().await;
+        });
         notify::ready();
         listen::serve_all(listeners, state, stop.clone()).await;
         notify::stopping();

@@ -9,8 +9,7 @@ use lapstrake_builder_history::{
     ResultRecord,
 };
 use lapstrake_builder_progress::redact;
-use lapstrake_layerstore_oci::{ImageId, Platform, Reference};
-use lapstrake_layerstore_store::Stores;
+use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_session::{ExporterId, Sessions, Wait};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -81,12 +80,7 @@ const IN_TOTO: &str = "application/vnd.in-toto+json";
 const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 
 /// A build ended: how, and what is kept of it.
-pub(crate) fn end(
-    recording: Recording,
-    known: Option<&Knowledge>,
-    result: &Result<Exported, EngineError>,
-    stores: &Stores,
-) {
+pub(crate) fn end(recording: Recording, known: Option<&Knowledge>, result: &Result<Exported, EngineError>) {
     for provenance in known.iter().flat_map(|known| std::mem::take(&mut *known.provenance.lock())) {
         recording.attach(provenance);
     }
@@ -94,7 +88,7 @@ pub(crate) fn end(
         Ok(exported) => Outcome::Completed {
             image: exported.digest().map(ToString::to_string),
             response: exported.response(),
-            results: known.map(|known| known.results(stores)).unwrap_or_default(),
+            results: known.map(Knowledge::results).unwrap_or_default(),
         },
         Err(error) if error.is_canceled() => Outcome::Canceled,
         Err(error) => {
@@ -203,12 +197,9 @@ impl Knowledge {
         });
     }
 
-    fn results(&self, stores: &Stores) -> BTreeMap<u32, ResultRecord> {
-        let config_bytes = |image: &ImageId| Some(stores.content.info(image.digest()).ok()??.size);
+    fn results(&self) -> BTreeMap<u32, ResultRecord> {
         let left = self.left.lock();
-        left.iter()
-            .filter_map(|(number, left)| Some((*number, recorded::result(left, config_bytes)?)))
-            .collect()
+        left.iter().filter_map(|(number, left)| Some((*number, recorded::result(left)?))).collect()
     }
 
     /// The Dockerfile was read, if there is one: now it is known which project this is.

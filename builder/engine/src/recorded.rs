@@ -7,7 +7,7 @@ use lapstrake_builder_dockerfile::{DockerfileOptions, options::ContextSource};
 use lapstrake_builder_exporter::{Exported, Output};
 use lapstrake_builder_history::{OutputRecord, ResultRecord};
 use lapstrake_builder_progress::redact;
-use lapstrake_layerstore_oci::{ImageId, Platform};
+use lapstrake_layerstore_oci::Platform;
 
 use crate::Input;
 
@@ -103,26 +103,17 @@ pub(crate) fn outputs(outputs: &[Output]) -> Vec<OutputRecord> {
     outputs.iter().filter(|output| **output != Output::CacheOnly).map(said).collect()
 }
 
-/// What an output left: the index or manifest where one was made, else the config. `config_bytes` tells its length.
-pub(crate) fn result(
-    exported: &Exported,
-    config_bytes: impl Fn(&ImageId) -> Option<u64>,
-) -> Option<ResultRecord> {
+/// What an output left: the index or manifest where one was made, else the config.
+pub(crate) fn result(exported: &Exported) -> Option<ResultRecord> {
     if let Some(manifest) = &exported.manifest {
         return Some(ResultRecord {
             media_type: manifest.media_type.to_string(),
             digest: manifest.digest.to_string(),
-            bytes: manifest.size,
             annotations: manifest.annotations.clone(),
         });
     }
-    let image = exported.image.as_ref()?;
-    Some(ResultRecord {
-        media_type: CONFIG.to_owned(),
-        digest: image.digest().to_string(),
-        bytes: config_bytes(image)?,
-        annotations: BTreeMap::new(),
-    })
+    let digest = exported.image.as_ref()?.digest().to_string();
+    Some(ResultRecord { media_type: CONFIG.to_owned(), digest, annotations: BTreeMap::new() })
 }
 
 #[cfg(test)]

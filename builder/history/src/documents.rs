@@ -34,9 +34,18 @@ impl std::fmt::Debug for Document {
 }
 
 impl History {
-    /// What happens from now on. Who is more than some hundred changes behind is told that it missed some.
+    /// What happens from now on; after [`Self::end_news`] nothing. Who is some hundred events behind is told that it missed some.
     pub fn news(&self) -> broadcast::Receiver<News> {
-        self.0.news.subscribe()
+        match &*self.0.news.lock() {
+            Some(sender) => sender.subscribe(),
+            None => broadcast::channel(1).1,
+        }
+    }
+
+    /// Ends all that [`Self::news`] gave, once no build runs.
+    pub async fn end_news(&self) {
+        self.wait_while(|_| true).await;
+        *self.0.news.lock() = None;
     }
 
     /// A build that is written down, by its whole id. `None` for what is not there, or runs. Blocks.
@@ -50,6 +59,11 @@ impl History {
             Err(HistoryError::NoSuchBuild { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a build runs, or is being written down; by its whole id.
+    pub fn is_running(&self, id: &str) -> bool {
+        self.0.state.lock().live.contains_key(id)
     }
 
     /// A document or a log, by its digest. Blocks.
@@ -116,8 +130,7 @@ impl History {
         if !is_there {
             return Err(HistoryError::NoSuchBuild { id });
         }
-        // Nobody need listen.
-        let _ = self.0.news.send(News::Recorded(id));
+        self.0.tell(News::Recorded(id));
         Ok(())
     }
 }

@@ -130,8 +130,8 @@ pub(crate) struct Inner {
     pub(crate) directory: PathBuf,
     limits: Limits,
     pub(crate) state: Mutex<State>,
-    /// Who listens is told what happens.
-    pub(crate) news: broadcast::Sender<News>,
+    /// Who listens is told what happens; `None` when nothing will any more.
+    pub(crate) news: Mutex<Option<broadcast::Sender<News>>>,
     /// Changes when a build has been written down.
     written: watch::Sender<u64>,
     /// Held by whoever writes a log: one at a time, as packing is work for a processor.
@@ -207,7 +207,7 @@ impl History {
             directory,
             limits,
             state: Mutex::new(State { known, live: BTreeMap::new() }),
-            news: broadcast::Sender::new(NEWS),
+            news: Mutex::new(Some(broadcast::Sender::new(NEWS))),
             written: watch::Sender::new(0),
             writing: Mutex::default(),
         })))
@@ -259,8 +259,8 @@ impl History {
             owes_recipes: false,
         };
         state.live.insert(id.clone(), live);
-        // Nobody need listen. Said under the lock, so that whoever looks and listens misses nothing.
-        let _ = self.0.news.send(News::Begun(id.clone()));
+        // Under the lock, so that whoever listens and then looks misses nothing.
+        self.0.tell(News::Begun(id.clone()));
         drop(state);
         let runtime = Handle::current();
         let inner = Arc::clone(&self.0);
@@ -278,7 +278,7 @@ impl History {
         self.wait_while(|live| live.owes_recipes).await;
     }
 
-    async fn wait_while(&self, is_awaited: impl Fn(&Live) -> bool) {
+    pub(crate) async fn wait_while(&self, is_awaited: impl Fn(&Live) -> bool + Send) {
         let mut written = self.0.written.subscribe();
         // Whatever changes after the look at the builds also changes what is waited for.
         while self.0.state.lock().live.values().any(&is_awaited) {
@@ -418,6 +418,13 @@ fn unpack(bytes: &[u8]) -> io::Result<Vec<VertexRecord>> {
 }
 
 impl Inner {
+    /// Tells who listens, if anybody does.
+    pub(crate) fn tell(&self, news: News) {
+        if let Some(sender) = &*self.news.lock() {
+            let _ = sender.send(news);
+        }
+    }
+
     /// So that a build that the daemon does not survive is not forgotten.
     fn note_beginning(&self, summary: &BuildSummary) {
         let noted = self.metadata.write_lazily(|txn| {
@@ -501,7 +508,7 @@ impl Inner {
             Ok(()) => drop(state.known.insert(id.to_owned())),
             Err(error) => tracing::warn!(%error, build = id, "a build is not recorded"),
         }
-        let _ = self.news.send(News::Recorded(id.to_owned()));
+        self.tell(News::Recorded(id.to_owned()));
         drop(state);
         if let Err(error) = self.trim() {
             tracing::warn!(%error, "old builds are not forgotten");
@@ -564,7 +571,7 @@ impl Inner {
         rows::drop_builds(&self.metadata, ids)?;
         for id in ids {
             self.state.lock().known.remove(id);
-            let _ = self.news.send(News::Forgotten(id.clone()));
+            self.tell(News::Forgotten(id.clone()));
             let path = log_path(&self.directory, id);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -134,10 +134,8 @@ pub struct OutputRecord {
 pub struct ResultRecord {
     /// Its media type.
     pub media_type: String,
-    /// Its digest.
+    /// Its digest, by which whoever has it knows its length.
     pub digest: String,
-    /// Its length.
-    pub bytes: u64,
     /// Facts about it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,

@@ -11,6 +11,7 @@ use lapstrake_builder_progress::{Plain, Progress, Stream, VertexHandle, VertexSt
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::LocalStore;
 use tempfile::TempDir;
+use tokio::sync::broadcast::error::TryRecvError;
 
 struct Bench {
     root: TempDir,
@@ -408,5 +409,8 @@ async fn who_listens_is_told_what_happens() {
     {
         assert_eq!(news.try_recv().unwrap(), expected);
     }
-    assert!(news.try_recv().is_err());
+    assert_eq!(news.try_recv(), Err(TryRecvError::Empty));
+    history.end_news().await;
+    assert_eq!(news.try_recv(), Err(TryRecvError::Closed));
+    assert_eq!(history.news().try_recv(), Err(TryRecvError::Closed));
 }

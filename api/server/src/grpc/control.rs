@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     AppState,
-    grpc::{Worker, cache, headers, solve, status, worker},
+    grpc::{Worker, cache, headers, history, solve, status, worker},
     session::{self, SessionStream},
 };
 
@@ -98,15 +98,16 @@ impl control_server::Control for Control {
 
     async fn listen_build_history(
         &self,
-        _: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Status::unimplemented("Control.ListenBuildHistory is not here yet"))
+        history::listen(&self.0, request.into_inner()).await.map(dated)
     }
 
     async fn update_build_history(
         &self,
-        _: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("Control.UpdateBuildHistory is not here yet"))
+        history::update(&self.0, request.into_inner()).await?;
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }

@@ -4,13 +4,17 @@
 //!   Control      Info, ListWorkers ─► worker      DiskUsage, Prune ─► cache      Session ─► crate::session
 //!                Solve ─► solve: SolveRequest ─► BuildRequest ─► engine          Status ─► status: a build's spool
 //!   LLBBridge    ─► the bridge of the build that the call names (builder/engine)
+//!                ListenBuildHistory, UpdateBuildHistory ─► history
+//!   Content      content: documents and logs of builds, and blobs, to read
 //!   Health       serving
 //! ```
 //!
 //! A call whose client goes away drops its future, and with it the work.
 
 mod cache;
+mod content;
 mod control;
+mod history;
 mod limits;
 mod solve;
 mod status;
@@ -21,6 +25,7 @@ use std::{sync::Arc, time::SystemTime};
 use http::{HeaderMap, Request, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use lapstrake_api_proto::{
+    content::content_server::ContentServer,
     control::control_server::ControlServer,
     google::protobuf::Timestamp,
     health::{
@@ -79,6 +84,10 @@ pub(crate) async fn respond(state: &Arc<AppState>, request: Request<Incoming>) -
             Some(worker) => bridges_service(worker.engine.clone()).call(request).await,
             None => Ok(Status::unavailable("this daemon builds nothing").into_http()),
         },
+        // To read from; what writes is unknown to it, as to all of them.
+        Some("containerd.services.content.v1.Content") => {
+            ContentServer::new(content::Content(Arc::clone(state))).call(request).await
+        }
         Some("grpc.health.v1.Health") => HealthServer::new(Serving).call(request).await,
         // Clients offer their traces to whoever takes them, and ask nobody before. In BuildKit's words.
         Some("opentelemetry.proto.collector.trace.v1.TraceService") => {
