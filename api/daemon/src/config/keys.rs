@@ -50,10 +50,13 @@ pub(crate) const KEYS: &[(&str, Fate)] = &[
     ("history.maxAge", Honoured),
     ("history.maxEntries", Honoured),
     ("registry.*", Honoured),
-    ("frontend.dockerfile.v0.enabled", Vain("Dockerfiles are read by the built-in frontend")),
+    ("frontend.dockerfile.v0.enabled", Honoured),
     ("frontend.dockerfile.v0.servesOfficialImages", Honoured),
-    ("frontend.gateway.v0.enabled", Vain("frontends that are images are not run")),
-    ("frontend.gateway.v0.allowedRepositories", Vain("frontends that are images are not run")),
+    ("frontend.gateway.v0.enabled", Honoured),
+    (
+        "frontend.gateway.v0.allowedRepositories",
+        Refused("which images may be frontends cannot be restricted"),
+    ),
     ("system.platformsCacheMaxAge", Vain("what this machine emulates is asked every 20 s")),
     ("system.maxRegistryConcurrency", Vain("three layers are pulled at once, five pushed")),
     ("cache.gha.*", Vain(NO_GHA)),
@@ -122,8 +125,14 @@ pub(crate) fn judge(table: &toml::Table) -> Verdict {
             None => verdict.doubts.push(format!("{key} is no key that BuildKit or Lapstrake knows")),
         }
     }
-    let switch = |name: &str| table.get("worker")?.get(name)?.get("enabled")?.as_bool();
-    match (switch("oci"), switch("containerd")) {
+    let switch = |kind: &str, name: &str| table.get(kind)?.get(name)?.get("enabled")?.as_bool();
+    for name in ["dockerfile.v0", "gateway.v0"] {
+        if switch("frontend", name) == Some(false) {
+            let why = "frontends cannot be turned off";
+            verdict.refused.push(format!("frontend.{name}.enabled = false is refused: {why}"));
+        }
+    }
+    match (switch("worker", "oci"), switch("worker", "containerd")) {
         (Some(false), _) => {
             verdict.refused.push(format!("worker.oci.enabled = false is refused: {ONE_WORKER}"))
         }

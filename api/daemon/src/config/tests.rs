@@ -49,13 +49,7 @@ fn buildkits_file_is_read_and_what_has_no_effect_is_named() {
     assert_eq!(file.registry.hosts["docker.io"].mirrors, ["mirror.local:5000"]);
     let mut doubts = file.doubts;
     doubts.sort();
-    assert_eq!(
-        doubts,
-        [
-            "frontend.dockerfile.v0.enabled is not honoured: Dockerfiles are read by the built-in frontend",
-            "rooot is no key that BuildKit or Lapstrake knows",
-        ]
-    );
+    assert_eq!(doubts, ["rooot is no key that BuildKit or Lapstrake knows",]);
 }
 
 #[test]
@@ -296,6 +290,16 @@ fn no_key_of_buildkits_is_unknown_and_what_protects_is_refused() {
     for (was, is, refusal) in [
         ("proxyNetwork = false", "proxyNetwork = true", "proxyNetwork is refused: no proxy"),
         ("apparmor-profile = \"\"", "apparmor-profile = \"x\"", "worker.oci.apparmor-profile is refused"),
+        (
+            "[frontend.\"gateway.v0\"]\n          enabled = true",
+            "[frontend.\"gateway.v0\"]\n          enabled = false",
+            "frontend.gateway.v0.enabled = false is refused",
+        ),
+        (
+            "allowedRepositories = []",
+            "allowedRepositories = [\"a/b\"]",
+            "frontend.gateway.v0.allowedRepositories is refused",
+        ),
         ("selinux = false", "selinux = true", "worker.oci.selinux is refused"),
         (
             "proxySnapshotterPath = \"\"",
