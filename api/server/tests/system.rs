@@ -234,15 +234,25 @@ async fn silence_and_half_a_request_are_not_waited_for_for_ever() {
 }
 
 #[tokio::test]
-async fn http2_is_understood_and_says_that_grpc_is_not_here() {
+async fn http2_is_understood_and_grpc_is_told_from_the_rest() {
     let daemon = Daemon::start();
     let io = hyper_util::rt::TokioIo::new(daemon.connect().await);
     let executor = hyper_util::rt::TokioExecutor::new();
     let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
     tokio::spawn(connection);
-    let request = http::Request::post("http://docker/moby.buildkit.v1.Control/ListWorkers")
-        .body(String::new())
-        .unwrap();
-    let answer = sender.send_request(request).await.unwrap();
-    assert_eq!(answer.status(), 501);
+    let mut send = async |request: http::request::Builder| {
+        sender.send_request(request.body(String::new()).unwrap()).await.unwrap()
+    };
+    let answer = send(http::Request::get("http://docker/_ping")).await;
+    assert_eq!(answer.status(), 200);
+    let call = |service: &str| {
+        let uri = format!("http://docker/{service}/Method");
+        http::Request::post(uri).header("content-type", "application/grpc")
+    };
+    let status = |answer: http::Response<hyper::body::Incoming>| {
+        answer.headers()["grpc-status"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(status(send(call("no.such.Service")).await), "12");
+    // This one has no engine.
+    assert_eq!(status(send(call("moby.buildkit.v1.frontend.LLBBridge")).await), "14");
 }
