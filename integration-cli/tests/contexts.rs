@@ -318,16 +318,16 @@ fn lapstrake_build_reads_contexts_from_git_with_dockerfiles_from_anywhere() {
 }
 
 #[test]
-fn other_frontends_are_refused_by_name_and_line() {
+fn other_frontends_are_looked_for_by_their_name() {
     let daemon = Daemon::with_base();
     let dir =
         directory(&daemon.scratch(), "app", &[("Dockerfile", "# syntax=example.com/mine:1\nFROM busybox\n")]);
     let docker = daemon.docker();
     let error = docker.buildkit().run(["build", dir.to_str().unwrap()]).failure().all();
-    assert!(error.contains("frontend example.com/mine:1 is not supported"), "{error}");
+    assert!(error.contains("manifest for example.com/mine:1: cannot connect"), "{error}");
     let arguments = ["build", "--build-arg", "BUILDKIT_SYNTAX=example.com/other", dir.to_str().unwrap()];
     let error = docker.buildkit().run(arguments).failure().all();
-    assert!(error.contains("frontend example.com/other:latest is not supported"), "{error}");
+    assert!(error.contains("manifest for example.com/other:latest: cannot connect"), "{error}");
     // To the classic builder it is a comment.
     docker.classic().run(["build", dir.to_str().unwrap()]).success();
 }
@@ -341,7 +341,7 @@ fn the_configuration_decides_who_reads_official_dockerfiles() {
         directory(dir.path(), "app", &[("Dockerfile", "# syntax=docker/dockerfile:1\nFROM busybox\n")]);
     let daemon = Daemon::with_base_and(&["--config", config.to_str().unwrap()]);
     let error = daemon.docker().buildkit().run(["build", context.to_str().unwrap()]).failure().all();
-    assert!(error.contains("frontend docker/dockerfile:1 is not supported"), "{error}");
+    assert!(error.contains("manifest for docker/dockerfile:1: cannot connect"), "{error}");
     Daemon::with_base().docker().buildkit().run(["build", context.to_str().unwrap()]).success();
 }
 

@@ -108,7 +108,7 @@ fn what_cannot_be_is_refused_by_name() {
     write(&context, &[("Dockerfile", "FROM scratch\n")]);
     for (arguments, part) in [
         (&["-t", "UPPER"][..], "--tag UPPER"),
-        (&["-o", "type=registry"], "type registry is not supported"),
+        (&["-o", "type=registry"], "a tag is needed when pushing to registry"),
         (&["--secret", "id=a,src=/no/such"], "no such file"),
         (&["--network", "bridge0"], "invalid netmode bridge0"),
         (&["--add-host", "x"], "--add-host x"),
