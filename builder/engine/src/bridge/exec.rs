@@ -8,7 +8,10 @@
 //!                                     ◄── Exit, then Done
 //! ```
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
 
 use bytes::Bytes;
 use lapstrake_api_proto::gateway::{
@@ -20,6 +23,7 @@ use tokio::{
     sync::mpsc,
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
@@ -41,19 +45,21 @@ const UNKNOWN_EXIT: u32 = 255;
 
 type Outgoing = mpsc::Sender<Result<ExecMessage, Status>>;
 
-/// Talks with a client about processes, until it has said all and they have ended, or it is gone.
+/// Talks with a client about processes, until it has said all and they have ended, or it is gone, or their build.
 pub(super) fn talk(
-    bridge: Arc<Bridge>,
+    bridge: &Arc<Bridge>,
     incoming: Streaming<ExecMessage>,
 ) -> mpsc::Receiver<Result<ExecMessage, Status>> {
     let (outgoing, messages) = mpsc::channel(MESSAGES);
+    // A client that goes on listening does not keep a build.
+    let (bridge, closed) = (Arc::downgrade(bridge), bridge.cancel.clone());
     tokio::spawn(async move {
         let mut talk =
             Talk { bridge, outgoing: outgoing.clone(), processes: HashMap::new(), tasks: JoinSet::new() };
         tokio::select! {
             // Nobody hears the rest.
             () = outgoing.closed() => {}
-            result = talk.listen(incoming) => if let Err(status) = result {
+            result = talk.listen(incoming, &closed) => if let Err(status) = result {
                 let _ = outgoing.send(Err(status)).await;
             }
         }
@@ -62,7 +68,7 @@ pub(super) fn talk(
 }
 
 struct Talk {
-    bridge: Arc<Bridge>,
+    bridge: Weak<Bridge>,
     outgoing: Outgoing,
     processes: HashMap<String, Talked>,
     /// Tell of the processes. They end with this; the processes do not: those are the container's.
@@ -76,8 +82,13 @@ struct Talked {
 }
 
 impl Talk {
-    async fn listen(&mut self, mut incoming: Streaming<ExecMessage>) -> Result<(), Status> {
-        while let Some(message) = incoming.message().await? {
+    async fn listen(
+        &mut self,
+        mut incoming: Streaming<ExecMessage>,
+        closed: &CancellationToken,
+    ) -> Result<(), Status> {
+        while let Some(message) = closed.run_until_cancelled(incoming.message()).await.transpose()?.flatten()
+        {
             let ExecMessage { process_id: id, input } = message;
             if id.is_empty() {
                 return Err(Status::invalid_argument("ProcessID required"));
@@ -102,7 +113,7 @@ impl Talk {
                 }
             }
         }
-        // The client has said all that it has to say, and listens.
+        // The client has said all that it has to say, or the build has ended, and all processes with it.
         while self.tasks.join_next().await.is_some() {}
         Ok(())
     }
@@ -117,7 +128,7 @@ impl Talk {
             )));
         }
         let name = &init.container_id;
-        let container = self.bridge.container(name).ok_or_else(|| {
+        let container = self.bridge.upgrade().and_then(|bridge| bridge.container(name)).ok_or_else(|| {
             Status::not_found(format!("container {name:?} previously released or not created"))
         })?;
         let Some(meta) = init.meta else {

@@ -178,7 +178,7 @@ impl LlbBridge for BridgeService {
         request: Request<Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
         let bridge = self.bridge(request.metadata(), "ExecProcess").await?;
-        let messages = ReceiverStream::new(exec::talk(bridge, request.into_inner()));
+        let messages = ReceiverStream::new(exec::talk(&bridge, request.into_inner()));
         Ok(Response::new(Box::pin(messages)))
     }
 

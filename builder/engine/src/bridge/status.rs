@@ -56,6 +56,7 @@ pub(crate) fn rpc_status(error: &EngineError) -> rpc::Status {
             details.push(detail("errdefs.Subrequest+json", json!({ "name": name })));
             code = Code::Unimplemented;
         }
+        EngineError::Taken { .. } => code = Code::AlreadyExists,
         EngineError::FrontendCap { name } => {
             details.push(detail("errdefs.FrontendCap+json", json!({ "name": name })));
         }
