@@ -184,3 +184,36 @@ services:
     };
     assert_eq!(layers(&pushed), layers(&manifests(&image)));
 }
+
+#[test]
+fn a_cache_is_left_in_a_directory_of_the_clients_and_used() {
+    let caches = tempfile::tempdir().unwrap();
+    let cache = caches.path().join("cache");
+    let cache = cache.to_str().unwrap();
+    let compose = format!(
+        "
+services:
+  one:
+    image: one
+    build:
+      dockerfile_inline: |
+        FROM busybox
+        RUN cat /proc/sys/kernel/random/uuid > /made
+      cache_from: ['type=local,src={cache}']
+      cache_to: ['type=local,dest={cache},mode=max']
+"
+    );
+    let build = || {
+        let daemon = Daemon::with_base();
+        Project::new(&daemon, &[("compose.yaml", &compose)]).run(&["build"]).success();
+        look(&daemon, "one", "cat /made")
+    };
+    let made = build();
+    // The client names the manifest that the daemon told it.
+    let index = std::fs::read_to_string(caches.path().join("cache/index.json")).unwrap();
+    assert!(index.contains("\"org.opencontainers.image.ref.name\":\"latest\""), "{index}");
+    // Another daemon has nothing but that cache.
+    let uuid = |said: &str| said.split_whitespace().find(|word| word.len() == 36).map(str::to_owned);
+    assert!(uuid(&made).is_some(), "{made}");
+    assert_eq!(uuid(&build()), uuid(&made));
+}
