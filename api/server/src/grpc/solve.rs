@@ -35,10 +35,7 @@ const DOCKERFILE: &str = "dockerfile.v0";
 const GATEWAY: &str = "gateway.v0";
 
 /// Runs a build to its end. Dropping the future, which a client does by going away, cancels it.
-pub(super) async fn solve(
-    state: &Arc<AppState>,
-    mut request: SolveRequest,
-) -> Result<SolveResponse, Status> {
+pub(super) async fn solve(state: &Arc<AppState>, mut request: SolveRequest) -> Result<SolveResponse, Status> {
     if request.r#ref.is_empty() {
         request.r#ref = random_id();
     }
