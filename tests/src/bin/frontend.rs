@@ -54,11 +54,13 @@ async fn run() -> Result<i32, Box<dyn Error>> {
             let again = SolveRequest {
                 frontend: "gateway.v0".to_owned(),
                 frontend_opt: options.into_iter().collect(),
-                allow_result_return: true,
-                ..SolveRequest::default()
+                ..order()
             };
-            bridge.solve(again).await?;
-            return Ok(0);
+            let status = bridge.solve(again).await.err().ok_or("it came to an end well")?;
+            let message = status.message().to_owned();
+            let error = rpc::Status { code: status.code() as i32, message, details: Vec::new() };
+            bridge.r#return(ReturnRequest { result: None, error: Some(error) }).await?;
+            return Ok(1);
         }
         "network" => {
             let interfaces = std::fs::read_to_string("/proc/net/dev")?;
