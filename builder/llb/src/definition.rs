@@ -48,6 +48,13 @@ impl Definition {
         }
     }
 
+    /// The same for clients, who are written in Go: without entries that they would stumble over.
+    pub fn to_client(&self) -> pb::Definition {
+        let mut proto = self.to_proto();
+        proto.source = proto.source.map(without_empty_locations);
+        proto
+    }
+
     /// Reads a serialised `pb.Definition`.
     pub fn decode(bytes: &[u8]) -> Result<Definition, Error> {
         let proto =
@@ -77,6 +84,18 @@ impl Definition {
     }
 }
 
+/// An op without locations is left out: prost writes its entry without a value, which Go's clients read as a null pointer, and follow. The files'
+/// own graphs are no deeper than prost reads messages.
+fn without_empty_locations(mut source: pb::Source) -> pb::Source {
+    source.locations.retain(|_, locations| !locations.locations.is_empty());
+    for info in &mut source.infos {
+        if let Some(definition) = &mut info.definition {
+            definition.source = definition.source.take().map(without_empty_locations);
+        }
+    }
+    source
+}
+
 /// What `pb::Op` does not know of an op.
 pub(crate) fn decode_newer_op(bytes: &[u8]) -> Result<NewerOp, Error> {
     NewerOp::decode(bytes).map_err(|source| Error::Decode { what: "op", source })
@@ -84,4 +103,26 @@ pub(crate) fn decode_newer_op(bytes: &[u8]) -> Result<NewerOp, Error> {
 
 pub(crate) fn decode_op(bytes: &[u8]) -> Result<pb::Op, Error> {
     pb::Op::decode(bytes).map_err(|source| Error::Decode { what: "op", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_clients_find_a_value_in_every_entry_of_locations() {
+        let source = |infos| {
+            let some = pb::Locations { locations: vec![pb::Location::default()] };
+            let locations = [("a".to_owned(), pb::Locations::default()), ("b".to_owned(), some)];
+            pb::Source { locations: locations.into(), infos }
+        };
+        let inner = pb::Definition { source: Some(source(Vec::new())), ..Default::default() };
+        let info = pb::SourceInfo { definition: Some(inner), ..Default::default() };
+        let wire = pb::Definition { source: Some(source(vec![info])), ..Default::default() };
+        let told = Definition::from_proto(wire).unwrap().to_client().source.unwrap();
+        let inner = told.infos[0].definition.as_ref().unwrap().source.as_ref().unwrap();
+        for source in [&told, inner] {
+            assert_eq!(source.locations.keys().collect::<Vec<_>>(), ["b"]);
+        }
+    }
 }

@@ -152,7 +152,7 @@ impl LlbBridge for BridgeService {
 
     async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
         let bridge = self.bridge(request.metadata(), "Inputs").await?;
-        let definitions = bridge.inputs().iter().map(|(name, graph)| (name.clone(), graph.to_proto()));
+        let definitions = bridge.inputs().iter().map(|(name, graph)| (name.clone(), graph.to_client()));
         Ok(Response::new(InputsResponse { definitions: definitions.collect() }))
     }
 

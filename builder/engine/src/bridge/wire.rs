@@ -67,7 +67,7 @@ pub(super) async fn solve(bridge: &Bridge, request: SolveRequest) -> Result<Solv
     let id_of = |reference: &Option<Ref>| -> Result<gateway::Ref, EngineError> {
         let Some(reference) = reference else { return Ok(gateway::Ref::default()) };
         let id = bridge.register(reference)?;
-        Ok(gateway::Ref { id, def: Some(reference.definition().to_proto()) })
+        Ok(gateway::Ref { id, def: Some(reference.definition().to_client()) })
     };
     let mut default_id = String::new();
     let refs = match &result.refs {
