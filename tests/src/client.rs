@@ -63,6 +63,9 @@ pub struct Asked {
     pub listed: Vec<String>,
 }
 
+/// What a client says of a source.
+type Decide = dyn Fn(&CheckPolicyRequest) -> CheckPolicyResponse + Send + Sync;
+
 /// A client. Clones are the same client.
 #[derive(Clone, Default)]
 pub struct Client {
@@ -73,7 +76,7 @@ pub struct Client {
     /// Blobs whose bytes are not what they should be.
     damaged: Arc<Mutex<BTreeSet<String>>>,
     secrets: HashMap<String, Vec<u8>>,
-    policy: Option<Arc<dyn Fn(&CheckPolicyRequest) -> CheckPolicyResponse + Send + Sync>>,
+    policy: Option<Arc<Decide>>,
 }
 
 impl Client {

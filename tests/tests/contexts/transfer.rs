@@ -246,7 +246,8 @@ async fn an_empty_context_is_a_context() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_that_nothing_is_copied_from_need_not_be_offered() {
     let bench = Workbench::new();
-    let dir = directory(&[("Dockerfile", "FROM busybox AS base\nRUN echo made > /f\nFROM base\nCOPY f /g\n")]);
+    let dir =
+        directory(&[("Dockerfile", "FROM busybox AS base\nRUN echo made > /f\nFROM base\nCOPY f /g\n")]);
     let client = || Client::default().directory("dockerfile", dir.path());
     build(&bench, &client(), &[("target", "base")], "app").await.unwrap();
     assert_eq!(bench.read("app", "f"), "made\n");

@@ -53,7 +53,9 @@ pub fn attests(
 mod tests {
     use super::*;
 
-    fn wanted(attrs: &[(&str, &str)]) -> Result<Vec<(String, Vec<(String, String)>)>, String> {
+    type Wanted = Vec<(String, Vec<(String, String)>)>;
+
+    fn wanted(attrs: &[(&str, &str)]) -> Result<Wanted, String> {
         let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let wanted = attests(&attrs).map_err(|error| error.to_string())?;
         Ok(wanted.into_iter().map(|(kind, said)| (kind, said.into_iter().collect())).collect())
