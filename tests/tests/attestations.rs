@@ -1,5 +1,7 @@
 //! What is attested of what is built: how it came to be, and what is in it. And what is never told.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
 use std::path::Path;
 
 use lapstrake_builder_engine::{BuildRequest, Destination, Input, Output};

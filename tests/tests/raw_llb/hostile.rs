@@ -68,7 +68,6 @@ async fn broken_ops_are_refused_and_name_their_vertex() {
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_are_not_there_are_refused() {
     let (bench, mut llb) = (Workbench::new(), Llb::default());
-    let busybox = llb.busybox();
     let nowhere = Out { digest: Digest::sha256_of("nowhere"), index: 0 };
     let dangling = llb.run(&nowhere, "true");
     let error = failure(&bench, &llb, &dangling).await;
