@@ -6,6 +6,7 @@
 //!    lease       what it holds
 //!    Holder      what it holds (the build cache)
 //!    child       a snapshot's parents
+//!    snapshot    the blobs of the layer that it is: a tar made by others cannot be made again from its files
 //!    being active   snapshots that are being written, while they may have an owner (see `collect`)
 //!  everything else goes
 //! ```
@@ -184,6 +185,10 @@ impl Collector {
                 }
             };
             match tree.kind {
+                SnapshotKind::Committed(name) if stays => {
+                    kept.names.extend(tree.parent);
+                    kept.diff_ids.extend(self.stores.layers.by_snapshot(&name)?.map(|layer| layer.diff_id));
+                }
                 _ if stays => kept.names.extend(tree.parent),
                 SnapshotKind::Committed(name) => doomed.names.push(name),
                 SnapshotKind::Active(key) | SnapshotKind::View(key) => doomed.keys.push(key),

@@ -127,6 +127,25 @@ fn an_image_keeps_its_manifest_targets_and_all_that_they_refer_to() {
 }
 
 #[test]
+fn a_layer_that_stays_keeps_its_blobs_without_an_image() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (_store, stores) = open(directory.path());
+    let cache = Arc::new(Held::default());
+    let collector = Collector::new(stores.clone(), vec![cache.clone()]);
+    let base = layer(&stores, None, "base").expect("layer");
+    let cached = layer(&stores, Some(&base), "cached").expect("layer");
+    let pulled = layer_blob(&stores, "a tar that others have written");
+    stores.layers.record_blob(&base.diff_id, &pulled).expect("record blob");
+    cache.0.lock().expect("not poisoned").push(Resource::Snapshot(cached.snapshot.clone()));
+
+    assert_eq!(collector.collect().expect("collect"), Collected::default());
+    cache.0.lock().expect("not poisoned").clear();
+    let collected = collector.collect().expect("collect");
+    assert_eq!(collected.snapshots, [cached.snapshot, base.snapshot]);
+    assert_eq!(collected.blobs, [pulled.digest]);
+}
+
+#[test]
 fn leases_and_holders_keep_what_they_hold_and_its_parents() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let (_store, stores) = open(directory.path());
