@@ -185,17 +185,26 @@ impl Collector {
                 }
             };
             match tree.kind {
-                SnapshotKind::Committed(name) if stays => {
-                    kept.names.extend(tree.parent);
-                    kept.diff_ids.extend(self.stores.layers.by_snapshot(&name)?.map(|layer| layer.diff_id));
-                }
                 _ if stays => kept.names.extend(tree.parent),
                 SnapshotKind::Committed(name) => doomed.names.push(name),
                 SnapshotKind::Active(key) | SnapshotKind::View(key) => doomed.keys.push(key),
             }
         }
+        let mut of_trees: Option<HashSet<DiffId>> = None;
         for blob in blobs {
-            if !kept.blobs.contains(&blob.digest) && !self.is_layer_of(&blob.digest, &kept.diff_ids)? {
+            if kept.blobs.contains(&blob.digest) {
+                continue;
+            }
+            let layers = self.stores.layers.blob_layers(&blob.digest)?;
+            if layers.iter().any(|layer| kept.diff_ids.contains(layer)) {
+                continue;
+            }
+            // Asked only where there is a layer's blob that no image needs.
+            if !layers.is_empty() && of_trees.is_none() {
+                of_trees = Some(self.diff_ids(&kept.names)?);
+            }
+            let is_needed = |layer| of_trees.as_ref().is_some_and(|known| known.contains(layer));
+            if !layers.iter().any(is_needed) {
                 doomed.blobs.push(blob);
             }
         }
@@ -204,8 +213,10 @@ impl Collector {
         Ok(doomed)
     }
 
-    fn is_layer_of(&self, blob: &Digest, diff_ids: &HashSet<DiffId>) -> Result<bool, StoreError> {
-        Ok(self.stores.layers.blob_layers(blob)?.iter().any(|diff_id| diff_ids.contains(diff_id)))
+    /// The layers that trees are, as far as that is known.
+    fn diff_ids(&self, trees: &HashSet<SnapshotName>) -> Result<HashSet<DiffId>, StoreError> {
+        let known = trees.iter().map(|tree| self.stores.layers.by_snapshot(tree));
+        known.filter_map(|layer| layer.map(|layer| layer.map(|layer| layer.diff_id)).transpose()).collect()
     }
 }
 
