@@ -1,0 +1,11 @@
+//! Everything that sees this crate from outside, in one program: it links once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+mod build;
+mod common;
+mod docker_cli;
+mod engine;
+mod images;
+mod system;
+mod transfer;

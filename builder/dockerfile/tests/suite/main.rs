@@ -1,0 +1,8 @@
+//! Everything that sees this crate from outside, in one program: it links once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+mod buildkit;
+mod checks;
+mod planning;
+mod vectors;

@@ -1,0 +1,10 @@
+//! Everything that sees this crate from outside, in one program: it links once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and its helpers do too")]
+
+mod calls;
+mod common;
+mod content;
+mod hostile_sync;
+mod send;
+mod sync;
