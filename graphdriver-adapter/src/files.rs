@@ -17,6 +17,16 @@ use rustix::{
     io::Errno,
 };
 
+/// Removes a file, if it is there.
+pub(crate) fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A directory open for listing.
 pub(crate) fn open_directory(
     at: BorrowedFd<'_>,

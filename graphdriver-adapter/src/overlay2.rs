@@ -5,6 +5,7 @@
 //! overlay2/<id>/link    a short name of 26 characters
 //! overlay2/<id>/lower   "l/<short>:l/<short>…" of all parents, top-most first; absent without parents
 //! overlay2/<id>/work    overlayfs's work directory; absent without parents
+//! overlay2/<id>/deletions  (ours) what it deletes although nothing of it is below; absent without any
 //! overlay2/l/<short>    symbolic link to ../<id>/diff
 //! ```
 //!
@@ -172,7 +173,11 @@ impl GraphDriver for Overlay2 {
     }
 
     fn diff(&self, id: &SnapshotId, parents: &[SnapshotId]) -> DiffSource {
-        DiffSource::OverlayUpper { upper: self.diff_directory(id), lower: self.lower(parents) }
+        DiffSource::OverlayUpper {
+            upper: self.diff_directory(id),
+            lower: self.lower(parents),
+            deletions: Some(self.directory(id).join("deletions")),
+        }
     }
 
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError> {
@@ -189,7 +194,7 @@ impl GraphDriver for Overlay2 {
             renamed => renamed.map_err(StoreError::io("rename", directory))?,
         }
         if let Some(short) = short {
-            remove_link(&self.home.join("l").join(short))?;
+            files::remove_file(&self.home.join("l").join(short))?;
         }
         let mut leftovers = Leftovers::none();
         leftovers.push(move || files::remove_tree(&removing));
@@ -211,7 +216,7 @@ impl GraphDriver for Overlay2 {
         for name in files::list(&links)? {
             let link = links.join(name);
             if !link.exists() {
-                remove_link(&link)?;
+                files::remove_file(&link)?;
             }
         }
         Ok(removed)
@@ -256,13 +261,6 @@ fn new_short_name() -> String {
 
 fn is_short_name(text: &str) -> bool {
     text.len() == 26 && text.bytes().all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte))
-}
-
-fn remove_link(link: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(link) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", link)(error)),
-        _ => Ok(()),
-    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), StoreError> {

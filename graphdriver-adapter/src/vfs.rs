@@ -1,7 +1,9 @@
-//! Docker's vfs layout: `vfs/dir/<id>` is a snapshot's complete tree, copied from its parent's.
+//! Docker's vfs layout: `vfs/dir/<id>` is a snapshot's complete tree, copied from its parent's. `vfs/deletions/<id>` is ours: what a snapshot deletes
+//! although nothing of it is in its parent.
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -14,6 +16,7 @@ use crate::{DriverKind, GraphDriver, copy, files};
 #[derive(Debug)]
 pub struct Vfs {
     home: PathBuf,
+    deletions: PathBuf,
 }
 
 impl Vfs {
@@ -21,8 +24,10 @@ impl Vfs {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let home = root.join("vfs").join("dir");
         files::make_directory(&root.join("vfs"), 0o710)?;
+        let deletions = root.join("vfs").join("deletions");
         files::make_directory(&home, 0o710)?;
-        Ok(Self { home })
+        files::make_directory(&deletions, 0o710)?;
+        Ok(Self { home, deletions })
     }
 
     fn directory(&self, id: &SnapshotId) -> PathBuf {
@@ -61,6 +66,7 @@ impl GraphDriver for Vfs {
         DiffSource::Trees {
             lower: parents.first().map(|parent| self.directory(parent)),
             upper: self.directory(id),
+            deletions: Some(self.deletions.join(id.as_str())),
         }
     }
 
@@ -71,6 +77,7 @@ impl GraphDriver for Vfs {
     fn remove(&self, id: &SnapshotId) -> Result<Leftovers, StoreError> {
         let directory = self.directory(id);
         let removing = self.home.join(format!("removing-{id}"));
+        files::remove_file(&self.deletions.join(id.as_str()))?;
         match fs::rename(&directory, &removing) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Leftovers::none()),
             renamed => renamed.map_err(StoreError::io("rename", directory))?,
@@ -81,11 +88,18 @@ impl GraphDriver for Vfs {
     }
 
     fn remove_unknown(&self, known: &BTreeSet<SnapshotId>) -> Result<usize, StoreError> {
+        let is_known =
+            |name: &OsStr| name.to_str().is_some_and(|name| known.contains(&SnapshotId::new(name)));
         let mut removed = 0;
         for name in files::list(&self.home)? {
-            if !name.to_str().is_some_and(|name| known.contains(&SnapshotId::new(name))) {
+            if !is_known(&name) {
                 files::remove_tree(&self.home.join(name))?;
                 removed += 1;
+            }
+        }
+        for name in files::list(&self.deletions)? {
+            if !is_known(&name) {
+                files::remove_file(&self.deletions.join(name))?;
             }
         }
         Ok(removed)

@@ -6,14 +6,14 @@
 
 use std::{
     io::{self, BufWriter, Write as _},
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::AsFd as _,
     path::PathBuf,
     thread,
 };
 
 use lapstrake_layerstore_diff::{DiffError, Limits, WriteOptions, apply, write_layer};
 use lapstrake_layerstore_store::{DiffSource, Draft, SnapshotMount, SnapshotName, Stores, Tree};
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::Mode;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,9 +27,7 @@ use crate::{
 /// The result is the first tree and then each layer of each further one, so that what a layer deletes is gone from those
 /// below it, and what a later one has replaces what an earlier one has; directories merge. Without trees it is empty.
 ///
-/// Two things differ from BuildKit. A directory that a layer removed and made again is marked as a whole by overlayfs, so
-/// that nothing of earlier trees shows in it (BuildKit's layers name what was removed); and a merge does not remember
-/// deletions of what it does not have, should it be merged on something else in turn.
+/// A layer deletes what it was made over: of a directory that it removed and made again, what another tree has in it stays.
 pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
     let mut trees = trees.iter().filter(|tree| tree.snapshot().is_some());
     let mut result = trees.next().cloned().unwrap_or_else(Tree::empty);
@@ -44,7 +42,7 @@ pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
             let source = stores.snapshots.diff_source(snapshot)?;
             result = match share(stores, &result, &source)? {
                 Some(result) => result,
-                None => lay(stores, &result, &source, &[])?,
+                None => lay(stores, &result, &source)?,
             };
         }
     }
@@ -55,8 +53,7 @@ pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
 ///
 /// Where `lower` is one of the trees that `upper` was made from, it is the layers in between; else one layer, found by
 /// comparing the two trees. Deletions are part of it: they are seen when it is merged on top of something, or exported as a
-/// layer, but not in the result as it is (a process that runs in it can list, but not open, the names of what was deleted).
-/// With a driver that keeps whole trees (vfs) a result has no deletions.
+/// layer, but not in the result as it is.
 pub fn diff(stores: &Stores, lower: &Tree, upper: &Tree) -> Result<Tree, FilesError> {
     let Some(base) = lower.snapshot() else { return Ok(upper.clone()) };
     if lower == upper {
@@ -64,15 +61,14 @@ pub fn diff(stores: &Stores, lower: &Tree, upper: &Tree) -> Result<Tree, FilesEr
     }
     let layers = chain(stores, upper)?;
     if let Some(at) = layers.iter().position(|snapshot| snapshot == base) {
-        // Whiteouts are made for what is there: it is in the lower tree, which the result is not made from.
-        let hidden = directories(&stores.snapshots.diff_source(base)?);
         return layers[at + 1..].iter().try_fold(Tree::empty(), |result, snapshot| {
-            lay(stores, &result, &stores.snapshots.diff_source(snapshot)?, &hidden)
+            lay(stores, &result, &stores.snapshots.diff_source(snapshot)?)
         });
     }
     let (lower, upper) = (Directory::of(stores, lower)?, Directory::of(stores, upper)?);
-    let source = DiffSource::Trees { lower: Some(lower.path.clone()), upper: upper.path.clone() };
-    lay(stores, &Tree::empty(), &source, &[lower.path])
+    let source =
+        DiffSource::Trees { lower: Some(lower.path.clone()), upper: upper.path.clone(), deletions: None };
+    lay(stores, &Tree::empty(), &source)
 }
 
 /// A tree's snapshots, the lowest one first.
@@ -87,26 +83,16 @@ fn chain(stores: &Stores, tree: &Tree) -> Result<Vec<SnapshotName>, FilesError> 
     Ok(chain)
 }
 
-/// The directories that a snapshot shows merged, top-most first.
-fn directories(source: &DiffSource) -> Vec<PathBuf> {
-    match source {
-        DiffSource::OverlayUpper { upper, lower } => [std::slice::from_ref(upper), lower].concat(),
-        DiffSource::Trees { upper, .. } => vec![upper.clone()],
-    }
-}
-
-/// Puts a difference on top of a tree, as one layer. What it deletes from `hidden` becomes a whiteout too.
-fn lay(stores: &Stores, tree: &Tree, source: &DiffSource, hidden: &[PathBuf]) -> Result<Tree, FilesError> {
+/// Puts a difference on top of a tree, as one layer.
+fn lay(stores: &Stores, tree: &Tree, source: &DiffSource) -> Result<Tree, FilesError> {
     let draft = stores.begin(tree)?;
-    let mut target = draft.diff()?;
-    if let DiffSource::OverlayUpper { lower, .. } = &mut target {
-        lower.extend_from_slice(hidden);
-    }
+    let target = draft.diff()?;
+    let options = WriteOptions { name_hidden: true, ..WriteOptions::default() };
     let (reader, writer) = io::pipe().map_err(FilesError::io("make", "pipe"))?;
     let (written, applied) = thread::scope(|scope| {
         let writing = scope.spawn(move || {
             let mut writer = BufWriter::with_capacity(256 << 10, writer);
-            write_layer(source, &WriteOptions::default(), &mut writer)?;
+            write_layer(source, &options, &mut writer)?;
             writer.flush().map_err(DiffError::Write)
         });
         let applied = apply(reader, &target, &Limits::default());
@@ -124,60 +110,29 @@ fn lay(stores: &Stores, tree: &Tree, source: &DiffSource, hidden: &[PathBuf]) ->
 /// Puts a layer that has none below it on top of a tree by linking to its files; `None` where that cannot be done.
 ///
 /// Safe because both are committed for good: overlayfs copies a lower file before it changes it, and vfs copies whole trees.
-/// Without a layer below there are no marks of overlayfs in it either, but deletions that [`diff`] put there.
+/// Without a layer below there are no marks of overlayfs in it either.
 fn share(stores: &Stores, tree: &Tree, source: &DiffSource) -> Result<Option<Tree>, FilesError> {
-    let from = match source {
-        DiffSource::OverlayUpper { upper, lower } if lower.is_empty() => upper,
-        DiffSource::Trees { upper, lower: None } => upper,
+    let (from, deletions) = match source {
+        DiffSource::OverlayUpper { upper, lower, deletions } if lower.is_empty() => (upper, deletions),
+        DiffSource::Trees { upper, lower: None, deletions } => (upper, deletions),
         _ => return Ok(None),
     };
+    if let Some(path) = deletions
+        && path.try_exists().map_err(FilesError::io("stat", path))?
+    {
+        return Ok(None);
+    }
     let draft = stores.begin(tree)?;
     let (DiffSource::OverlayUpper { upper: to, .. } | DiffSource::Trees { upper: to, .. }) = draft.diff()?;
     let open = |path: &PathBuf| {
         rustix::fs::open(path, at::READ_DIRECTORY, Mode::empty()).map_err(FilesError::io("open", path))
     };
     let (from, to_root) = (open(from)?, open(&to)?);
-    if holds_whiteouts(from.as_fd())? {
-        return Ok(None);
-    }
     let before = rustix::fs::fstat(&to_root).map_err(FilesError::io("stat", &to))?;
     copy_tree(from.as_fd(), to_root.as_fd(), Files::Shared, &CancellationToken::new())?;
     // The root directory is no part of a layer.
     rustix::fs::futimens(&to_root, &at::times(&before)).map_err(FilesError::io("utime", &to))?;
     Ok(Some(draft.commit()?))
-}
-
-/// Whether something in a directory is a deletion.
-fn holds_whiteouts(root: BorrowedFd<'_>) -> Result<bool, FilesError> {
-    let list = |directory: BorrowedFd<'_>| {
-        at::names(directory).map(Vec::into_iter).map_err(FilesError::io("readdir", "/"))
-    };
-    let root = root.try_clone_to_owned().map_err(FilesError::io("open", "/"))?;
-    let names = list(root.as_fd())?;
-    let mut stack = vec![(root, names)];
-    while let Some((directory, names)) = stack.last_mut() {
-        let Some(name) = names.next() else {
-            stack.pop();
-            continue;
-        };
-        let failed = |doing| FilesError::io(doing, &name);
-        let stat =
-            rustix::fs::statat(&*directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("lstat"))?;
-        if at::is_whiteout(&stat) {
-            return Ok(true);
-        }
-        if at::is_directory(&stat) {
-            let below = rustix::fs::openat(&*directory, &name, at::READ_DIRECTORY, Mode::empty())
-                .map_err(failed("open"))?;
-            if stack.len() >= at::MAX_DEPTH {
-                let why = "more directories inside of each other than can be merged";
-                return Err(FilesError::Unsupported { path: name.into(), why });
-            }
-            let names = list(below.as_fd())?;
-            stack.push((below, names));
-        }
-    }
-    Ok(false)
 }
 
 /// A tree as one directory with everything in it.

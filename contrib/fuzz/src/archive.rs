@@ -152,8 +152,11 @@ pub(crate) fn layer(data: &[u8]) {
         return;
     }
     let yard = Yard::new();
-    let overlay =
-        |yard: &Yard| DiffSource::OverlayUpper { upper: yard.at("target"), lower: vec![yard.at("lower")] };
+    let overlay = |yard: &Yard| DiffSource::OverlayUpper {
+        upper: yard.at("target"),
+        lower: vec![yard.at("lower")],
+        deletions: Some(yard.at("deletions")),
+    };
     let applied = apply(&data[..], &overlay(&yard), &LIMITS);
     yard.unchanged();
     let mut first = Vec::new();
@@ -166,7 +169,11 @@ pub(crate) fn layer(data: &[u8]) {
         assert!(first == second, "{:?}\n{:?}", names(&first), names(&second));
     }
     let trees = Yard::new();
-    let _ = apply(&data[..], &DiffSource::Trees { lower: None, upper: trees.at("target") }, &LIMITS);
+    let _ = apply(
+        &data[..],
+        &DiffSource::Trees { lower: None, upper: trees.at("target"), deletions: None },
+        &LIMITS,
+    );
     trees.unchanged();
 }
 

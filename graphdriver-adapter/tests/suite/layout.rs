@@ -127,7 +127,7 @@ fn a_copied_tree_is_the_same_and_shares_nothing() {
     let base = SnapshotName::new("a");
     adapter.commit(&SnapshotKey::new("a"), &base).unwrap();
     adapter.prepare(&SnapshotKey::new("b"), Some(&base)).unwrap();
-    let DiffSource::Trees { upper, lower } = adapter.active_diff(&SnapshotKey::new("b")).unwrap() else {
+    let DiffSource::Trees { upper, lower, .. } = adapter.active_diff(&SnapshotKey::new("b")).unwrap() else {
         panic!("vfs has trees")
     };
     let lower = lower.unwrap();

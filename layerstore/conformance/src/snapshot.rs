@@ -383,20 +383,20 @@ fn diff_source(f: &SnapshotFixture) {
     let base = f.commit("base", None, write("low", "1"));
     let step = f.commit("step", Some("base"), write("high", "2"));
     match f.snapshots.diff_source(&step).expect("diff") {
-        DiffSource::OverlayUpper { upper, lower } => {
+        DiffSource::OverlayUpper { upper, lower, .. } => {
             assert_eq!((upper.join("high").exists(), upper.join("low").exists()), (true, false));
             assert_eq!(lower.len(), 1);
             assert!(lower[0].join("low").exists());
         }
-        DiffSource::Trees { upper, lower } => {
+        DiffSource::Trees { upper, lower, .. } => {
             assert_eq!((upper.join("high").exists(), upper.join("low").exists()), (true, true));
             let lower = lower.expect("a parent");
             assert_eq!((lower.join("high").exists(), lower.join("low").exists()), (false, true));
         }
     }
     match f.snapshots.diff_source(&base).expect("diff") {
-        DiffSource::OverlayUpper { upper, lower } => assert!(upper.join("low").exists() && lower.is_empty()),
-        DiffSource::Trees { upper, lower } => assert!(upper.join("low").exists() && lower.is_none()),
+        DiffSource::OverlayUpper { upper, lower, .. } => assert!(upper.join("low").exists() && lower.is_empty()),
+        DiffSource::Trees { upper, lower, .. } => assert!(upper.join("low").exists() && lower.is_none()),
     }
 }
 

@@ -45,7 +45,8 @@ const RULES: Rules =
 ///
 /// The rules are OCI's (image-spec, layer.md) and, where it says nothing, Docker's:
 ///
-/// * Whiteouts and opaque marks delete from lower layers only, wherever they stand in the stream.
+/// * Whiteouts and opaque marks delete from lower layers only, wherever they stand in the stream. Those of what is in no
+///   lower layer are kept beside the difference, if it has a place for them.
 /// * Later entries replace earlier ones of the same name; directories merge. Hard links may come before their targets,
 ///   and may have a target in a lower layer, which is then copied.
 /// * A directory that is not in the stream itself has the lower directory's attributes, or else is 0755, root's, of 1970.
@@ -59,7 +60,7 @@ pub fn apply(tar: impl Read, target: &DiffSource, limits: &Limits) -> Result<App
     let digest = DigestReader::new(tar);
     let mut reader = TarReader::new(BufReader::with_capacity(64 << 10, digest), limits);
     match target {
-        DiffSource::OverlayUpper { upper, lower } => {
+        DiffSource::OverlayUpper { upper, lower, deletions } => {
             let root = open_root(upper)?;
             let list =
                 || fsat::names(fsat::open_path(&canonical(upper)?, fsat::READ | OFlags::DIRECTORY)?.as_fd());
@@ -67,17 +68,21 @@ pub fn apply(tar: impl Read, target: &DiffSource, limits: &Limits) -> Result<App
                 return Err(DiffError::NotEmpty { path: upper.clone() });
             }
             let before = rustix::fs::fstat(&root).map_err(DiffError::path("stat", upper))?;
-            Extractor::new(root, Lower::overlay(lower), RULES).run(&mut reader)?;
+            let mut extractor = Extractor::new(root, Lower::overlay(lower), RULES);
+            extractor.run(&mut reader)?;
+            extractor.finish().1.write(deletions.as_deref())?;
             restore_times(upper, &before)?;
         }
-        DiffSource::Trees { upper, .. } => {
+        DiffSource::Trees { upper, deletions, .. } => {
             let staging = Staging::beside(upper)?;
             // What is in the tree now is the parent's.
             let lower = Lower::tree(upper);
             let rules = Rules { mark_opaque: false, ..RULES };
             let mut extractor = Extractor::new(open_root(&staging.0)?, lower, rules);
             extractor.run(&mut reader)?;
-            merge::merge(&staging.0, upper, &extractor.into_lower())?;
+            let (lower, deleted) = extractor.finish();
+            deleted.write(deletions.as_deref())?;
+            merge::merge(&staging.0, upper, &lower)?;
         }
     }
     let (entries, size) = (reader.entries(), reader.content());

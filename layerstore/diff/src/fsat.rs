@@ -220,6 +220,12 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
+/// The directories that a path is in, from the inside out; the last one is the root.
+pub(crate) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let parent = |path: &[u8]| if path.is_empty() { None } else { Some(split(path).0.len()) };
+    std::iter::successors(parent(path), move |end| parent(&path[..*end])).map(|end| &path[..end])
+}
+
 /// A path below another; an empty one is the root.
 pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }

@@ -10,12 +10,7 @@ mod changes;
 mod compare;
 mod output;
 
-use std::{
-    io::Write,
-    os::fd::BorrowedFd,
-    path::{Path, PathBuf},
-    rc::Rc,
-};
+use std::{io::Write, os::fd::BorrowedFd, path::Path};
 
 use lapstrake_layerstore_oci::DiffId;
 use lapstrake_layerstore_store::DiffSource;
@@ -25,7 +20,7 @@ use self::{
     changes::{Changes, Scope},
     output::Output,
 };
-use crate::{DiffError, fsat, lower::Lower};
+use crate::{DiffError, deletions::Deletions, fsat, lower::Lower};
 
 /// What [`write_layer`] and [`write_tree`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +40,9 @@ pub struct WriteOptions {
     pub latest_mtime: Option<i64>,
     /// All modification times become this one, in seconds since 1970 (`SOURCE_DATE_EPOCH` of files that are no layer).
     pub mtime: Option<i64>,
+    /// What a directory of a layer hides as a whole is named, as BuildKit does, instead of marking the directory. Laid on other trees,
+    /// such a layer deletes only what it was made over.
+    pub name_hidden: bool,
 }
 
 /// A tree in an archive of several.
@@ -69,14 +67,20 @@ pub fn write_layer(
     options: &WriteOptions,
     out: impl Write,
 ) -> Result<LayerDigest, DiffError> {
-    let (upper, lower, scope) = match source {
-        DiffSource::OverlayUpper { upper, lower } => (upper, Lower::overlay(lower), Scope::OVERLAY),
-        DiffSource::Trees { upper, lower: None } => (upper, Lower::none(), Scope::TREES),
-        DiffSource::Trees { upper, lower: Some(lower) } => (upper, Lower::tree(lower), Scope::TREES),
+    let (upper, lower, deletions, scope) = match source {
+        DiffSource::OverlayUpper { upper, lower, deletions } => {
+            (upper, Lower::overlay(lower), deletions, Scope::OVERLAY)
+        }
+        DiffSource::Trees { upper, lower, deletions } => {
+            (upper, lower.as_deref().map_or_else(Lower::none, Lower::tree), deletions, Scope::TREES)
+        }
     };
+    let deletions = Deletions::read(deletions.as_deref())?;
     let root = rustix::fs::openat(CWD, upper, fsat::HANDLE | OFlags::DIRECTORY, Mode::empty())
         .map_err(DiffError::path("open", upper))?;
-    write(rustix::fd::AsFd::as_fd(&root), &lower, scope, options, &mut |_| true, out)
+    let root = rustix::fd::AsFd::as_fd(&root);
+    let name_hidden = options.name_hidden;
+    write(Changes { root, lower: &lower, deletions, scope, name_hidden, keep: &mut |_| true }, options, out)
 }
 
 /// Writes a whole tree, without its root directory, in the same form. `keep` says, by path below the root, what is
@@ -87,7 +91,7 @@ pub fn write_tree(
     keep: &mut dyn FnMut(&Path) -> bool,
     out: impl Write,
 ) -> Result<LayerDigest, DiffError> {
-    write(root, &Lower::none(), Scope::TREE, options, keep, out)
+    write(Changes::of_tree(root, &Lower::none(), keep), options, out)
 }
 
 /// Writes several trees into one archive.
@@ -96,10 +100,8 @@ pub fn write_trees(trees: &[ArchivedTree<'_>], out: impl Write) -> Result<LayerD
     for tree in trees {
         output.begin(&tree.options, tree.directory)?;
         if let Some(root) = tree.root {
-            let (lower, scope) = (Lower::none(), Scope::TREE);
-            let members = lower.members(b"")?;
             let mut keep = |path: &Path| !tree.files.iter().any(|(name, _)| path == Path::new(name));
-            Changes { root, lower: &lower, scope, keep: &mut keep }.walk(members, &mut output)?;
+            Changes::of_tree(root, &Lower::none(), &mut keep).walk(&mut output)?;
         }
         for (name, bytes) in tree.files {
             output.beside(name, bytes)?;
@@ -109,15 +111,11 @@ pub fn write_trees(trees: &[ArchivedTree<'_>], out: impl Write) -> Result<LayerD
 }
 
 fn write(
-    root: BorrowedFd<'_>,
-    lower: &Lower,
-    scope: Scope,
+    mut changes: Changes<'_>,
     options: &WriteOptions,
-    keep: &mut dyn FnMut(&Path) -> bool,
     out: impl Write,
 ) -> Result<LayerDigest, DiffError> {
     let mut output = Output::new(options, out);
-    let members: Rc<Vec<PathBuf>> = lower.members(b"")?;
-    Changes { root, lower, scope, keep }.walk(members, &mut output)?;
+    changes.walk(&mut output)?;
     output.finish()
 }

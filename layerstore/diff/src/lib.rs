@@ -20,6 +20,7 @@
 mod apply;
 mod archive;
 mod compression;
+mod deletions;
 mod error;
 mod estargz;
 mod fsat;

@@ -79,6 +79,11 @@ impl Lower {
         self.hidden.contains(path)
     }
 
+    /// Whether a directory that a path is in hides what is below it.
+    pub(crate) fn is_in_hidden(&self, path: &[u8]) -> bool {
+        !self.hidden.is_empty() && fsat::ancestors(path).any(|above| self.hidden.contains(above))
+    }
+
     /// The directories that merge at a path; none when the lower layers have no directory there.
     pub(crate) fn members(&self, path: &[u8]) -> Result<Members, DiffError> {
         if self.given.is_empty() || self.hidden.contains(path) {

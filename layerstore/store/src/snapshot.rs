@@ -129,6 +129,8 @@ pub enum DiffSource {
         upper: PathBuf,
         /// The directories below it, top-most first; empty when there is no parent.
         lower: Vec<PathBuf>,
+        /// As in [`Self::Trees`].
+        deletions: Option<PathBuf>,
     },
     /// Two complete trees to compare.
     Trees {
@@ -136,6 +138,8 @@ pub enum DiffSource {
         lower: Option<PathBuf>,
         /// The snapshot's tree.
         upper: PathBuf,
+        /// The file that says what it deletes although nothing of it is in the parent; not there when it is nothing. It goes with the snapshot.
+        deletions: Option<PathBuf>,
     },
 }
 

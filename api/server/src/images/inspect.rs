@@ -53,7 +53,7 @@ pub(super) fn inspect(stores: &Stores, driver: &str, record: &ImageRecord) -> Re
 /// Where the top layer is, in the words of Moby's drivers: overlay2 names its directories, vfs nothing.
 fn directories(stores: &Stores, record: &ImageRecord) -> Result<Option<BTreeMap<String, String>>, ApiError> {
     let Some(top) = &record.top else { return Ok(None) };
-    let DiffSource::OverlayUpper { upper, lower } = stores.snapshots.diff_source(top)? else {
+    let DiffSource::OverlayUpper { upper, lower, .. } = stores.snapshots.diff_source(top)? else {
         return Ok(None);
     };
     let mut data = BTreeMap::new();

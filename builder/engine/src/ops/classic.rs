@@ -22,7 +22,7 @@ const VISITED: &str = "etc";
 
 /// Commits what a process wrote.
 pub(super) fn commit(stores: &Stores, draft: Draft) -> Result<Tree, StepError> {
-    if let DiffSource::OverlayUpper { upper, lower } = draft.diff()? {
+    if let DiffSource::OverlayUpper { upper, lower, .. } = draft.diff()? {
         forget_visit(&upper, &lower)
             .map_err(|source| StepError::Io { what: "the layer of a step", source })?;
     }

@@ -41,7 +41,7 @@ pub fn apply(
     inputs: &[Tree],
     cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, FilesError> {
-    apply_with(stores, op, inputs, UnknownOwner::IsRoot, cancel)
+    apply_with(stores, op, inputs, UnknownOwner::IsRoot, None, cancel)
 }
 
 /// What becomes of an owner whose name is nobody's in the tree.
@@ -53,29 +53,23 @@ pub enum UnknownOwner {
     IsAnError,
 }
 
-/// [`apply`], with a say in what an unknown owner is.
+/// [`apply`], with a say in what an unknown owner is. Where an action fails, `left` gets what the actions made until then, by their number; of the
+/// one that failed, what it had written. An action whose result another one went on with has none by itself.
 pub fn apply_with(
     stores: &Stores,
     op: &pb::FileOp,
     inputs: &[Tree],
     unknown: UnknownOwner,
+    left: Option<&mut Vec<Option<Tree>>>,
     cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, FilesError> {
     let plan = Plan::new(&op.actions, inputs.len())?;
     let mut run = Run { stores, inputs, unknown, cancel, made: op.actions.iter().map(|_| None).collect() };
-    for index in &plan.order {
-        let action = &op.actions[*index];
-        let made = run.run(action, &plan).and_then(|working| {
-            if plan.committed[*index] {
-                working.commit().map(Made::Tree)
-            } else {
-                Ok(Made::Working(Box::new(working)))
-            }
-        });
-        run.made[*index] = Some(made.map_err(|source| match source {
-            FilesError::Canceled => FilesError::Canceled,
-            source => FilesError::Action { index: *index, what: describe(action), source: Box::new(source) },
-        })?);
+    if let Err(error) = run.all(op, &plan) {
+        if let Some(left) = left {
+            left.extend(run.made.into_iter().map(|made| made.and_then(Made::left)));
+        }
+        return Err(error);
     }
     let outputs = plan.outputs.iter().map(|index| match &run.made[*index] {
         Some(Made::Tree(tree)) => tree.clone(),
@@ -88,6 +82,16 @@ pub fn apply_with(
 enum Made {
     Tree(Tree),
     Working(Box<Working>),
+}
+
+impl Made {
+    /// What there is of it after a failure. Nobody needs it to be there.
+    fn left(self) -> Option<Tree> {
+        match self {
+            Self::Tree(tree) => Some(tree),
+            Self::Working(working) => working.commit().ok(),
+        }
+    }
 }
 
 /// A draft that is open for writing.
@@ -162,11 +166,35 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn run(&mut self, action: &pb::FileAction, plan: &Plan) -> Result<Working, FilesError> {
+    /// Runs all actions. What they made is in `made`, also after an error.
+    fn all(&mut self, op: &pb::FileOp, plan: &Plan) -> Result<(), FilesError> {
+        for index in &plan.order {
+            let action = &op.actions[*index];
+            self.run(*index, action, plan).map_err(|source| match source {
+                FilesError::Canceled => FilesError::Canceled,
+                source => {
+                    FilesError::Action { index: *index, what: describe(action), source: Box::new(source) }
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, index: usize, action: &pb::FileAction, plan: &Plan) -> Result<(), FilesError> {
         if self.cancel.is_cancelled() {
             return Err(FilesError::Canceled);
         }
         let mut working = self.primary(plan.input(action.input))?;
+        let done = self.write(&mut working, action, plan);
+        if done.is_ok() && plan.committed[index] {
+            self.made[index] = Some(Made::Tree(working.commit()?));
+        } else {
+            self.made[index] = Some(Made::Working(Box::new(working)));
+        }
+        done
+    }
+
+    fn write(&self, working: &mut Working, action: &pb::FileAction, plan: &Plan) -> Result<(), FilesError> {
         let root = working.open.root();
         match &action.action {
             Some(Action::Mkdir(mkdir)) => {
@@ -191,7 +219,7 @@ impl Run<'_> {
             }
             None => return Err(FilesError::Invalid { what: "an action without a kind".to_owned() }),
         }
-        Ok(working)
+        Ok(())
     }
 
     /// What an action writes to.

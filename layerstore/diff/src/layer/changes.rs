@@ -23,7 +23,9 @@ use super::{
     output::{Node, Output},
 };
 use crate::{
-    DiffError, EntryName, fsat,
+    DiffError, EntryName,
+    deletions::Deletions,
+    fsat,
     lower::{self, Lower, Members},
     unpack::path::{OPAQUE_NAME, WHITEOUT},
 };
@@ -46,26 +48,49 @@ impl Scope {
 pub(super) struct Changes<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) lower: &'a Lower,
+    /// What is deleted besides.
+    pub(super) deletions: Deletions,
     pub(super) scope: Scope,
+    /// Opaque directories are compared with those below them.
+    pub(super) name_hidden: bool,
     pub(super) keep: &'a mut dyn FnMut(&Path) -> bool,
+}
+
+/// The directories below one that the walk is in.
+#[derive(Clone)]
+struct Below {
+    members: Members,
+    /// What is missing above them is deleted.
+    compared: bool,
 }
 
 /// A directory that the walk is in. A frame for each instead of recursion: trees may be thousands of levels deep.
 struct Frame {
     path: Vec<u8>,
     names: vec::IntoIter<Vec<u8>>,
-    lower: Members,
+    below: Below,
     /// Closed while the walk is further in, so that depth costs no descriptors.
     handle: Option<OwnedFd>,
 }
 
-impl Changes<'_> {
-    pub(super) fn walk<W: Write>(
-        &mut self,
-        lower: Rc<Vec<PathBuf>>,
-        output: &mut Output<W>,
-    ) -> Result<(), DiffError> {
-        let mut frames = vec![self.frame(Vec::new(), lower)?];
+impl<'a> Changes<'a> {
+    /// Everything in a tree, over nothing.
+    pub(super) fn of_tree(
+        root: BorrowedFd<'a>,
+        nothing: &'a Lower,
+        keep: &'a mut dyn FnMut(&Path) -> bool,
+    ) -> Self {
+        let deletions = Deletions::default();
+        Self { root, lower: nothing, deletions, scope: Scope::TREE, name_hidden: false, keep }
+    }
+
+    pub(super) fn walk<W: Write>(&mut self, output: &mut Output<W>) -> Result<(), DiffError> {
+        if self.deletions.contains(b"") {
+            output.whiteout(OPAQUE_NAME)?;
+        }
+        let compared = self.scope.layer && !self.scope.overlay;
+        let below = Below { members: self.lower.members(b"")?, compared };
+        let mut frames = vec![self.frame(Vec::new(), below)?];
         while let Some(frame) = frames.last_mut() {
             let Some(name) = frame.names.next() else {
                 frames.pop();
@@ -82,50 +107,52 @@ impl Changes<'_> {
             if path.len() > fsat::PATH_LIMIT {
                 return Err(unsupported(&path, "its path is too long for a layer"));
             }
-            let inner = self.entry(&frame.lower.clone(), handle.as_fd(), &path, &name, output)?;
+            let inner = self.entry(&frame.below.clone(), handle.as_fd(), &path, &name, output)?;
             match inner {
                 None => frame.handle = Some(handle),
-                Some(members) => {
+                Some(below) => {
                     drop(handle);
-                    frames.push(self.frame(path, members)?);
+                    frames.push(self.frame(path, below)?);
                 }
             }
         }
         Ok(())
     }
 
-    fn frame(&self, path: Vec<u8>, lower: Members) -> Result<Frame, DiffError> {
+    fn frame(&self, path: Vec<u8>, below: Below) -> Result<Frame, DiffError> {
         let handle = self.open(&path, fsat::READ)?;
         let mut names = fsat::names(handle.as_fd()).map_err(DiffError::io("list", &path))?;
-        if self.scope.layer && !self.scope.overlay && !lower.is_empty() {
-            // What is missing here is deleted, and must be walked over to be seen.
-            let all: BTreeSet<Vec<u8>> = names.into_iter().chain(self.lower.names(&lower)?).collect();
-            names = all.into_iter().collect();
+        // What is missing here is deleted, and must be walked over to be seen.
+        let mut missing: Vec<Vec<u8>> = self.deletions.names_in(&path).map(<[u8]>::to_vec).collect();
+        if below.compared && !below.members.is_empty() {
+            missing.append(&mut self.lower.names(&below.members)?);
         }
-        Ok(Frame { path, names: names.into_iter(), lower, handle: Some(handle) })
+        if !missing.is_empty() {
+            names = BTreeSet::from_iter(names.into_iter().chain(missing)).into_iter().collect();
+        }
+        Ok(Frame { path, names: names.into_iter(), below, handle: Some(handle) })
     }
 
     fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, DiffError> {
         fsat::open_below(self.root, path, flags | OFlags::DIRECTORY).map_err(DiffError::io("open", path))
     }
 
-    /// Writes what one entry needs; for a directory, the lower directories that merge with it.
+    /// Writes what one entry needs; for a directory, what is below it.
     fn entry<W: Write>(
         &mut self,
-        lower: &[PathBuf],
+        below: &Below,
         at: BorrowedFd<'_>,
         path: &[u8],
         name: &[u8],
         output: &mut Output<W>,
-    ) -> Result<Option<Members>, DiffError> {
+    ) -> Result<Option<Below>, DiffError> {
         if !(self.keep)(Path::new(OsStr::from_bytes(path))) {
             return Ok(None);
         }
         let stat = fsat::stat(at, name).map_err(DiffError::io("stat", path))?;
-        if stat.is_none() && (self.scope.overlay || !self.scope.layer) {
+        if stat.is_none() && !below.compared && !self.deletions.contains(path) {
             return Err(unsupported(path, "went away while it was read"));
         }
-        let below = self.lower.find(lower, name)?;
         let Some(stat) = stat.filter(|stat| !(self.scope.overlay && fsat::is_whiteout(stat))) else {
             // Also of what is in no layer below: what one tree has over another may be kept without that other one.
             let (parent, _) = fsat::split(path);
@@ -146,11 +173,12 @@ impl Changes<'_> {
             check_marks(path, &all)?;
         }
         let node = Node { path, at, name, stat: &stat, xattrs: compare::layer_xattrs(all) };
+        let under = self.lower.find(&below.members, name)?;
         if fsat::is_directory(&stat) {
-            return self.directory(&node, lower, below, output).map(Some);
+            return self.directory(&node, below, under, output).map(Some);
         }
-        match below {
-            Some((below_path, below)) if compare::same_entry(&node, &below_path, &below)? => {
+        match under {
+            Some((under_path, under)) if compare::same_entry(&node, &under_path, &under)? => {
                 output.unchanged(&node)?
             }
             _ => output.changed(&node)?,
@@ -161,23 +189,30 @@ impl Changes<'_> {
     fn directory<W: Write>(
         &self,
         node: &Node<'_>,
-        lower: &[PathBuf],
-        below: Option<(PathBuf, Stat)>,
+        below: &Below,
+        under: Option<(PathBuf, Stat)>,
         output: &mut Output<W>,
-    ) -> Result<Members, DiffError> {
-        let below = below.filter(|(_, stat)| fsat::is_directory(stat));
-        let Some((below_path, below_stat)) = below else {
+    ) -> Result<Below, DiffError> {
+        let Below { members, mut compared } = below.clone();
+        let under = under.filter(|(_, stat)| fsat::is_directory(stat));
+        let Some((under_path, under_stat)) = under else {
             output.enter(node, true)?;
-            return Ok(Rc::default());
+            if self.deletions.contains(node.path) {
+                output.whiteout(&fsat::join(node.path, OPAQUE_NAME))?;
+            }
+            return Ok(Below { members: Rc::default(), compared });
         };
-        if self.scope.overlay && lower::is_opaque(&fsat::entry_path(node.at, node.name))? {
-            output.enter(node, true)?;
-            output.whiteout(&fsat::join(node.path, OPAQUE_NAME))?;
-            return Ok(Rc::default());
+        if self.scope.overlay && !compared && lower::is_opaque(&fsat::entry_path(node.at, node.name))? {
+            if !self.name_hidden {
+                output.enter(node, true)?;
+                output.whiteout(&fsat::join(node.path, OPAQUE_NAME))?;
+                return Ok(Below { members: Rc::default(), compared });
+            }
+            compared = true;
         }
-        let changed = !compare::same_directory(node, &below_path, &below_stat)?;
+        let changed = !compare::same_directory(node, &under_path, &under_stat)?;
         output.enter(node, changed)?;
-        Ok(Rc::new(self.lower.descend(lower, node.name)?))
+        Ok(Below { members: Rc::new(self.lower.descend(&members, node.name)?), compared })
     }
 }
 

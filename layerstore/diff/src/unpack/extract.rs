@@ -16,7 +16,9 @@ use rustix::{
 
 use super::path::{self, Place};
 use crate::{
-    DiffError, EntryName, fsat,
+    DiffError, EntryName,
+    deletions::Deletions,
+    fsat,
     lower::{self, Lower},
     tar::{Entry, Kind, Time, reader::TarReader},
 };
@@ -57,6 +59,8 @@ struct Deferred {
 pub(crate) struct Extractor {
     pub(super) root: Rc<Place>,
     pub(super) lower: Lower,
+    /// What the archive deletes that is not in the lower layers.
+    deletions: Deletions,
     rules: Rules,
     directories: BTreeMap<Vec<u8>, Directory>,
     deferred: Vec<Deferred>,
@@ -72,6 +76,7 @@ impl Extractor {
         Self {
             root: Rc::new(Place { handle: root, path: Vec::new() }),
             lower,
+            deletions: Deletions::default(),
             rules,
             directories: BTreeMap::new(),
             deferred: Vec::new(),
@@ -91,9 +96,9 @@ impl Extractor {
         self.set_directory_times()
     }
 
-    /// The lower layers, and which directories hide them now.
-    pub(crate) fn into_lower(self) -> Lower {
-        self.lower
+    /// The lower layers and which directories hide them now, and what is deleted that is not in them.
+    pub(crate) fn finish(self) -> (Lower, Deletions) {
+        (self.lower, self.deletions)
     }
 
     fn entry<R: Read>(&mut self, entry: Entry, tar: &mut TarReader<R>) -> Result<(), DiffError> {
@@ -292,7 +297,11 @@ impl Extractor {
     pub(super) fn hide_lower(&mut self, place: &Place, name: &[u8]) -> Result<(), DiffError> {
         match fsat::stat(place.handle.as_fd(), name).map_err(self.failed("stat"))? {
             // A whiteout of nothing would show in a directory that has no lower one.
-            None if self.lower.lookup(&place.path, name)?.is_some() => {
+            None if self.lower.lookup(&place.path, name)?.is_none() => {
+                self.delete_nothing(fsat::join(&place.path, name));
+                Ok(())
+            }
+            None => {
                 let mode = Mode::empty();
                 rustix::fs::mknodat(&place.handle, name, FileType::CharacterDevice, mode, 0)
                     .map_err(self.failed("make whiteout"))
@@ -302,11 +311,21 @@ impl Extractor {
                 if self.directories.get(&path).is_some_and(|directory| directory.implied) {
                     self.drop_xattrs(place, name)?;
                     self.set_implied_defaults(place, name)?;
-                    self.directories.insert(path, implied(Time::default(), Time::default()));
+                    self.directories.insert(path.clone(), implied(Time::default(), Time::default()));
+                }
+                if self.lower.members(&path)?.is_empty() {
+                    self.delete_nothing(path);
                 }
                 self.make_opaque(place, name)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Remembers a deletion of what is not there. In a directory that hides what is below it, it says nothing.
+    fn delete_nothing(&mut self, path: Vec<u8>) {
+        if !self.lower.is_hidden(&path) && !self.lower.is_in_hidden(&path) {
+            self.deletions.insert(path);
         }
     }
 
@@ -316,10 +335,16 @@ impl Extractor {
         if place.path.is_empty() {
             // Overlayfs takes no notice of a mark on the root.
             let members = self.lower.members(b"")?;
+            if members.is_empty() {
+                self.delete_nothing(Vec::new());
+            }
             for name in self.lower.names(&members)? {
                 self.hide_lower(&place, &name)?;
             }
             return Ok(());
+        }
+        if self.lower.members(&place.path)?.is_empty() {
+            self.delete_nothing(place.path.clone());
         }
         let (parent, name) = fsat::split(&place.path);
         let handle = fsat::open_below(self.root.handle.as_fd(), parent, fsat::HANDLE | OFlags::DIRECTORY)
@@ -339,6 +364,7 @@ impl Extractor {
             fsat::set_xattr(&entry, &mark, b"y").map_err(self.failed("mark opaque"))?;
         }
         self.lower.hide(&path);
+        self.deletions.forget_below(&path);
         // Whiteouts inside have nothing to hide any more.
         let mut left = vec![path];
         while let Some(path) = left.pop() {

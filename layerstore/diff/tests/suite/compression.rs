@@ -100,7 +100,8 @@ fn a_damaged_layer_is_the_archives_fault() {
     for (format, compress) in FORMATS {
         let good = compress(&[7; 100_000]);
         let target = tempfile::tempdir().unwrap();
-        let target = DiffSource::OverlayUpper { upper: target.path().to_path_buf(), lower: Vec::new() };
+        let upper = target.path().to_path_buf();
+        let target = DiffSource::OverlayUpper { upper, lower: Vec::new(), deletions: None };
         let cut = &good[..good.len() / 2];
         let error = apply(decompress(cut).unwrap(), &target, &Limits::default()).unwrap_err();
         assert!(

@@ -31,12 +31,16 @@ fn everywhere(tar: &[u8]) -> Vec<(Result<(), DiffError>, Vec<String>)> {
                 let source = lapstrake_layerstore_store::DiffSource::OverlayUpper {
                     upper: target.clone(),
                     lower: Vec::new(),
+                    deletions: None,
                 };
                 apply(tar, &source, &limits).map(drop)
             }
             1 => {
-                let source =
-                    lapstrake_layerstore_store::DiffSource::Trees { upper: target.clone(), lower: None };
+                let source = lapstrake_layerstore_store::DiffSource::Trees {
+                    upper: target.clone(),
+                    lower: None,
+                    deletions: None,
+                };
                 apply(tar, &source, &limits).map(drop)
             }
             2 => unpack_context(tar, &target, &limits).map(drop),

@@ -154,6 +154,14 @@ fn level_directory_times(root: &Path) {
     }
 }
 
+/// The names of an archive's entries.
+fn entries(tar: &[u8]) -> Vec<String> {
+    let mut archive = tar::Archive::new(tar);
+    let name =
+        |entry: std::io::Result<tar::Entry<'_, _>>| entry.unwrap().path().unwrap().display().to_string();
+    archive.entries().unwrap().map(name).collect()
+}
+
 fn write(source: &DiffSource) -> Vec<u8> {
     let mut out = Vec::new();
     let digest = write_layer(source, &WriteOptions::default(), &mut out).unwrap();
@@ -264,11 +272,84 @@ fn an_opaque_directory_is_one_mark() {
         fs::create_dir(root.join("d")).unwrap();
         fs::write(root.join("d/new"), b"").unwrap();
     });
-    let bytes = layers.write();
-    let mut archive = tar::Archive::new(bytes.as_slice());
-    let names: Vec<_> =
-        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
-    assert_eq!(names, ["d/", "d/.wh..wh..opq", "d/new"].map(PathBuf::from));
+    assert_eq!(entries(&layers.write()), ["d/", "d/.wh..wh..opq", "d/new"]);
+}
+
+#[test]
+fn what_an_opaque_directory_hides_can_be_named() {
+    let mut layers = Layers::new();
+    layers.change(|root| {
+        for path in ["dir/sub/old", "dir/both", "dir/same", "dir/kind"] {
+            fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            fs::write(root.join(path), "old").unwrap();
+            set_time(&root.join(path), 1000, 0);
+        }
+    });
+    layers.change(|root| {
+        fs::remove_dir_all(root.join("dir")).unwrap();
+        for path in ["dir/sub/new", "dir/both", "dir/kind/inside"] {
+            fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            fs::write(root.join(path), "new").unwrap();
+        }
+        fs::write(root.join("dir/same"), "old").unwrap();
+        set_time(&root.join("dir/same"), 1000, 0);
+    });
+    let mut tar = Vec::new();
+    let options = WriteOptions { name_hidden: true, ..WriteOptions::default() };
+    write_layer(&layers.top(), &options, &mut tar).unwrap();
+    let expected =
+        ["dir/", "dir/both", "dir/kind/", "dir/kind/inside", "dir/sub/", "dir/sub/new", "dir/sub/.wh.old"];
+    assert_eq!(entries(&tar), expected);
+}
+
+#[test]
+fn deletions_of_what_is_not_below_are_in_the_layer_but_not_in_the_tree() {
+    let mut layers = Layers::new();
+    let mut trees = Trees::new();
+    let layer = common::Tar::new()
+        .dir("dir", 0o755)
+        .file("dir/.wh.foo", "")
+        .file("dir/new", "x")
+        .dir("opaque", 0o755)
+        .file("opaque/.wh..wh..opq", "")
+        .file("opaque/.wh.inside", "")
+        .file(".wh.gone", "")
+        .file(".wh.file", "")
+        .file("file", "x")
+        .file(".wh.replaced", "")
+        .dir("replaced", 0o755)
+        .end();
+    layers.apply(&layer).unwrap();
+    trees.apply(&layer).unwrap();
+    assert_eq!(common::names(&layers.merged()), ["dir", "dir/new", "file", "opaque", "replaced"]);
+    let written = layers.write();
+    let expected = [
+        "dir/",
+        "dir/.wh.foo",
+        "dir/new",
+        "file",
+        ".wh.gone",
+        "opaque/",
+        "opaque/.wh..wh..opq",
+        "replaced/",
+        "replaced/.wh..wh..opq",
+    ];
+    assert_eq!(entries(&written), expected);
+    assert_eq!(entries(&write(&trees.top())), expected);
+    // What is written so deletes just that where it is.
+    let base = common::Tar::new()
+        .file("dir/foo", "1")
+        .file("dir/stays", "1")
+        .file("gone", "1")
+        .file("opaque/inside", "1")
+        .file("replaced/inside", "1")
+        .end();
+    let names = common::names(&common::both(&[&base, &written]));
+    assert_eq!(names, ["dir", "dir/new", "dir/stays", "file", "opaque", "replaced"]);
+    // Over something, too.
+    layers.apply(&common::Tar::new().file(".wh.dir", "").file(".wh.other", "").end()).unwrap();
+    assert_eq!(entries(&layers.write()), [".wh.dir", ".wh.other"]);
+    assert_eq!(common::names(&layers.merged()), ["file", "opaque", "replaced"]);
 }
 
 #[test]

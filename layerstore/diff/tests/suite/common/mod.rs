@@ -251,7 +251,8 @@ impl Layers {
     /// The top layer's difference.
     pub(crate) fn top(&self) -> DiffSource {
         let (upper, below) = self.layers.split_last().unwrap();
-        DiffSource::OverlayUpper { upper: upper.clone(), lower: below.iter().rev().cloned().collect() }
+        let lower = below.iter().rev().cloned().collect();
+        DiffSource::OverlayUpper { upper: upper.clone(), lower, deletions: Some(deletions(upper)) }
     }
 
     pub(crate) fn apply(&mut self, tar: &[u8]) -> Result<Applied, DiffError> {
@@ -297,6 +298,10 @@ impl Layers {
     }
 }
 
+fn deletions(upper: &Path) -> PathBuf {
+    upper.with_extension("deletions")
+}
+
 /// Applies layers to complete trees, each on a copy of the one before.
 pub(crate) struct Trees {
     pub base: tempfile::TempDir,
@@ -323,7 +328,8 @@ impl Trees {
 
     pub(crate) fn top(&self) -> DiffSource {
         let (upper, below) = self.trees.split_last().unwrap();
-        DiffSource::Trees { upper: upper.clone(), lower: below.last().cloned() }
+        let lower = below.last().cloned();
+        DiffSource::Trees { upper: upper.clone(), lower, deletions: Some(deletions(upper)) }
     }
 
     pub(crate) fn apply(&mut self, tar: &[u8]) -> Result<Applied, DiffError> {

@@ -94,10 +94,18 @@ impl Snapshotter for PlainTrees {
         Ok(self.mount(&self.records.by_name(name)?))
     }
     fn diff_source(&self, name: &SnapshotName) -> Result<DiffSource, StoreError> {
-        Ok(DiffSource::Trees { lower: None, upper: self.path(&self.records.by_name(name)?.id) })
+        Ok(DiffSource::Trees {
+            lower: None,
+            upper: self.path(&self.records.by_name(name)?.id),
+            deletions: None,
+        })
     }
     fn active_diff(&self, key: &SnapshotKey) -> Result<DiffSource, StoreError> {
-        Ok(DiffSource::Trees { lower: None, upper: self.path(&self.records.by_key(key)?.id) })
+        Ok(DiffSource::Trees {
+            lower: None,
+            upper: self.path(&self.records.by_key(key)?.id),
+            deletions: None,
+        })
     }
     fn stat(&self, name: &SnapshotName) -> Result<SnapshotInfo, StoreError> {
         Ok(self.records.by_name(name)?.info())
