@@ -37,6 +37,8 @@ struct Config<'a> {
     link: bool,
     parents: bool,
     destination: String,
+    /// What the stage is for: whose rules its paths obey.
+    os: String,
     /// `--keep-git-dir` and `--checksum`. What a git URL says instead counts for the sources after it as well, as with BuildKit.
     keep_git_dir: Option<bool>,
     checksum: Option<String>,
@@ -56,6 +58,7 @@ impl Lowering<'_> {
                 return Err(LowerError::Checksum(problem).at(at.lines));
             }
         }
+        let (destination, os) = self.destination(at, &add.transfer)?;
         let config = Config {
             transfer: &add.transfer,
             add: Some(add),
@@ -69,15 +72,17 @@ impl Lowering<'_> {
             excludes: &add.excludes,
             link: add.link,
             parents: false,
-            destination: path::destination(self.dir(at), &add.transfer.destination),
+            destination,
+            os,
             keep_git_dir: add.keep_git_dir,
             checksum: add.checksum.clone(),
             name: String::new(),
         };
+        let os = config.os.clone();
         self.transfer(at, config, code)?;
         let local = add.transfer.sources.iter();
         let local = local.filter(|s| !s.starts_with("http://") && !s.starts_with("https://"));
-        self.stages[at.stage].context_paths.extend(local.map(|source| join_path(&["/", source])));
+        self.stages[at.stage].context_paths.extend(local.map(|source| used_path(&os, source)));
         Ok(())
     }
 
@@ -95,6 +100,7 @@ impl Lowering<'_> {
             Some(from) => self.stages[from].state.clone(),
             None => self.context.clone(),
         };
+        let (destination, os) = self.destination(at, &copy.transfer)?;
         let config = Config {
             transfer: &copy.transfer,
             add: None,
@@ -108,13 +114,15 @@ impl Lowering<'_> {
             excludes: &copy.excludes,
             link: copy.link,
             parents: copy.parents,
-            destination: path::destination(self.dir(at), &copy.transfer.destination),
+            destination,
+            os,
             keep_git_dir: None,
             checksum: None,
             name: String::new(),
         };
+        let os = config.os.clone();
         self.transfer(at, config, code)?;
-        let used = copy.transfer.sources.iter().map(|source| join_path(&["/", source]));
+        let used = copy.transfer.sources.iter().map(|source| used_path(&os, source));
         match from {
             Some(from) => self.used_paths[self.stages[from].paths].extend(used),
             None => self.stages[at.stage].context_paths.extend(used),
@@ -122,8 +130,11 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn dir(&self, at: &At) -> &str {
-        &self.stages[at.stage].state.meta().dir
+    /// Where files go, and what for.
+    fn destination(&self, at: &At, transfer: &Transfer) -> Lowered<(String, String)> {
+        let os = self.os(at.stage);
+        let wanted = path::of_os(os, &transfer.destination, true).map_err(|error| error.at(at.lines))?;
+        Ok((path::destination(&self.stages[at.stage].state.meta().dir, &wanted), os.to_owned()))
     }
 
     fn transfer(&mut self, at: &At, mut config: Config<'_>, code: &str) -> Lowered<()> {
@@ -145,8 +156,9 @@ impl Lowering<'_> {
             actions.push(FileAction::Copy(Box::new(action)));
         }
         for file in &config.transfer.inline_files {
+            let name = path::of_os(&config.os, &file.name, false).map_err(|error| error.at(at.lines))?;
             let mkfile = Mkfile {
-                path: file.name.clone(),
+                path: name.clone().into_owned(),
                 mode: 0o644,
                 data: file.data.clone().into_bytes(),
                 ..Mkfile::default()
@@ -154,7 +166,7 @@ impl Lowering<'_> {
             let mut options = OpOptions::internal("preparing inline document");
             options.platform = platform.clone();
             let from = self.graph.file(&State::scratch(), vec![FileAction::Mkfile(mkfile)], options);
-            let mut copy = config.copy(from, &file.name);
+            let mut copy = config.copy(from, &name);
             copy.create_destination = true;
             actions.push(FileAction::Copy(Box::new(copy)));
         }
@@ -249,7 +261,7 @@ impl Lowering<'_> {
         if config.from_context {
             self.check_ignored(at, source, if config.add.is_some() { "Add" } else { "Copy" });
         }
-        Ok(config.copy_from_files(source))
+        config.copy_from_files(source).map_err(|error| error.at(at.lines))
     }
 
     fn copy_from_git(
@@ -315,7 +327,10 @@ impl Config<'_> {
         copy
     }
 
-    fn copy_from_files(&self, source: &str) -> CopyAction {
+    fn copy_from_files(&self, source: &str) -> Result<CopyAction, LowerError> {
+        let normalized = |path: &str| -> Result<String, LowerError> {
+            Ok(path::normalize("/", &path::of_os(&self.os, path, false)?, false))
+        };
         let (mut source, mut include, mut required) = (source.to_owned(), Vec::new(), Vec::new());
         if self.parents {
             // What is before `/./` is not kept.
@@ -323,14 +338,14 @@ impl Config<'_> {
                 Some((parent, pattern)) => (parent.to_owned(), pattern.to_owned()),
                 None => ("/".to_owned(), source.clone()),
             };
-            let pattern = path::normalize("/", &pattern, false);
+            let pattern = normalized(&pattern)?;
             include.push(pattern.strip_prefix('/').unwrap_or(&pattern).to_owned());
             if !has_wildcards(&parent) && !has_wildcards(&pattern) {
-                required.push(path::normalize("/", &join_path(&[&parent, &pattern]), false));
+                required.push(normalized(&join_path(&[&parent, &pattern]))?);
             }
             source = parent;
         }
-        let mut copy = self.copy(self.source.clone(), &path::normalize("/", &source, false));
+        let mut copy = self.copy(self.source.clone(), &normalized(&source)?);
         copy.follow_symlinks = true;
         copy.contents_only = true;
         copy.include_patterns = include;
@@ -339,7 +354,7 @@ impl Config<'_> {
         copy.create_destination = true;
         copy.allow_wildcard = true;
         copy.allow_empty_wildcard = true;
-        copy
+        Ok(copy)
     }
 
     /// Whether the classic builder has all of it.
@@ -382,6 +397,13 @@ impl Config<'_> {
     }
 }
 
+/// What a copy needs of where it copies from.
+fn used_path(os: &str, source: &str) -> String {
+    // A URL of git has a colon, and is no path: it is needed as little as what is not there.
+    let source = path::of_os(os, source, false).unwrap_or(source.into());
+    join_path(&["/", &source])
+}
+
 fn parse_mode(chmod: Option<&str>) -> Result<Option<CopyMode>, LowerError> {
     let Some(text) = chmod else { return Ok(None) };
     // Go's ParseUint takes no sign.
@@ -414,4 +436,21 @@ fn has_wildcards(path: &str) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_for_windows_copies_is_asked_for_by_its_name_on_the_client() {
+        for (os, source, used) in [
+            ("windows", r"tools\*.exe", "/tools/*.exe"),
+            ("windows", r"C:\a\", "/a"),
+            ("windows", "https://example.org/x.git", "/https:/example.org/x.git"),
+            ("linux", r"a\*", r"/a\*"),
+        ] {
+            assert_eq!(used_path(os, source), used, "{source}");
+        }
+    }
 }

@@ -107,11 +107,13 @@ impl Lowering<'_> {
         let stage = &mut self.stages[index];
         stage.dispatched = true;
         let platform = stage.platform.get_or_insert(default);
-        if platform.os == "windows" {
+        let os = platform.os.clone();
+        if classic && os == path::WINDOWS {
             return Err(LowerError::Unsupported("building for Windows".to_owned()).at(stage.lines));
         }
         let config = &mut stage.image.config;
-        if !config.env.iter().any(|variable| variable.starts_with("PATH=")) {
+        // Windows has a path of its own.
+        if os != path::WINDOWS && !config.env.iter().any(|variable| variable.starts_with("PATH=")) {
             config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
         let mut state = stage.state.clone();
@@ -125,8 +127,10 @@ impl Lowering<'_> {
             state = state.with_env(key, value);
         }
         if !config.working_dir.is_empty() {
-            config.working_dir = path::normalize(&config.working_dir, &config.working_dir, false);
-            state = state.with_dir(&config.working_dir);
+            let dir = path::of_os(&os, &config.working_dir, false).map_err(|error| error.at(stage.lines))?;
+            let dir = path::normalize(&dir, &dir, false);
+            config.working_dir = path::in_config(&os, &dir);
+            state = state.with_dir(&dir);
         }
         let (user, network, hostname) = (config.user.clone(), self.options.network, &self.options.hostname);
         stage.state = state.map_meta(|meta| {
@@ -139,6 +143,11 @@ impl Lowering<'_> {
             meta.network = network;
         });
         Ok(())
+    }
+
+    /// What a stage is for.
+    pub(super) fn os(&self, stage: usize) -> &str {
+        self.stages[stage].platform.as_ref().map_or("", |platform| &platform.os)
     }
 
     fn scan_enabled(&self, index: usize, arg: &str) -> bool {

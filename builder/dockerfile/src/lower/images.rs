@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lapstrake_builder_llb::{ImageSource, OpOptions, State};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, ImageId, Platform, Reference};
 
+use super::path::WINDOWS;
 use super::stages::SCRATCH;
 use super::{LowerError, Lowered, Lowering};
 use crate::facts::{ImageFact, ImageOrigin, ImageQuery, Need};
@@ -270,7 +271,9 @@ impl Lowering<'_> {
 pub(super) fn empty_image(platform: &Platform) -> ImageConfig {
     let mut image = ImageConfig::for_platform(platform);
     image.config.working_dir = "/".to_owned();
-    image.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    if platform.os != WINDOWS {
+        image.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    }
     image
 }
 

@@ -247,7 +247,10 @@ impl Lowering<'_> {
 
     /// `WORKDIR`: makes the directory, too.
     pub(super) fn workdir(&mut self, at: &At, workdir: &Workdir, code: &str) -> Lowered<()> {
-        if !self.stages[at.stage].workdir_set && !workdir.path.starts_with('/') {
+        let os = self.os(at.stage).to_owned();
+        let wanted = path::of_os(&os, &workdir.path, false);
+        let is_absolute = wanted.as_ref().is_ok_and(|path| path.starts_with('/'));
+        if !self.stages[at.stage].workdir_set && !is_absolute {
             let message = format!(
                 "Relative workdir {} can have unexpected results if the base image changes",
                 go_quote(&workdir.path)
@@ -256,8 +259,11 @@ impl Lowering<'_> {
         }
         let stage = &mut self.stages[at.stage];
         stage.workdir_set = true;
-        let dir = path::normalize(&stage.image.config.working_dir, &workdir.path, false);
-        stage.image.config.working_dir = dir.clone();
+        let wanted = wanted.map_err(|error| error.at(at.lines))?;
+        let current = path::of_os(&os, &stage.image.config.working_dir, false);
+        let current = current.map_err(|error| error.at(at.lines))?;
+        let dir = path::normalize(&current, &wanted, false);
+        stage.image.config.working_dir = path::in_config(&os, &dir);
         stage.state = stage.state.clone().with_dir(&dir);
         if dir == "/" {
             self.commit(at.stage, format!("WORKDIR {dir}"), false);
@@ -288,6 +294,7 @@ impl Lowering<'_> {
 /// A command line for the image's shell.
 pub(super) fn with_shell(image: &ImageConfig, text: &str) -> Vec<String> {
     let mut words = match &image.config.shell[..] {
+        [] if image.os == path::WINDOWS => ["cmd", "/S", "/C"].map(str::to_owned).into(),
         [] => vec!["/bin/sh".to_owned(), "-c".to_owned()],
         shell => shell.to_vec(),
     };

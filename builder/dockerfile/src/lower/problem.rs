@@ -184,6 +184,14 @@ pub enum LowerError {
     /// `RUN --device` in a file that is not read by a frontend of the labs channel.
     #[error("device feature is only supported in Dockerfile frontend 1.14.0-labs or later")]
     DevicesAreLabs,
+    /// A path of a stage for Windows that leads elsewhere than to its system drive.
+    #[error("{path}: {why}")]
+    WindowsPath {
+        /// The path.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// Something that this builder cannot do.
     #[error("{0} is not supported")]
     Unsupported(String),

@@ -21,6 +21,9 @@ const PIPES: &str = "/dev/pipes/";
 
 impl Lowering<'_> {
     pub(super) fn run_command(&mut self, at: &At, run: &Run, sources: &[usize], code: &str) -> Lowered<()> {
+        if self.os(at.stage) == path::WINDOWS {
+            return Err(LowerError::Unsupported("RUN for Windows".to_owned()).at(at.lines));
+        }
         // What a process reads cannot be told.
         let paths = self.stages[at.stage].paths;
         self.used_paths[paths].insert("/".to_owned());

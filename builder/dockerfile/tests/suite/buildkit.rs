@@ -61,6 +61,7 @@ const DEVIATIONS: &[&str] = &[
     // BuildKit says what is wrong, and not with what.
     "error_add_checksum_bad",
     "error_copy_chmod_symbolic",
+    "error_windows_drive",
     "error_ignore_pattern",
     // BuildKit shows the end of the text as a garbled character; we say what is missing.
     "error_expansion",

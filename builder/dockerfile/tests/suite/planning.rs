@@ -291,9 +291,9 @@ fn images_that_exist_only_here_are_not_pinned() {
 }
 
 #[test]
-fn windows_is_refused() {
-    let error = refused("FROM --platform=windows/amd64 busybox\nRUN x\n").to_string();
-    assert_eq!(error, "building for Windows is not supported");
+fn running_on_windows_is_refused() {
+    let error = refused("FROM --platform=windows/amd64 busybox\nCOPY a b\nRUN x\n").to_string();
+    assert_eq!(error, "RUN for Windows is not supported");
 }
 
 #[test]
