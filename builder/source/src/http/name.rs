@@ -110,12 +110,13 @@ pub(super) fn parse_http_date(text: &str) -> Option<i64> {
     if let Some((weekday, rest)) = text.split_once(", ")
         && weekday.len() > 3
     {
-        // RFC 850: two digits of a year, of which Go takes those from 69 as the last century's.
+        // RFC 850: two digits of a year, of which Go takes those from 69 as the last century's; and servers written in Go say the zone as they call it.
         let (head, tail) = rest.rsplit_once('-')?;
         let (year, clock) = tail.split_once(' ')?;
+        let clock = clock.strip_suffix("GMT").or(clock.strip_suffix("UTC"))?;
         let short: u16 = year.parse().ok().filter(|_| year.len() == 2)?;
         let century = if short >= 69 { 1900 } else { 2000 };
-        let text = format!("{}, {} {} {clock}", &weekday[..3], head.replace('-', " "), century + short);
+        let text = format!("{}, {} {} {clock}GMT", &weekday[..3], head.replace('-', " "), century + short);
         return parse_http_date(&text);
     }
     [IMF, ASCTIME].iter().find_map(|form| {
@@ -171,15 +172,23 @@ mod tests {
     #[test]
     fn dates_of_all_three_forms_are_read() {
         let seconds = 784_111_777;
-        for text in
-            ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
-        {
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
             assert_eq!(parse_http_date(text), Some(seconds), "{text}");
         }
         assert_eq!(http_date(seconds), "Sun, 06 Nov 1994 08:49:37 GMT");
-        for bad in
-            ["", "yesterday", "Sun, 06 Nov 1994 08:49:37 CET", "Sunday, 06-Nov-1994 08:49:37 GMT", "äöü, x"]
-        {
+        for bad in [
+            "",
+            "yesterday",
+            "Sun, 06 Nov 1994 08:49:37 CET",
+            "Sunday, 06-Nov-94 08:49:37 CET",
+            "Sunday, 06-Nov-1994 08:49:37 GMT",
+            "äöü, x",
+        ] {
             assert_eq!(parse_http_date(bad), None, "{bad}");
         }
     }
