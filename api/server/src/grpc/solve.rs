@@ -13,7 +13,7 @@ use lapstrake_api_proto::{
 };
 use lapstrake_api_types::bool_value;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, CacheTarget, EngineError, FrontendRequest, Grants, Input, KeepFailed,
+    BuildId, BuildRequest, CacheSource, CacheTarget, Compatibility, EngineError, FrontendRequest, Grants, Input, KeepFailed,
     Output, SourcePolicy, status_of,
 };
 use lapstrake_builder_llb::{Definition, SourcePolicies};
@@ -53,9 +53,12 @@ pub(super) async fn solve(state: &Arc<AppState>, mut request: SolveRequest) -> R
 fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
     let told = |error: EngineError| status_of(&error);
     let attrs = &request.frontend_attrs;
-    if request.enable_session_exporter {
-        return Err(Status::unimplemented("EnableSessionExporter is not supported"));
+    if request.proxy_network {
+        let why = "ProxyNetwork is not supported: what steps request from networks is not recorded";
+        return Err(Status::unimplemented(why));
     }
+    let compatibility = Compatibility::of_number(request.compatibility_version);
+    let compatibility = compatibility.map_err(|error| Status::invalid_argument(error.to_string()))?;
     let rules = SourcePolicies::from_proto(&request.source_policy);
     let rules = rules.map_err(|error| Status::invalid_argument(error.to_string()))?;
     let source_policy = SourcePolicy { rules, session: SessionId::parse(&request.source_policy_session) };
@@ -79,6 +82,9 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
         grants: Grants::parse(request.entitlements.iter().map(String::as_str)).map_err(told)?,
         resources: limits(attrs)?,
         source_policy,
+        compatibility,
+        is_recorded: !request.internal,
+        asks_session: request.enable_session_exporter,
         input: input(request.frontend, request.frontend_attrs, request.definition, request.frontend_inputs)?,
     })
 }
@@ -94,7 +100,10 @@ fn input(
     let inputs = inputs.collect::<Result<BTreeMap<_, _>, Status>>()?;
     match (definition, frontend.as_str()) {
         (None, "") => Ok(Input::Client { options: attrs.into_iter().collect(), inputs }),
-        (Some(definition), "") => Ok(Input::Definition(graph_of(definition)?)),
+        (Some(definition), "") => {
+            let options = attrs.into_iter().collect();
+            Ok(Input::Definition { definition: graph_of(definition)?, options })
+        }
         (Some(definition), _) if !definition.def.is_empty() => {
             Err(Status::invalid_argument("cannot solve with both Definition and Frontend specified"))
         }
@@ -133,6 +142,8 @@ fn exporters(
         (true, false) => vec![Exporter { r#type: kind, attrs }],
         _ => several,
     };
+    // What is no number names what has a time (`context`, a stage): the frontend finds it out.
+    let epoch = epoch.filter(|epoch| epoch.is_empty() || epoch.parse::<i64>().is_ok());
     let with_epoch = |exporter: Exporter| {
         let mut attrs: BTreeMap<_, _> = exporter.attrs.into_iter().collect();
         if let Some(epoch) = epoch {
@@ -213,4 +224,24 @@ impl Caches {
 
 fn sorted(attrs: &Attrs) -> BTreeMap<String, String> {
     attrs.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(argument: &str, attr: Option<&str>) -> Option<String> {
+        let attrs = attr.map(|value| (EPOCH.to_owned(), value.to_owned())).into_iter().collect();
+        let all = exporters(Vec::new(), "image".to_owned(), attrs, Some(&argument.to_owned()));
+        all[0].1.get(EPOCH).cloned()
+    }
+
+    #[test]
+    fn exporters_take_a_time_of_the_build_arguments_but_not_what_only_the_frontend_understands() {
+        assert_eq!(epoch("17", None).as_deref(), Some("17"));
+        assert_eq!(epoch("", None).as_deref(), Some(""));
+        assert_eq!(epoch("context", None), None);
+        assert_eq!(epoch("17", Some("")).as_deref(), Some(""));
+        assert_eq!(epoch("context", Some("18")).as_deref(), Some("18"));
+    }
 }
