@@ -152,6 +152,10 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
         Ok(self.records.by_key(key)?.info())
     }
 
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {
+        self.records.set_created(name, created)
+    }
+
     fn usage(&self, name: &SnapshotName) -> Result<Usage, StoreError> {
         let record = self.records.by_name(name)?;
         if let Some(usage) = record.usage {

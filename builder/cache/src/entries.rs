@@ -87,15 +87,40 @@ impl BuildCache {
     ///
     /// Blocks. Lazy: what a power cut takes is built again.
     pub fn record(&self, tree: &Tree, kind: RecordKind, description: &str) -> Result<(), CacheError> {
+        self.record_made(tree, kind, description, None)
+    }
+
+    /// The same of a tree that a cache had, which was made when that cache says: it is used now, and exported with its own time. Blocks.
+    pub fn record_brought(
+        &self,
+        tree: &Tree,
+        description: &str,
+        created: Option<SystemTime>,
+    ) -> Result<(), CacheError> {
+        self.record_made(tree, RecordKind::Regular, description, created)
+    }
+
+    fn record_made(
+        &self,
+        tree: &Tree,
+        kind: RecordKind,
+        description: &str,
+        created: Option<SystemTime>,
+    ) -> Result<(), CacheError> {
         let Some(name) = tree.snapshot() else { return Ok(()) };
         let now = nanos(SystemTime::now());
+        let made = created.map_or(now, nanos);
+        // What was made long ago, and brought now, is no candidate for pruning by its age.
+        let uses = i64::from(created.is_some());
         let description = &*redact(description);
         self.metadata.write_lazily(|txn| {
             txn.prepare_cached(
                 "INSERT INTO cache_entry (snapshot, kind, description, created, used, uses)
-                 VALUES (?1, ?2, ?3, ?4, ?4, 0) ON CONFLICT DO NOTHING",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
             )
-            .and_then(|mut statement| statement.execute((name.as_str(), kind.as_str(), description, now)))
+            .and_then(|mut statement| {
+                statement.execute((name.as_str(), kind.as_str(), description, made, now, uses))
+            })
             .map_err(StoreError::metadata("record a cache entry"))?;
             Ok(())
         })?;

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
 use futures::future::BoxFuture;
@@ -25,6 +26,8 @@ pub struct ImportedLayer {
     pub blob: Descriptor,
     /// What the blob unpacks to, where the manifest says it.
     pub diff_id: Option<DiffId>,
+    /// When the layer was made, where that is said.
+    pub created: Option<SystemTime>,
 }
 
 /// A result that a document names.
@@ -38,8 +41,8 @@ pub struct ImportedResult {
 
 /// Gives the tree of layers. Blobs are fetched no earlier.
 pub trait LayerSource: Send + Sync {
-    /// Layers on each other, bottom first, as a tree; cancelled by dropping.
-    fn tree<'a>(&'a self, layers: &'a [ImportedLayer]) -> BoxFuture<'a, Result<Tree, CacheStoreError>>;
+    /// A result's layers on each other as a tree; cancelled by dropping.
+    fn tree<'a>(&'a self, result: &'a ImportedResult) -> BoxFuture<'a, Result<Tree, CacheStoreError>>;
 }
 
 /// Another builder's records, as a cache that a build brings with it.
@@ -112,7 +115,7 @@ impl ImportedCache {
 
     /// A result as a tree.
     pub async fn fetch(&self, result: &ImportedResult) -> Result<Tree, CacheStoreError> {
-        self.layers.tree(&result.layers).await
+        self.layers.tree(result).await
     }
 
     /// How many keys have results.
@@ -152,7 +155,7 @@ impl CacheStore<Tree> for ImportedCache {
         Box::pin(async move {
             let mut failed = None;
             for result in self.results.get(key).into_iter().flatten() {
-                match self.layers.tree(&result.layers).await {
+                match self.layers.tree(result).await {
                     Ok(tree) => return Ok(Some(tree)),
                     Err(error) => failed = Some(error),
                 }

@@ -57,6 +57,7 @@ pub(crate) fn finish(
         .map(|(blob, layer)| LayerBlob {
             descriptor: blob.clone(),
             diff_id: blob_content(blob, &layer.diff_id),
+            created: None,
         })
         .collect();
     let differs = unpacked.iter().zip(&layers).any(|(blob, layer)| blob.diff_id != layer.diff_id);

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::SystemTime,
 };
 
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind, GraphDriver};
@@ -110,6 +111,9 @@ impl SnapshotRecords for MortalRecords {
     }
     fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
         self.around(|| self.0.set_usage(name, usage))
+    }
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {
+        self.around(|| self.0.set_created(name, created))
     }
     fn remove(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
         self.around(|| self.0.remove(name))

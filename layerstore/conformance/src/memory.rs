@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use lapstrake_layerstore_store::{
     SnapshotId, SnapshotKey, SnapshotKind, SnapshotName, SnapshotRecord, SnapshotRecords, StoreError, Usage,
@@ -119,6 +120,14 @@ impl SnapshotRecords for MemoryRecords {
         let mut records = self.lock();
         let mut record = find_name(&records, name)?.clone();
         record.usage = Some(usage);
+        records.insert(record.id.clone(), record);
+        Ok(())
+    }
+
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {
+        let mut records = self.lock();
+        let mut record = find_name(&records, name)?.clone();
+        record.created = created;
         records.insert(record.id.clone(), record);
         Ok(())
     }

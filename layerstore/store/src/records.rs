@@ -66,6 +66,9 @@ pub trait SnapshotRecords: Send + Sync {
     /// Remembers what a committed snapshot takes on disk. Errors: [`StoreError::NotFound`].
     fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError>;
 
+    /// Says when a committed snapshot was made, where that was elsewhere. Errors: [`StoreError::NotFound`].
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError>;
+
     /// Forgets a committed snapshot (and, in the same transaction, whatever else is recorded of it, such as its layer),
     /// and returns what was known.
     ///

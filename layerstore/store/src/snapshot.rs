@@ -214,6 +214,9 @@ pub trait Snapshotter: Send + Sync {
     /// What is known of an active snapshot or view.
     fn stat_key(&self, key: &SnapshotKey) -> Result<SnapshotInfo, StoreError>;
 
+    /// Says when a committed snapshot was made, where that was elsewhere: what is exported again has the same times. Lazy: a power cut may take it.
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError>;
+
     /// What a committed snapshot takes on disk. Measured once and remembered.
     fn usage(&self, name: &SnapshotName) -> Result<Usage, StoreError>;
 

@@ -48,6 +48,7 @@ pub async fn pull_image(
             .map(|(descriptor, diff_id)| LayerBlob {
                 descriptor: lent(descriptor, &documents.reference),
                 diff_id: diff_id.clone(),
+                created: None,
             })
             .collect();
         let (stores, cancel) = (stores.clone(), cancel.clone());

@@ -1,6 +1,6 @@
 //! From layer blobs to a tree.
 
-use std::io::Read;
+use std::{io::Read, time::SystemTime};
 
 use lapstrake_layerstore_diff::{Compression, Limits, apply, decompress};
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, DigestWriter};
@@ -16,6 +16,8 @@ pub struct LayerBlob {
     pub descriptor: Descriptor,
     /// What the image's config says its content is.
     pub diff_id: DiffId,
+    /// When it was made, where whoever made it says so, and it is to be exported again as it came.
+    pub created: Option<SystemTime>,
 }
 
 /// What [`unpack`] does with a layer.
@@ -104,6 +106,9 @@ fn unpack_one(
     let (tree, _) =
         unpack_stream(stores, below, &blob.diff_id, chain_id, reader, &blob.descriptor.digest, cancel)?;
     stores.layers.record_blob(&blob.diff_id, &blob.descriptor)?;
+    if let (Some(created), Some(snapshot)) = (blob.created, tree.snapshot()) {
+        stores.snapshots.set_created(snapshot, created)?;
+    }
     Ok(tree)
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
-use lapstrake_builder_cache::{ImportedLayer, LayerSource, RecordKind};
+use lapstrake_builder_cache::{ImportedResult, LayerSource};
 use lapstrake_builder_progress::VertexHandle;
 use lapstrake_builder_solver::CacheStoreError;
 use lapstrake_layerstore_oci::{Descriptor, Digest, Digester, Reference};
@@ -17,7 +17,7 @@ use lapstrake_layerstore_transfer::{ImageIndex, LayerBlob, blob_diff_id, unpack,
 use lapstrake_session::{SessionCaller, SessionId, Wait};
 use tokio_util::sync::CancellationToken;
 
-use super::{CacheFault, directory, warn};
+use super::{CacheFault, directory, made_at, warn};
 use crate::ops::Workshop;
 
 /// How many blobs of one result are fetched at once.
@@ -295,7 +295,9 @@ pub(super) struct RemoteLayers {
 }
 
 impl RemoteLayers {
-    async fn unpack(&self, layers: &[ImportedLayer]) -> Result<Tree, CacheFault> {
+    async fn unpack(&self, result: &ImportedResult) -> Result<Tree, CacheFault> {
+        let ImportedResult { layers, created_at } = result;
+        let created = made_at(created_at);
         let stores = self.workshop.stores.clone();
         let lease = Arc::new(stores.leases.create());
         let target = PullTarget { content: Arc::clone(&stores.content), lease };
@@ -311,7 +313,7 @@ impl RemoteLayers {
                     CacheFault::blocking(move || Ok(blob_diff_id(&stores, &digest, &cancel)?)).await?
                 }
             };
-            blobs.push(LayerBlob { descriptor: layer.blob.clone(), diff_id });
+            blobs.push(LayerBlob { descriptor: layer.blob.clone(), diff_id, created: layer.created });
         }
         let diff_ids: Vec<_> = blobs.iter().map(|blob| blob.diff_id.clone()).collect();
         // What is unpacked now is held until it has been found again.
@@ -324,7 +326,7 @@ impl RemoteLayers {
         CacheFault::blocking(move || {
             let tree = unpack(&stores, &blobs, &cancel, &|_, _| {})?;
             // With an entry of its own, the solver can keep it for builds that do not bring this cache.
-            workshop.cache.record(&tree, RecordKind::Regular, &description)?;
+            workshop.cache.record_brought(&tree, &description, created)?;
             drop((held, target));
             Ok(tree)
         })
@@ -333,11 +335,11 @@ impl RemoteLayers {
 }
 
 impl LayerSource for RemoteLayers {
-    fn tree<'a>(&'a self, layers: &'a [ImportedLayer]) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
+    fn tree<'a>(&'a self, result: &'a ImportedResult) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
         Box::pin(async move {
             tokio::select! {
                 // The solver takes it as a miss. Whoever pays for the step should know why.
-                tree = self.unpack(layers) => Ok(tree.inspect_err(|error| {
+                tree = self.unpack(result) => Ok(tree.inspect_err(|error| {
                     warn(&self.vertex, format!("a result in the cache of {} cannot be used: {}", self.name, error.told()));
                 })?),
                 () = self.cancel.cancelled() => Err("canceled".into()),
@@ -356,7 +358,9 @@ pub(super) struct ImageLayers {
 }
 
 impl LayerSource for ImageLayers {
-    fn tree<'a>(&'a self, layers: &'a [ImportedLayer]) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
+    fn tree<'a>(&'a self, result: &'a ImportedResult) -> BoxFuture<'a, Result<Tree, CacheStoreError>> {
+        let ImportedResult { layers, created_at } = result;
+        let created = made_at(created_at);
         let is_prefix = layers.len() <= self.diff_ids.len()
             && layers.iter().zip(&self.diff_ids).all(|(layer, diff_id)| layer.blob.digest == *diff_id);
         let above = self.diff_ids.len().saturating_sub(layers.len());
@@ -381,7 +385,7 @@ impl LayerSource for ImageLayers {
                         None => Tree::empty(),
                     };
                 }
-                workshop.cache.record(&tree, RecordKind::Regular, &description)?;
+                workshop.cache.record_brought(&tree, &description, created)?;
                 Ok(tree)
             });
             Ok(found.await?)

@@ -14,7 +14,7 @@ use lapstrake_builder_progress::{Progress, Stream, VertexHandle};
 use lapstrake_builder_solver::{CacheStore, CacheStoreError, KeyId, Link};
 use lapstrake_builder_source::SourceContext;
 use lapstrake_layerstore_oci::{
-    Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, MediaType, Reference,
+    Descriptor, DiffId, Digest, ImageConfig, Index, Manifest, MediaType, Reference, Timestamp,
 };
 use lapstrake_layerstore_store::{StoreError, Tree};
 use lapstrake_layerstore_transfer::stored_index;
@@ -23,12 +23,12 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CacheFault, CacheSource, UNCOMPRESSED,
+    CREATED_AT, CacheFault, CacheSource, UNCOMPRESSED,
     blobs::{
         BlobSource, ClientBlobs, DirectoryBlobs, ImageLayers, MAX_MANIFEST, RegistryBlobs, RemoteLayers,
         StoreBlobs, document,
     },
-    directory, warn,
+    directory, made_at, warn,
 };
 use crate::{Engine, engine::internal_vertex, ops::Workshop, scope::BuildScope};
 
@@ -345,7 +345,9 @@ impl Import {
             let document = CacheDocument::parse_inline(&records, &diff_ids)?;
             let layers = diff_ids.iter().map(|digest| {
                 let blob = Descriptor::new(MediaType::OCI_LAYER, digest.clone(), 0);
-                (digest.clone(), ImportedLayer { blob, diff_id: Some(DiffId::from(digest.clone())) })
+                let diff_id = Some(DiffId::from(digest.clone()));
+                // It is unpacked, and has its time.
+                (digest.clone(), ImportedLayer { blob, diff_id, created: None })
             });
             let layers = layers.collect();
             let source = ImageLayers { workshop, tree, diff_ids, name: reference.familiar() };
@@ -385,7 +387,9 @@ impl Import {
             for blob in layers.into_iter().filter(|blob| blob.media_type.is_layer()) {
                 let diff_id = blob.annotations.get(UNCOMPRESSED);
                 let diff_id = diff_id.map(|text| Digest::parse(text)).transpose()?.map(DiffId::from);
-                known.insert(blob.digest.clone(), ImportedLayer { blob, diff_id });
+                let created = blob.annotations.get(CREATED_AT);
+                let created = created.and_then(|text| made_at(&Timestamp::parse(text).ok()?));
+                known.insert(blob.digest.clone(), ImportedLayer { blob, diff_id, created });
             }
             Ok((CacheDocument::parse(&json)?, known))
         };
@@ -453,13 +457,24 @@ impl Import {
                 "the manifest has {layers} layers, its config {ids}"
             )));
         }
-        let layers: Vec<_> = manifest.layers.iter().cloned().zip(diff_ids.iter().cloned()).collect();
+        // The history says when layers were made, if it has as many.
+        let steps = config.history.iter().filter(|step| !step.empty_layer);
+        let mut made: Vec<_> = steps.map(|step| made_at(step.created.as_ref()?)).collect();
+        if made.len() != diff_ids.len() {
+            made = vec![None; diff_ids.len()];
+        }
+        let blobs_of_layers = manifest.layers.iter().cloned().zip(diff_ids.iter().cloned()).zip(made);
+        let layers: Vec<ImportedLayer> = blobs_of_layers
+            .map(|((blob, diff_id), made)| ImportedLayer {
+                blob,
+                diff_id: Some(diff_id),
+                created: made,
+            })
+            .collect();
         let read = move || {
-            let digests: Vec<Digest> = layers.iter().map(|(blob, _)| blob.digest.clone()).collect();
+            let digests: Vec<Digest> = layers.iter().map(|layer| layer.blob.digest.clone()).collect();
             let document = CacheDocument::parse_inline(&records, &digests)?;
-            let layers = layers
-                .into_iter()
-                .map(|(blob, diff_id)| (blob.digest.clone(), ImportedLayer { blob, diff_id: Some(diff_id) }));
+            let layers = layers.into_iter().map(|layer| (layer.blob.digest.clone(), layer));
             Ok((document, layers.collect()))
         };
         self.brought(read, blobs, name).await.map(Some)

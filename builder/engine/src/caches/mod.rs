@@ -6,6 +6,8 @@
 //!   keys of the build ─ exports ─► records, results ─► blobs of layers ─► CacheDocument, manifest ─► registry │ directory │ client
 //! ```
 
+use std::time::SystemTime;
+
 mod blobs;
 mod directory;
 mod exports;
@@ -17,12 +19,19 @@ pub(crate) use exports::{Solved, snapshots};
 pub use fault::CacheFault;
 pub(crate) use imports::Imports;
 use lapstrake_builder_progress::{Event, VertexHandle, Warning};
+use lapstrake_layerstore_oci::Timestamp;
 pub use options::{CacheExportOptions, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest};
 
 /// The annotation of a layer's descriptor that says what it unpacks to.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// The annotation that says when the layer was made.
 const CREATED_AT: &str = "buildkit/createdat";
+
+/// When others say that they made something; `None` for what is no time that ours has a number for, such as Go's zero.
+fn made_at(time: &Timestamp) -> Option<SystemTime> {
+    let seconds = time.to_time().ok().filter(|time| (1970..2262).contains(&time.year()))?;
+    Some(seconds.into())
+}
 
 /// Tells the client of something that the build goes on without.
 fn warn(vertex: &VertexHandle, why: String) {

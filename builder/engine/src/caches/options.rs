@@ -269,7 +269,9 @@ impl Fields {
     }
 
     fn no_such_type(&self) -> EngineError {
-        self.refuse(format!("caches of type {} are not supported; registry, local and inline are", self.kind))
+        // Without their attributes: there are keys of the cloud among them.
+        let why = format!("caches of type {} are not supported; registry, local and inline are", self.kind);
+        EngineError::CacheOption { text: format!("type={}", self.kind), why }
     }
 
     fn take(&mut self, key: &str) -> Option<String> {

@@ -76,6 +76,7 @@ impl Documents {
             .map(|(descriptor, diff_id)| LayerBlob {
                 descriptor: descriptor.clone(),
                 diff_id: diff_id.clone(),
+                created: None,
             })
             .collect()
     }

@@ -1,5 +1,7 @@
 //! Snapshot records in the metadata database.
 
+use std::time::SystemTime;
+
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::{Metadata, schema};
@@ -74,11 +76,9 @@ impl SnapshotRecords for LocalRecords {
             if exists(txn, "SELECT 1 FROM snapshot WHERE name = ?1", name.as_str())? {
                 return Err(StoreError::already_exists("snapshot", name));
             }
-            txn.execute(
-                "UPDATE snapshot SET key = NULL, name = ?2 WHERE key = ?1",
-                (key.as_str(), name.as_str()),
-            )
-            .map_err(StoreError::metadata("commit snapshot"))?;
+            txn.prepare_cached("UPDATE snapshot SET key = NULL, name = ?2 WHERE key = ?1")
+                .and_then(|mut update| update.execute((key.as_str(), name.as_str())))
+                .map_err(StoreError::metadata("commit snapshot"))?;
             Ok(())
         })
     }
@@ -123,6 +123,18 @@ impl SnapshotRecords for LocalRecords {
                     (name.as_str(), bytes, inodes),
                 )
                 .map_err(StoreError::metadata("record usage"))?;
+            if changed == 0 { Err(StoreError::not_found("snapshot", name)) } else { Ok(()) }
+        })
+    }
+
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {
+        self.metadata.write_lazily(|txn| {
+            let changed = txn
+                .execute(
+                    "UPDATE snapshot SET created = ?2 WHERE name = ?1",
+                    (name.as_str(), schema::nanos(created)),
+                )
+                .map_err(StoreError::metadata("record when a snapshot was made"))?;
             if changed == 0 { Err(StoreError::not_found("snapshot", name)) } else { Ok(()) }
         })
     }

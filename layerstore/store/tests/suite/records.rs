@@ -131,6 +131,17 @@ fn usage_is_remembered() {
 }
 
 #[test]
+fn a_snapshot_that_was_made_elsewhere_has_the_time_of_that() {
+    let (_directory, store) = store();
+    let records = store.records.as_ref();
+    committed(records, "base", None);
+    let made = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(1_600_000_000_000_000_001);
+    records.set_created(&name("base"), made).expect("set created");
+    assert_eq!(records.by_name(&name("base")).expect("by name").created, made);
+    is_not_found(records.set_created(&name("absent"), made), "absent");
+}
+
+#[test]
 fn a_parent_stays_until_its_children_are_gone() {
     let (_directory, store) = store();
     let records = store.records.as_ref();

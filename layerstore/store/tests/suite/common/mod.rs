@@ -113,6 +113,9 @@ impl Snapshotter for PlainTrees {
     fn stat_key(&self, key: &SnapshotKey) -> Result<SnapshotInfo, StoreError> {
         Ok(self.records.by_key(key)?.info())
     }
+    fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {
+        self.records.set_created(name, created)
+    }
     fn usage(&self, name: &SnapshotName) -> Result<Usage, StoreError> {
         let record = self.records.by_name(name)?;
         if let Some(usage) = record.usage {
