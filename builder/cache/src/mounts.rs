@@ -2,7 +2,7 @@
 //!
 //! Each is an active snapshot with an entry of its own. A step takes one for as long as its processes live:
 //!
-//! * **shared**: all shared users at once use the same directory (one after the other, where it begins as a tree);
+//! * **shared**: all shared users at once use the same directory;
 //! * **locked**: alone, after everybody who has it now;
 //! * **private**: alone, in another directory if this one is in use; it is kept too.
 //!
@@ -79,7 +79,7 @@ pub struct CacheMount {
 }
 
 impl CacheMount {
-    /// How to mount it.
+    /// How to mount it. Where it began as a tree, it is an overlay: those who have it at once must have one mount of it, and not one each.
     pub fn mount(&self) -> &SnapshotMount {
         &self.mount
     }
@@ -146,11 +146,6 @@ impl BuildCache {
         listed: Listed,
     ) -> Result<CacheMount, CacheError> {
         let id = mount_id(id, initial);
-        // A directory that begins as a tree is an overlay, which cannot be mounted twice at once.
-        let sharing = match (sharing, initial.snapshot()) {
-            (Sharing::Shared, Some(_)) => Sharing::Locked,
-            _ => sharing,
-        };
         let lock = Arc::clone(&self.busy.lock().entry(id.clone()).or_default().lock);
         let permit = match sharing {
             Sharing::Locked => Some(lock.acquire_many_owned(PERMITS).await.expect("never closed")),

@@ -123,11 +123,27 @@ pub(crate) struct Mount {
 /// What is mounted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum MountSource {
-    Tree { tree: Tree, selector: String, read_only: bool },
-    Host { source: PathBuf, flags: MountFlags },
-    Tmpfs { size: Option<u64> },
+    /// `shared`: other containers may have it mounted at the same time.
+    Tree {
+        tree: Tree,
+        selector: String,
+        read_only: bool,
+        shared: bool,
+    },
+    Host {
+        source: PathBuf,
+        flags: MountFlags,
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
     File(GeneratedFile),
-    Socket { source: PathBuf, uid: u32, gid: u32, mode: u32 },
+    Socket {
+        source: PathBuf,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
 }
 
 /// Docker's and containerd's masked paths together.
@@ -346,10 +362,11 @@ fn mounts(spec: &ProcessSpec) -> Result<Vec<Mount>, ExecError> {
     for mount in &spec.mounts {
         let target = mount_target(&mount.target)?;
         let source = match &mount.kind {
-            MountKind::Snapshot { mount, selector, read_only } => MountSource::Tree {
+            MountKind::Snapshot { mount, selector, read_only, shared } => MountSource::Tree {
                 tree: tree("mount source", mount)?,
                 selector: no_nul("mount selector", selector)?,
                 read_only: *read_only,
+                shared: *shared,
             },
             MountKind::Bind { source, read_only } => MountSource::Host {
                 source: host_path("mount source", source)?,

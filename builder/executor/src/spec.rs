@@ -197,6 +197,8 @@ pub enum MountKind {
         selector: String,
         /// Whether writing is refused.
         read_only: bool,
+        /// Whether other containers may have it mounted at the same time, and see what is written.
+        shared: bool,
     },
     /// A file or directory of the host.
     Bind {
@@ -238,11 +240,12 @@ pub enum MountKind {
 impl fmt::Debug for MountKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Snapshot { mount, selector, read_only } => f
+            Self::Snapshot { mount, selector, read_only, shared } => f
                 .debug_struct("Snapshot")
                 .field("mount", mount)
                 .field("selector", selector)
                 .field("read_only", read_only)
+                .field("shared", shared)
                 .finish(),
             Self::Bind { source, read_only } => {
                 f.debug_struct("Bind").field("source", source).field("read_only", read_only).finish()

@@ -133,7 +133,7 @@ impl MountPlan {
 
     fn set_root(&mut self, kind: MountKind) -> Result<(), StepError> {
         match kind {
-            MountKind::Snapshot { mount, selector, read_only } if matches!(selector.as_str(), "" | "/") => {
+            MountKind::Snapshot { mount, selector, read_only, .. } if matches!(selector.as_str(), "" | "/") => {
                 self.root = Some(Root { mount, read_only });
                 Ok(())
             }
@@ -157,11 +157,12 @@ impl MountPlan {
             let found = StepError::blocking(move || source.stores.mount(&tree)).await?;
             self.held.push(input);
             let mount = found.expect("a tree with a snapshot has a mount");
-            return Ok(MountKind::Snapshot { mount, selector, read_only: true });
+            return Ok(MountKind::Snapshot { mount, selector, read_only: true, shared: false });
         }
         let stores = workshop.stores.clone();
         let draft = StepError::blocking(move || stores.begin(&input)).await?;
-        let kind = MountKind::Snapshot { mount: draft.mount().clone(), selector, read_only: mount.readonly };
+        let (snapshot, read_only) = (draft.mount().clone(), mount.readonly);
+        let kind = MountKind::Snapshot { mount: snapshot, selector, read_only, shared: false };
         if mount.output >= 0 {
             self.outputs.push((number, draft))
         } else {
@@ -213,6 +214,7 @@ impl MountPlan {
             mount: taken.mount().clone(),
             selector: mount.selector.clone(),
             read_only: mount.readonly,
+            shared: true,
         })
     }
 

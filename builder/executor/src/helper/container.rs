@@ -39,6 +39,8 @@ pub(super) struct Streams {
     pub(super) stderr: OwnedFd,
     /// Of a sandbox's network.
     pub(super) network: Option<OwnedFd>,
+    /// For each further mount, what is shared of it.
+    pub(super) overlays: Vec<Option<OwnedFd>>,
 }
 
 /// Becomes the program of `plan`, or reports why not and exits.
@@ -65,7 +67,7 @@ fn set_up(
     let mut scratch = Scratch::new()?;
     let bare = BareRoot::attach(plan, &scratch, report)?;
     let identity = identify(plan, &bare)?;
-    let sources = rootfs::sources(plan, &mut scratch)?;
+    let sources = rootfs::sources(plan, &mut scratch, &streams.overlays)?;
     bare.populate(plan, &sources, &identity, report)?;
     rootfs::enter(plan, &identity, &scratch, &bare, sources, cgroups)?;
     drop((scratch, bare));

@@ -56,7 +56,7 @@ impl Helper {
             return Err(Failure::Setup { step: "receive process".to_owned(), errno: libc::EBADMSG });
         };
         let extra: Extra = super::read_message(extra)?;
-        let streams = Streams { stdin: fds.next(), stdout, stderr, network: None };
+        let streams = Streams { stdin: fds.next(), stdout, stderr, network: None, overlays: Vec::new() };
         let awaited = extra.talk.started;
         let Extra { args, env, cwd, user, talk } = extra;
         let plan = Plan { args, env, cwd, user, talk, ..run.plan.clone() };

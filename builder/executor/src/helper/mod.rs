@@ -14,6 +14,7 @@ mod inroot;
 mod joined;
 mod mounts;
 mod rootfs;
+mod shared;
 mod supervisor;
 mod terminal;
 
@@ -36,6 +37,7 @@ use self::{
     container::Streams,
     devices::DeviceGate,
     joined::AllJoined,
+    shared::SharedOverlays,
 };
 use crate::{
     SecurityMode, caps,
@@ -74,6 +76,7 @@ struct Helper {
     owner: Owner,
     runs: HashMap<String, Run>,
     joined: AllJoined,
+    shared: SharedOverlays,
     /// Cgroups that could not be removed yet.
     remains: Vec<RunCgroups>,
     orphaned: bool,
@@ -121,6 +124,7 @@ impl Helper {
                         owner,
                         runs: HashMap::new(),
                         joined: AllJoined::new(),
+                        shared: SharedOverlays::default(),
                         remains: Vec::new(),
                         orphaned: false,
                     }),
@@ -329,16 +333,24 @@ impl Helper {
             plan.caps = plan.caps.and(!caps::MKNOD.bits());
             plan.no_devices = true;
         }
-        let streams = Streams { stdin, stdout, stderr, network };
         let cgroups = if plan.runtime.is_some() {
             // The runtime makes them.
             RunCgroups::adopt(&plan, &self.hierarchies)
         } else {
             RunCgroups::create(&plan, &self.hierarchies, &self.gate)?
         };
+        let overlays = match self.shared.take(&plan) {
+            Ok(overlays) => overlays,
+            Err(failure) => {
+                self.discard(cgroups);
+                return Err(failure);
+            }
+        };
+        let streams = Streams { stdin, stdout, stderr, network, overlays };
         let (pidfd, report) = match self.clone_container(&plan, &streams, &cgroups) {
             Ok(started) => started,
             Err(failure) => {
+                self.shared.give_back(&plan);
                 self.discard(cgroups);
                 return Err(failure);
             }
@@ -414,6 +426,7 @@ impl Helper {
         let Some(mut run) = self.runs.remove(id) else { return };
         let outcome = reap(run.pidfd.as_fd());
         run.clean();
+        self.shared.give_back(&run.plan);
         let oom_killed = run.cgroups.oom_killed();
         self.discard(run.cgroups);
         let outcome = match (run.failure, run.status, outcome) {

@@ -13,7 +13,7 @@ use lapstrake_layerstore_store::{Overlay, OverlaySyntax};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags},
     io::Errno,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 
 use crate::{
@@ -68,6 +68,14 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::i
         "",
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
     )
+}
+
+/// Detaches the mount that `mount` is the root of.
+pub(super) fn detach(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::process::fchdir(mount)?;
+    let result = rustix::mount::unmount(".", UnmountFlags::DETACH);
+    rustix::process::chdir("/")?;
+    result
 }
 
 /// A detached copy of the mount at what `source` names, with the mounts below it when `recursive`.

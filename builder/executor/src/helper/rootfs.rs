@@ -94,16 +94,19 @@ impl Scratch {
         bind().step(|| format!("mount {}", file.target))
     }
 
-    /// A source of the plan as a detached mount.
-    pub(super) fn source(&mut self, mount: &Mount) -> Result<OwnedFd, Failure> {
+    /// A source of the plan as a detached mount; `overlay` is what it shares with other containers.
+    fn source(&mut self, mount: &Mount, overlay: Option<&OwnedFd>) -> Result<OwnedFd, Failure> {
         let read_only = |fd: OwnedFd| {
             mounts::restrict(fd.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, true)
                 .step(|| format!("make {} read-only", mount.target))?;
             Ok(fd)
         };
         match &mount.source {
-            MountSource::Tree { tree, selector, read_only: ro } => {
-                let fd = mounts::tree(tree, false)?;
+            MountSource::Tree { tree, selector, read_only: ro, shared: _ } => {
+                let fd = match overlay {
+                    Some(overlay) => rustix::io::dup(overlay).step(|| "mount overlay")?,
+                    None => mounts::tree(tree, false)?,
+                };
                 let fd = if selector.trim_matches('/').is_empty() { fd } else { self.select(fd, selector)? };
                 if *ro { read_only(fd) } else { Ok(fd) }
             }
@@ -144,17 +147,9 @@ impl Scratch {
             mounts::copy(fd.as_fd(), true)
         };
         let selected = select().step(|| format!("mount source path {selector:?}"));
-        unmount_at(mount.as_fd()).step(|| "unmount mount source")?;
+        mounts::detach(mount.as_fd()).step(|| "unmount mount source")?;
         selected
     }
-}
-
-/// Detaches the mount that `mount` is the root of.
-fn unmount_at(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    rustix::process::fchdir(mount)?;
-    let result = rustix::mount::unmount(".", UnmountFlags::DETACH);
-    rustix::process::chdir("/")?;
-    result
 }
 
 /// The root file system before anything is mounted in it: attaches it, hands it to the helper, and makes what has to be in it.
@@ -267,8 +262,12 @@ pub(super) struct Source {
     pub(super) flags: MountFlags,
 }
 
-/// All generated files and mounts of the plan, in order.
-pub(super) fn sources(plan: &Plan, scratch: &mut Scratch) -> Result<Vec<Source>, Failure> {
+/// All generated files and mounts of the plan, in order; `overlays` are what its mounts share with other containers.
+pub(super) fn sources(
+    plan: &Plan,
+    scratch: &mut Scratch,
+    overlays: &[Option<OwnedFd>],
+) -> Result<Vec<Source>, Failure> {
     let mut sources = Vec::with_capacity(plan.files.len() + plan.mounts.len());
     for file in &plan.files {
         // A mount on the same target comes in the generated file's place.
@@ -282,8 +281,8 @@ pub(super) fn sources(plan: &Plan, scratch: &mut Scratch) -> Result<Vec<Source>,
             flags: MountFlags::LOCKED.or_read_only(true),
         });
     }
-    for mount in &plan.mounts {
-        let fd = scratch.source(mount)?;
+    for (number, mount) in plan.mounts.iter().enumerate() {
+        let fd = scratch.source(mount, overlays.get(number).and_then(Option::as_ref))?;
         no_devices(plan, fd.as_fd())?;
         let directory = mounts::is_directory(fd.as_fd()).step(|| &mount.target)?;
         let missing = if directory { Missing::Directory } else { Missing::File };

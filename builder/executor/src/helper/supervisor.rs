@@ -84,7 +84,7 @@ fn prepare(
     let mut scratch = Scratch::new()?;
     let bare = BareRoot::attach(plan, &scratch, report)?;
     let identity = container::identify(plan, &bare)?;
-    let sources = rootfs::sources(plan, &mut scratch)?;
+    let sources = rootfs::sources(plan, &mut scratch, &streams.overlays)?;
     bare.populate(plan, &sources, &identity, report)?;
     let mut bundle_mounts = Vec::with_capacity(sources.len());
     for (number, source) in sources.iter().enumerate() {

@@ -133,7 +133,12 @@ pub(crate) async fn mount_source_link_swapped_meanwhile_stays_inside(kind: Kind)
                             source: cache.clone(),
                             read_only: false,
                         };
-                        let kind = MountKind::Snapshot { mount, selector: "x/deep".into(), read_only: true };
+                        let kind = MountKind::Snapshot {
+                            mount,
+                            selector: "x/deep".into(),
+                            read_only: true,
+                            shared: false,
+                        };
                         spec.mounts.push(MountSpec { target: "/m".into(), kind });
                         match sandbox.try_run(spec).await {
                             Ok(output) => {

@@ -165,6 +165,7 @@ suite! {
     mounts:
         bind_read_write_and_read_only,
         snapshot_with_selector,
+        shared_overlays_are_one_to_containers_at_once,
         selector_links_stay_in_the_snapshot,
         tmpfs_is_limited,
         secret_has_owner_and_mode,

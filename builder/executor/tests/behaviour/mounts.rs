@@ -50,6 +50,7 @@ pub(crate) async fn snapshot_with_selector(kind: Kind) {
         mount: snapshot.clone(),
         selector: selector.into(),
         read_only,
+        shared: false,
     };
     let mut spec = sandbox.sh("cat /m/f; echo x > /m/new; ls /m");
     mount(&mut spec, "/m", select("/a/b", false));
@@ -62,6 +63,54 @@ pub(crate) async fn snapshot_with_selector(kind: Kind) {
     mount(&mut spec, "/m", select("a/absent", true));
     let error = sandbox.try_run(spec).await.unwrap_err();
     assert!(error.to_string().contains("a/absent"), "{error}");
+}
+
+pub(crate) async fn shared_overlays_are_one_to_containers_at_once(kind: Kind) {
+    let sandbox = Sandbox::new(kind);
+    for name in ["l/below", "u", "w"] {
+        fs::create_dir_all(sandbox.path("snap").join(name)).unwrap();
+    }
+    fs::write(sandbox.path("snap/l/below/f"), "lower").unwrap();
+    let snapshot = SnapshotMount::Overlay {
+        lower: vec![sandbox.path("snap/l")],
+        upper: Some(OverlayUpper { upper: sandbox.path("snap/u"), work: sandbox.path("snap/w") }),
+        syntax: OverlaySyntax::Appended,
+    };
+    let shared = |selector: &str| MountKind::Snapshot {
+        mount: snapshot.clone(),
+        selector: selector.into(),
+        read_only: false,
+        shared: true,
+    };
+    // Each waits for what the other one does, and changes a file that was below.
+    let waits = |mine: &str, other: &str| {
+        let script = format!(
+            "echo {mine} >> /m/below/f; touch /m/below/{mine}; until [ -e /m/below/{other} ]; do usleep 10000; done; \
+             touch /m/below/{mine}-done; until [ -e /m/below/{other}-done ]; do usleep 10000; done"
+        );
+        let (upper, work) = (sandbox.path(mine).join("upper"), sandbox.path(mine).join("work"));
+        fs::create_dir_all(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        let mut spec = sandbox.sh(&script);
+        spec.root = SnapshotMount::Overlay {
+            lower: vec![sandbox.lower()],
+            upper: Some(OverlayUpper { upper, work }),
+            syntax: OverlaySyntax::Appended,
+        };
+        mount(&mut spec, "/m", shared(""));
+        spec
+    };
+    let (one, two) = tokio::join!(sandbox.run(waits("one", "two")), sandbox.run(waits("two", "one")));
+    assert_eq!((one.ok(), two.ok()), (String::new(), String::new()));
+    // What they left is there for the next one, who has a part of it twice.
+    let mut spec = sandbox.sh("cat /m/f; touch /m/more; ls /n");
+    mount(&mut spec, "/m", shared("below"));
+    mount(&mut spec, "/n", shared("/below"));
+    let expected = "lowerone\ntwo\nf\nmore\none\none-done\ntwo\ntwo-done\n";
+    let output = sandbox.run(spec).await.ok();
+    let turned = expected.replace("lowerone\ntwo", "lowertwo\none");
+    assert!(output == expected || output == turned, "{output:?}");
+    assert!(sandbox.path("snap/u/below/more").exists());
 }
 
 pub(crate) async fn selector_links_stay_in_the_snapshot(kind: Kind) {
@@ -78,7 +127,7 @@ pub(crate) async fn selector_links_stay_in_the_snapshot(kind: Kind) {
         mount(
             &mut spec,
             "/m",
-            MountKind::Snapshot { mount: source, selector: selector.into(), read_only: true },
+            MountKind::Snapshot { mount: source, selector: selector.into(), read_only: true, shared: false },
         );
         assert_eq!(sandbox.run(spec).await.ok(), "insidemark\n", "{selector}");
     }

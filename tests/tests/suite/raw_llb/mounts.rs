@@ -101,6 +101,30 @@ async fn one_cache_mounted_twice_in_a_step_is_one() {
     let mounts = vec![bind("/", 0, 0), cache("/m1", -1, "c", locked), cache("/m2", -1, "c", locked)];
     let ran = llb.exec(&[&busybox], "test ! -e /m2/foo; touch /m1/foo; test -e /m2/foo", mounts);
     solve(&bench, &llb, &ran).await.unwrap();
+    // Also on top of a tree.
+    let base = llb.text("/base", "b");
+    let mounts = vec![bind("/", 0, 0), cache("/m1", 1, "c", locked), cache("/m2", 1, "c", locked)];
+    let script = "test ! -e /m2/foo; echo 1 >> /m1/base; touch /m1/foo; test -e /m2/foo; grep b1 /m2/base";
+    let ran = llb.exec(&[&busybox, &base], script, mounts);
+    solve(&bench, &llb, &ran).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn steps_that_share_a_cache_run_at_once_also_on_top_of_a_tree() {
+    let (bench, mut llb) = (Workbench::new(), Llb::default());
+    let busybox = llb.busybox();
+    let base = llb.text("/base", "b");
+    for under in [-1, 1] {
+        let mounts = || vec![bind("/", 0, 0), cache("/c", under, "c", pb::CacheSharingOpt::Shared)];
+        let mut waits = |mine: &str, other: &str| {
+            let script = format!("touch /c/{mine}; until test -e /c/{other}; do usleep 10000; done");
+            llb.exec(&[&busybox, &base], &script, mounts())
+        };
+        let (one, two) = (waits("one", "two"), waits("two", "one"));
+        let both = vec![bind("/", 0, 0), bind("/one", 1, -1), bind("/two", 2, -1)];
+        let ran = llb.exec(&[&busybox, &one, &two], "true", both);
+        solve(&bench, &llb, &ran).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
