@@ -82,6 +82,7 @@ impl Engine {
             renewed: Arc::default(),
             inside: Vec::new(),
             trail: Trail::nowhere(),
+            shows_failed: false,
             failed: None,
             known: None,
         };

@@ -490,11 +490,11 @@ fn restored(
 /// What a step that copies from a stage fails with, where that has no such file.
 fn in_moby_words(error: EngineError, steps: &[Step]) -> EngineError {
     let EngineError::Step(SolveError::Op { vertex, source, .. }) = &error else { return error };
-    if let StepError::Source(source) = &**source {
+    if let StepError::Source(source) = source.inner() {
         let told = words(source);
         return of_download(&told, steps).unwrap_or(error);
     }
-    let (StepError::Files(files) | StepError::Content(files)) = &**source else { return error };
+    let (StepError::Files(files) | StepError::Content(files)) = source.inner() else { return error };
     let step = steps.iter().find(|step| step.kind == StepKind::Copy && step.vertex.as_ref() == Some(vertex));
     let Some(step) = step else { return error };
     let words = match (missing_path(files), unknown_owner(files)) {

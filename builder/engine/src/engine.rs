@@ -16,7 +16,7 @@ use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
 use lapstrake_builder_llb::{Definition, Graph, Limits, Vertex, caps, pb};
-use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
+use lapstrake_builder_progress::{Emit as _, Event, Progress, VertexHandle, VertexState, Warning};
 use lapstrake_builder_solver::{Build, CacheStore, KeyId, Resolved, Solver};
 use lapstrake_builder_source::{BuildMark, Sources};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
@@ -27,7 +27,8 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendResult, Frontends, Input,
+    Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendRequest, FrontendResult,
+    Frontends, Input,
     Script, SourcePolicy, StepError,
     attest::{Attests, Capture, Captures, Times, Trail},
     bridge::{BuildParts, Offer, Target},
@@ -257,6 +258,7 @@ impl Engine {
             Input::Definition(definition) => {
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
+            shows_failed: matches!(request.input, Input::Client { .. } | Input::Frontend(_)),
                 let result = FrontendResult::one(self.reference(&build, definition, &[]));
                 (build, result)
             }
@@ -266,6 +268,12 @@ impl Engine {
                 (build, result)
             }
             Input::Client { inputs, .. } => {
+        let asked = match &request.input {
+            Input::Client { options, .. } | Input::Frontend(FrontendRequest { options, .. }) => {
+                Some(options.clone())
+            }
+            _ => None,
+        };
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
                 let (bridge, answered) = Bridge::new(self, &build, inputs);
@@ -326,6 +334,9 @@ impl Engine {
                         None => Ok((Tree::empty(), BuildKeys::default())),
                     }
                 });
+        if let Some(asked) = asked {
+            warn_of(&result.doubts(&asked, &targets), progress);
+        }
                 let solved = futures::future::try_join_all(each).await?;
                 done.extend(targets.into_iter().zip(solved));
             }
@@ -611,3 +622,24 @@ pub(crate) fn internal_vertex(progress: &Progress, name: impl Into<String>) -> V
     let digest = Digest::sha256_of(format!("{name} {salt}").as_bytes());
     VertexHandle::announce(Arc::new(progress.clone()), VertexState::pending(digest, name, Vec::new()))
 }
+/// Tells the client what there is to be said of a result.
+fn warn_of(doubts: &[String], progress: &Progress) {
+    if doubts.is_empty() {
+        return;
+    }
+    let vertex = internal_vertex(progress, "verify platforms of the result");
+    vertex.start();
+    for doubt in doubts {
+        progress.emit(&Event::Warning(Warning {
+            vertex: vertex.digest(),
+            level: 1,
+            short: doubt.clone().into_bytes(),
+            detail: Vec::new(),
+            url: String::new(),
+            source: None,
+            ranges: Vec::new(),
+        }));
+    }
+    vertex.complete();
+}
+

@@ -1,12 +1,14 @@
 //! Why a build failed.
 
+use std::collections::BTreeMap;
+
 use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_llb::{PolicyError, caps::CapError};
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
 use lapstrake_layerstore_oci::{Digest, Platform};
-use lapstrake_layerstore_store::StoreError;
+use lapstrake_layerstore_store::{StoreError, Tree};
 
 use crate::{Entitlement, FailedImage, Fault, Refusal};
 
@@ -25,7 +27,7 @@ pub enum EngineError {
         /// Why.
         source: Box<SourceError>,
     },
-    /// Any of these, and where in the Dockerfile.
+    /// Any of these, and where in the sources.
     #[error("{error}")]
     At {
         /// Where.
@@ -41,6 +43,15 @@ pub enum EngineError {
         error: Box<EngineError>,
         /// What became of it.
         image: FailedImage,
+    },
+    /// A step failed, and a frontend may look into it.
+    #[error("{error}")]
+    Shown {
+        /// The failure.
+        #[source]
+        error: Box<EngineError>,
+        /// What it may look at.
+        step: Box<ShownStep>,
     },
     /// There is no Dockerfile where it was looked for.
     #[error("failed to read dockerfile: open {name}: no such file or directory")]
@@ -275,7 +286,7 @@ impl EngineError {
     /// The error without the place, and without what became of the step.
     pub fn inner(&self) -> &EngineError {
         match self {
-            Self::At { error, .. } | Self::Keeping { error, .. } => error.inner(),
+            Self::At { error, .. } | Self::Keeping { error, .. } | Self::Shown { error, .. } => error.inner(),
             other => other,
         }
     }
@@ -283,7 +294,9 @@ impl EngineError {
     /// The same, taken out.
     pub(crate) fn into_inner(self) -> EngineError {
         match self {
-            Self::At { error, .. } | Self::Keeping { error, .. } => error.into_inner(),
+            Self::At { error, .. } | Self::Keeping { error, .. } | Self::Shown { error, .. } => {
+                error.into_inner()
+            }
             other => other,
         }
     }
@@ -292,7 +305,24 @@ impl EngineError {
     pub fn fault(&self) -> Option<&Fault> {
         match self {
             Self::At { fault, .. } => Some(fault),
-            Self::Keeping { error, .. } => error.fault(),
+            Self::Keeping { error, .. } | Self::Shown { error, .. } => error.fault(),
+            _ => None,
+        }
+    }
+
+    /// What a frontend may look at of the step that failed.
+    pub(crate) fn shown(&self) -> Option<&ShownStep> {
+        match self {
+            Self::Shown { step, .. } => Some(step),
+            Self::At { error, .. } | Self::Keeping { error, .. } => error.shown(),
+            _ => None,
+        }
+    }
+
+    /// The error of the step that failed, when one did.
+    pub(crate) fn step(&self) -> Option<&StepError> {
+        match self.inner() {
+            Self::Step(SolveError::Op { source, .. }) => Some(source),
             _ => None,
         }
     }
@@ -307,25 +337,19 @@ impl EngineError {
 
     /// The process that failed, when that is what failed the build, with its exit code and whether it lacked memory.
     pub fn failed_process(&self) -> Option<(&[String], i32, Option<OutOfMemory>)> {
-        match self.inner() {
-            Self::Step(SolveError::Op { source, .. }) => match &**source {
-                StepError::Exit { args, code, oom } => Some((args, *code, *oom)),
-                _ => None,
-            },
+        match self.step()?.inner() {
+            StepError::Exit { args, code, oom } => Some((args, *code, *oom)),
             _ => None,
         }
     }
 
     /// Why a process could not be run, when that is what failed the build.
     pub fn not_run(&self) -> Option<String> {
-        match self.inner() {
-            Self::Step(SolveError::Op { source, .. }) => match &**source {
-                StepError::Run { source, .. } => Some(source.to_string()),
-                StepError::Foreign { platform, source, .. } => {
-                    Some(format!("{source}: {}", emulator_advice(platform)))
-                }
-                _ => None,
-            },
+        match self.step()?.inner() {
+            StepError::Run { source, .. } => Some(source.to_string()),
+            StepError::Foreign { platform, source, .. } => {
+                Some(format!("{source}: {}", emulator_advice(platform)))
+            }
             _ => None,
         }
     }
@@ -333,7 +357,7 @@ impl EngineError {
     /// How a caller should treat this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::At { error, .. } | Self::Keeping { error, .. } => error.kind(),
+            Self::At { error, .. } | Self::Keeping { error, .. } | Self::Shown { error, .. } => error.kind(),
             Self::NoImage { source, .. } => source.kind(),
             Self::Dockerfile(_) | Self::NoDockerfile { .. } | Self::Graph(_) => ErrorKind::Invalid,
             Self::Context(_) | Self::Duplicate { .. } | Self::CacheOption { .. } => ErrorKind::Invalid,
@@ -493,9 +517,53 @@ pub enum StepError {
         /// Why.
         source: Box<EngineError>,
     },
+    /// Any of these, and the trees that the step began with and left: frontends may look into it.
+    #[error("{error}")]
+    Left {
+        /// Why it failed.
+        #[source]
+        error: Box<StepError>,
+        /// What there is to see.
+        left: Box<Left>,
+    },
     /// Nobody waits for it any more.
     #[error("context canceled")]
     Canceled,
+}
+
+/// The trees of a step that failed. They are held as long as somebody has the error.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// What it began with: of a process by its mounts, of file actions by their op's inputs, otherwise the one that could not be read.
+    pub(crate) inputs: Vec<Option<Tree>>,
+    /// What was there at its end: of a process by its mounts, of file actions by their number.
+    pub(crate) ends: Vec<Option<Tree>>,
+    /// What of it failed, where that is not all of it.
+    pub(crate) part: Option<FailedPart>,
+}
+
+/// What of a step failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailedPart {
+    /// The file action of this number.
+    Action(usize),
+    /// Finding out what the input of this number is to the cache.
+    Content(usize),
+}
+
+/// A step that failed, as a frontend is told of it: BuildKit's `errdefs.Solve`.
+#[derive(Debug)]
+pub struct ShownStep {
+    /// The op.
+    pub(crate) op: serde_json::Value,
+    /// What its author says of it.
+    pub(crate) description: BTreeMap<String, String>,
+    /// Names of its inputs, which containers may be made of; empty where there is none.
+    pub(crate) inputs: Vec<String>,
+    /// Names of what it left.
+    pub(crate) ends: Vec<String>,
+    /// What of it failed, where that is not all of it.
+    pub(crate) part: Option<FailedPart>,
 }
 
 /// What to do about a platform that this machine does not run.
@@ -534,11 +602,28 @@ fn exit_message(code: i32, oom: Option<&OutOfMemory>) -> String {
 }
 
 impl StepError {
+    /// Why the step failed, without what it left.
+    pub fn inner(&self) -> &StepError {
+        match self {
+            Self::Left { error, .. } => error.inner(),
+            other => other,
+        }
+    }
+
+    /// The trees that it left.
+    pub(crate) fn left(&self) -> Option<&Left> {
+        match self {
+            Self::Left { left, .. } => Some(left),
+            _ => None,
+        }
+    }
+
     /// How a caller should treat this error. A process that failed is nobody's fault but its own: `Internal`, as in Moby.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Source(source) => source.kind(),
             Self::Nested { source } => source.kind(),
+            Self::Left { error, .. } => error.kind(),
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Canceled => ErrorKind::Canceled,
             _ => ErrorKind::Internal,

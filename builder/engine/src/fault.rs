@@ -9,29 +9,40 @@ use lapstrake_builder_llb::{Definition, pb};
 
 use crate::EngineError;
 
-/// Where in a source file a build failed: what BuildKit's clients get as `errdefs.Source`, one for each place.
+/// Where in its sources a build failed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
-    /// The file.
-    pub source: pb::SourceInfo,
-    /// The lines at fault; the first are those of the cause.
-    pub places: Vec<LineRange>,
+    /// The places at fault; the first is that of the cause.
+    pub places: Vec<Place>,
     /// The words at fault, where they are known.
     pub mark: Option<Mark>,
+}
+
+/// Lines of a file: what BuildKit's clients get as `errdefs.Source`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// The file.
+    pub source: pb::SourceInfo,
+    /// The lines, as whoever made the graph says it.
+    pub ranges: Vec<pb::Range>,
 }
 
 impl Fault {
     /// The lines at fault and what is around them, as BuildKit's clients print them, with the words at fault marked.
     pub fn excerpt(&self) -> String {
-        let text = String::from_utf8_lossy(&self.source.data);
-        let of = |place: &LineRange| excerpt(&self.source.filename, &text, &[*place], self.mark.as_ref());
-        self.places.iter().map(of).collect()
+        let of = |place: &Place| {
+            let text = String::from_utf8_lossy(&place.source.data);
+            let lines = lines(&place.ranges)?;
+            Some(excerpt(&place.source.filename, &text, &[lines], self.mark.as_ref()))
+        };
+        self.places.iter().filter_map(of).collect()
     }
 
     /// Where that is, in words: `Dockerfile:3`.
     pub fn place(&self) -> String {
-        let line = self.places.first().map_or(1, |place| place.start);
-        format!("{}:{line}", self.source.filename)
+        let Some(first) = self.places.first() else { return String::new() };
+        let line = lines(&first.ranges).map_or(1, |lines| lines.start);
+        format!("{}:{line}", first.source.filename)
     }
 }
 
@@ -43,7 +54,11 @@ pub(crate) fn in_dockerfile(error: EngineError, options: &DockerfileOptions, fac
         other => (other.lines().into_iter().collect(), None),
     };
     match source_info(options, facts) {
-        Ok(source) if !places.is_empty() => at(error, Fault { source, places, mark }),
+        Ok(source) if !places.is_empty() => {
+            let of = |lines: &LineRange| Place { source: source.clone(), ranges: by_line(*lines) };
+            let places = places.iter().map(of).collect();
+            at(error, Fault { places, mark })
+        }
         _ => error,
     }
 }
@@ -53,11 +68,13 @@ pub(crate) fn in_graph(error: EngineError, definition: &Definition) -> EngineErr
     let found = error.failed_vertex().and_then(|vertex| {
         let source = definition.source.as_ref()?;
         let locations = &source.locations.get(vertex.as_str())?.locations;
-        let first = locations.first()?;
-        let info = source.infos.get(usize::try_from(first.source_index).ok()?)?;
-        let same = locations.iter().filter(|location| location.source_index == first.source_index);
-        let places: Vec<LineRange> = same.filter_map(|location| lines(&location.ranges)).collect();
-        (!places.is_empty()).then(|| Fault { source: info.clone(), places, mark: None })
+        let of = |location: &pb::Location| {
+            let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
+            lines(&location.ranges)?;
+            Some(Place { source: info.clone(), ranges: location.ranges.clone() })
+        };
+        let places: Vec<Place> = locations.iter().filter_map(of).collect();
+        (!places.is_empty()).then_some(Fault { places, mark: None })
     });
     match found {
         Some(fault) => at(error, fault),
@@ -67,6 +84,12 @@ pub(crate) fn in_graph(error: EngineError, definition: &Definition) -> EngineErr
 
 fn at(error: EngineError, fault: Fault) -> EngineError {
     EngineError::At { fault: Box::new(fault), error: Box::new(error) }
+}
+
+/// A range for each line, as BuildKit's Dockerfile frontend has it.
+fn by_line(lines: LineRange) -> Vec<pb::Range> {
+    let position = |line| Some(pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 });
+    lines.lines().map(|line| pb::Range { start: position(line), end: position(line) }).collect()
 }
 
 /// From the first line of all ranges to the last.

@@ -25,6 +25,7 @@ mod fault;
 mod frontend;
 mod history;
 mod kept;
+mod op_json;
 mod ops;
 mod outputs;
 mod plan;
@@ -47,9 +48,9 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use entitlements::{Entitlement, Grants, Refusal};
-pub use error::{EngineError, FrontendRun, OutOfMemory, Returned, StepError};
-pub use fault::Fault;
-pub use frontend::Frontends;
+pub use error::{EngineError, FrontendRun, Left, OutOfMemory, Returned, ShownStep, StepError};
+pub use fault::{Fault, Place};
+pub use frontend::{DOCKERFILE_VERSION, Frontends};
 pub use kept::{
     FAILED_BUILD_LABEL, FAILED_CODE_LABEL, FAILED_IMAGES, FAILED_OOM_LABEL, FAILED_REPOSITORY,
     FAILED_STEP_LABEL, FailedImage, KeepFailed,

@@ -49,6 +49,8 @@ pub(crate) struct BuildScope {
     pub(crate) inside: Vec<Digest>,
     /// What its frontend was asked and used.
     pub(crate) trail: Arc<Trail>,
+    /// Whether its frontend may look into steps that fail.
+    pub(crate) shows_failed: bool,
     /// Where steps that fail leave what they wrote; `None` when nothing of it is kept.
     pub(crate) failed: Option<Arc<FailedSteps>>,
     /// What steps need to say why they run; `None` where nothing is recorded.

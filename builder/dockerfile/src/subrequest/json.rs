@@ -95,6 +95,19 @@ pub(super) struct SourceInfo {
     language: String,
 }
 
+/// `errdefs.Source`: places in a file at which something is wrong.
+pub fn source_json(info: &pb::SourceInfo, ranges: &[pb::Range]) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Source {
+        info: SourceInfo,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        ranges: Vec<Range>,
+    }
+    let location = pb::Location { source_index: 0, ranges: ranges.to_vec() };
+    let source = Source { info: SourceInfo::of(info), ranges: Location::of_proto(&location).ranges };
+    serde_json::to_vec(&source).expect("strings, numbers, and maps with strings as keys")
+}
+
 impl SourceInfo {
     pub(super) fn of(info: &pb::SourceInfo) -> SourceInfo {
         SourceInfo {

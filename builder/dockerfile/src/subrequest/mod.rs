@@ -11,6 +11,8 @@ mod outline;
 mod table;
 mod targets;
 
+pub use json::source_json;
+
 use std::collections::BTreeMap;
 
 use crate::Error;

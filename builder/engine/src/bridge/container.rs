@@ -100,7 +100,7 @@ pub(super) struct Process {
     pub(super) stdout: Option<mpsc::Receiver<Bytes>>,
     pub(super) stderr: Option<mpsc::Receiver<Bytes>>,
     pub(super) orders: mpsc::Sender<Order>,
-    /// Told when it has been started; dropped when it never will be.
+    /// Told when it has been started, or is about to join; dropped when it never will be.
     pub(super) started: oneshot::Receiver<()>,
     pub(super) ended: JoinHandle<Result<ExitStatus, EngineError>>,
 }
@@ -167,12 +167,14 @@ impl Bridge {
         for mut mount in request.mounts {
             mount.input = -1;
             if !mount.result_id.is_empty() {
-                let found = self.find(&mount.result_id).map_err(|_| {
-                    let (id, dest) = (&mount.result_id, &mount.dest);
-                    invalid(format!("failed to find ref {id} for {dest:?} mount: not found"))
+                let found = self.tree(&mount.result_id).await.map_err(|error| match error {
+                    EngineError::NoSuchRef { id } => {
+                        invalid(format!("failed to find ref {id} for {:?} mount: not found", mount.dest))
+                    }
+                    error => error,
                 })?;
                 mount.input = i64::try_from(inputs.len()).expect("there are few mounts");
-                inputs.push(found.evaluate().await?);
+                inputs.push(found);
             }
             if mount.dest == "/" && mount.mount_type() != pb::MountType::Bind {
                 let kind = mount.mount_type().as_str_name();
@@ -281,7 +283,7 @@ impl Container {
         starts: oneshot::Sender<()>,
     ) -> Result<ExitStatus, EngineError> {
         let security = pb::SecurityMode::try_from(security)
-            .map_err(|_| invalid(format!("unknown security mode {security}")))?;
+            .map_err(|_| invalid(format!("invalid security mode {security}")))?;
         self.check_granted(security)?;
         let (spec, begun) = match self.begin(&meta, security)? {
             Beginning::First { spec, begun } => (Some(*spec), Ok(begun)),
@@ -304,11 +306,12 @@ impl Container {
                 tokio::join!(run, relay).0
             }
             (_, Err((run, mut begun))) => {
+                // As BuildKit: a client that pipes processes into each other does not read from the one before the next has begun.
+                let _ = starts.send(());
                 // A container whose first process could not be started is none to join.
                 if begun.wait_for(|begun| *begun).await.is_err() {
                     return Err(invalid("the first process of the container was not started"));
                 }
-                io.started = Some(starts);
                 let process = ExtraProcess { args: meta.args, env: meta.env, cwd: meta.cwd, user: meta.user };
                 executor.join(run, process, io, cancel).await
             }

@@ -13,6 +13,7 @@
 mod caps;
 mod container;
 mod exec;
+mod failed;
 mod files;
 mod gateway;
 mod meta;
@@ -22,6 +23,7 @@ mod result;
 mod service;
 mod solve;
 mod status;
+mod verify;
 mod wire;
 
 use std::{
@@ -32,6 +34,7 @@ use std::{
 
 use lapstrake_builder_llb::Definition;
 use lapstrake_builder_progress::Progress;
+use lapstrake_layerstore_store::Tree;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +64,8 @@ pub struct Bridge {
     inputs: BTreeMap<String, Definition>,
     /// The results that the frontend knows, by the names it knows them by.
     refs: Mutex<HashMap<String, Ref>>,
+    /// What failed steps left, by the names that the frontend was told.
+    left: Mutex<HashMap<String, Tree>>,
     containers: Containers,
     /// Cancelled with the build, and when the frontend has ended.
     cancel: CancellationToken,
@@ -122,6 +127,7 @@ impl Bridge {
             build: Arc::clone(build),
             inputs,
             refs: Mutex::default(),
+            left: Mutex::default(),
             containers: Containers::default(),
             cancel: build.cancel.child_token(),
             answer: Mutex::new(Some(answer)),

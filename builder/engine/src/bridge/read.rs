@@ -42,7 +42,7 @@ impl Bridge {
         id: &str,
         look: impl FnOnce(BorrowedFd<'_>) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, EngineError> {
-        let tree = self.find(id)?.evaluate().await?;
+        let tree = self.evaluate(&self.find(id)?).await?;
         let stores = self.engine.stores().clone();
         let looked = StepError::blocking(move || -> Result<Result<T, FileError>, StepError> {
             match stores.open(&tree)? {

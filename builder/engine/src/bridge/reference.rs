@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use lapstrake_builder_llb::Definition;
+use lapstrake_builder_llb::{Definition, Vertex};
 use lapstrake_builder_solver::{Build, CacheStore};
+use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{SnapshotKey, Tree};
 use tokio::sync::OnceCell;
 
@@ -73,6 +74,12 @@ impl Ref {
     /// Solves the graph, or says what came of it.
     pub async fn evaluate(&self) -> Result<Tree, EngineError> {
         Ok(self.resolve(false).await?.0)
+    }
+
+    /// A vertex of the graph, once that is parsed.
+    pub(crate) fn vertex(&self, digest: &Digest) -> Option<&Vertex> {
+        let graph = &self.0.admitted.get()?.as_ref()?.graph;
+        Some(graph.vertex(graph.find(digest)?))
     }
 
     /// The same, with what the result is known by.

@@ -122,6 +122,11 @@ impl FrontendResult {
 
     /// Whether it is one result of several, also where there is but one.
     pub(crate) fn is_multi_platform(&self) -> bool {
+    /// Whether it says which platforms there are.
+    pub(super) fn names_platforms(&self) -> bool {
+        self.metadata.contains_key(PLATFORMS)
+    }
+
         matches!(self.refs, Refs::ByKey(_))
     }
 
@@ -184,6 +189,9 @@ impl FrontendResult {
             let config = match self.of(CONFIG, &id) {
                 Some(json) => {
                     ImageConfig::from_json(json).map_err(|error| unusable(CONFIG, error.to_string()))?
+                Some(b"null") => {
+                    return Err(unusable(CONFIG, "invalid null image config for export".to_owned()));
+                }
                 }
                 None => ImageConfig::for_platform(&platform),
             };
@@ -252,9 +260,9 @@ impl FrontendResult {
     fn platforms(&self) -> Result<Vec<PlatformKey>, EngineError> {
         if let Some(json) = self.metadata.get(PLATFORMS) {
             let fail = |why: String| unusable(PLATFORMS, why);
-            let platforms: Platforms = match json.is_empty() {
-                true => Platforms { platforms: Vec::new() },
-                false => serde_json::from_slice(json).map_err(|error| fail(error.to_string()))?,
+            let platforms: Platforms = match json.as_slice() {
+                b"" | b"null" => Platforms { platforms: Vec::new() },
+                json => serde_json::from_slice(json).map_err(|error| fail(error.to_string()))?,
             };
             if platforms.platforms.is_empty() {
                 return Err(fail("invalid empty platforms index for exporter".to_owned()));
@@ -274,7 +282,7 @@ impl FrontendResult {
                 .collect();
         }
         let mut platform = Platform::host();
-        if let Some(json) = self.metadata.get(CONFIG) {
+        if let Some(json) = self.metadata.get(CONFIG).filter(|json| *json != b"null") {
             let config = ImageConfig::from_json(json).map_err(|error| unusable(CONFIG, error.to_string()))?;
             let said = config.platform();
             match (said.os.is_empty(), said.architecture.is_empty()) {

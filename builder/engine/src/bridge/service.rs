@@ -136,7 +136,7 @@ impl LlbBridge for BridgeService {
         request: Request<EvaluateRequest>,
     ) -> Result<Response<EvaluateResponse>, Status> {
         let bridge = self.bridge(request.metadata(), "Evaluate").await?;
-        let evaluate = async { bridge.find(&request.get_ref().r#ref)?.evaluate().await };
+        let evaluate = async { bridge.evaluate(&bridge.find(&request.get_ref().r#ref)?).await };
         answer(evaluate.await.map(|_| EvaluateResponse {}))
     }
 

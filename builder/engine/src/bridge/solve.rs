@@ -49,7 +49,7 @@ impl Bridge {
             (None, None) => FrontendResult::default(),
         };
         if evaluate {
-            futures::future::try_join_all(result.refs.iter().map(Ref::evaluate)).await?;
+            futures::future::try_join_all(result.refs.iter().map(|reference| self.evaluate(reference))).await?;
         }
         Ok(result)
     }
@@ -145,6 +145,9 @@ impl Engine {
         let session = build.scope.session.as_ref().map(SessionId::to_string);
         let names: Vec<String> = inputs.keys().cloned().collect();
         let options = DockerfileOptions::from_frontend_attrs(&options, Platform::host(), session, &names)?;
+        if inputs.values().any(|input| input.is_scratch() && input.metadata.is_empty()) {
+            return Err(invalid("invalid nil input definition to definition op"));
+        }
         if options.subrequest.is_some() {
             let reply = self.answer(&options, &inputs, build).await?;
             return Ok(FrontendResult { metadata: reply.metadata, ..FrontendResult::default() });

@@ -12,7 +12,7 @@ use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_progress::{Stream, VertexHandle};
 use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_oci::Platform;
-use lapstrake_layerstore_store::Tree;
+use lapstrake_layerstore_store::{Draft, Tree};
 use tokio::sync::mpsc;
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     mounts::{MountPlan, Wanted, renew_caches},
 };
 use crate::{
-    OutOfMemory, Resources, StepError,
+    Left, OutOfMemory, Resources, StepError,
     classic::words,
     entitlements::requests,
     error::emulator_advice,
@@ -87,7 +87,8 @@ impl ExecStep {
         {
             renew_caches(&self.workshop, &self.op, &inputs, scope).await?;
         }
-        let mut plan = MountPlan::prepare(&self.workshop, &self.op, inputs, &Wanted::Step(cx)).await?;
+        let mut plan =
+            MountPlan::prepare(&self.workshop, &self.op, inputs.clone(), &Wanted::Step(cx)).await?;
         let mut spec = self.spec(&mut plan, cx)?;
         spec.devices = self.devices().await?;
         let (stdout, stderr, pump) = output(cx.vertex.clone());
@@ -100,54 +101,77 @@ impl ExecStep {
             Ok(()) => self.commit(plan).await,
             Err(error) => {
                 self.advise(&error, cx).await;
-                self.give_up(plan, &error, cx).await?;
-                Err(error)
+                Err(self.give_up(plan, error, &inputs, cx).await?)
             }
         }
     }
 
-    /// Drops what a process wrote, but for the root of one that failed where a build wants that kept. What was mounted there is not in it, and
-    /// the executor has removed the mount points that it made.
+    /// Drops what a process wrote, but for what builds want to have of a step that failed: its root as an image, or all of it to look at. What
+    /// was mounted there is not in it, and the executor has removed the mount points that it made.
     async fn give_up(
         &self,
         plan: MountPlan,
-        error: &StepError,
+        error: StepError,
+        inputs: &[Tree],
         cx: &OpContext<EngineTypes>,
-    ) -> Result<(), StepError> {
-        let asking: Vec<_> = cx.peek_scopes().iter().filter_map(|scope| scope.failed.clone()).collect();
-        let StepError::Exit { code, oom, .. } = *error else {
-            // What the process wrote may be much to delete.
-            return StepError::blocking(move || -> Result<(), StepError> {
-                drop(plan);
-                Ok(())
-            })
-            .await;
+    ) -> Result<StepError, StepError> {
+        let scopes = cx.peek_scopes();
+        let is_shown = !matches!(error, StepError::Canceled) && scopes.iter().any(|scope| scope.shows_failed);
+        let exit = match error {
+            StepError::Exit { code, oom, .. } => Some((code, oom)),
+            _ => None,
         };
-        let (workshop, is_classic, wanted) =
-            (Arc::clone(&self.workshop), self.is_classic, !asking.is_empty());
+        let mut asking: Vec<_> = scopes.iter().filter_map(|scope| scope.failed.clone()).collect();
+        asking.retain(|_| exit.is_some());
         let root = self.op.mounts.iter().position(|mount| mount.dest == "/");
-        let left = StepError::blocking(move || -> Result<Result<Tree, StepError>, StepError> {
-            let drafts = plan.finish();
-            let root = drafts.into_iter().find(|(mount, _)| wanted && Some(*mount) == root);
-            Ok(match root {
-                Some((_, draft)) if is_classic => classic::commit(&workshop.stores, draft),
-                Some((_, draft)) => draft.commit().map_err(StepError::from),
-                None => Err(StepError::Invalid { what: "its root is not to be written to".to_owned() }),
+        let is_wanted = {
+            let (has_asking, op) = (!asking.is_empty(), self.op.clone());
+            move |mount: usize| {
+                (is_shown && !op.mounts[mount].readonly) || (has_asking && Some(mount) == root)
+            }
+        };
+        let (workshop, is_classic) = (Arc::clone(&self.workshop), self.is_classic);
+        // What the process wrote may be much to delete.
+        let ends =
+            StepError::blocking(move || -> Result<Vec<(usize, Result<Tree, StepError>)>, StepError> {
+                let wanted = plan.leave().into_iter().filter(|(mount, _)| is_wanted(*mount));
+                let commit = |draft: Draft| match is_classic {
+                    true => classic::commit(&workshop.stores, draft),
+                    false => draft.commit().map_err(StepError::from),
+                };
+                Ok(wanted.map(|(mount, draft)| (mount, commit(draft))).collect())
             })
-        })
-        .await?;
-        let left = left.map_err(|error| words(&error));
-        for failed in asking {
-            failed.add(FailedStep {
-                vertex: cx.vertex.digest(),
-                name: cx.vertex.name(),
-                left: left.clone(),
-                config: kept::config(&self.meta, &self.platform),
-                code,
-                oom: oom.is_some(),
-            });
+            .await?;
+        if let Some((code, oom)) = exit {
+            let of_root = ends.iter().find(|(mount, _)| Some(*mount) == root).map(|(_, end)| end);
+            let left = match of_root {
+                Some(Ok(tree)) => Ok(tree.clone()),
+                Some(Err(error)) => Err(words(error)),
+                None => Err("invalid op: its root is not to be written to".to_owned()),
+            };
+            for failed in asking {
+                failed.add(FailedStep {
+                    vertex: cx.vertex.digest(),
+                    name: cx.vertex.name(),
+                    left: left.clone(),
+                    config: kept::config(&self.meta, &self.platform),
+                    code,
+                    oom: oom.is_some(),
+                });
+            }
         }
-        Ok(())
+        if !is_shown {
+            return Ok(error);
+        }
+        let input = |mount: &pb::Mount| inputs.get(usize::try_from(mount.input).ok()?).cloned();
+        let inputs: Vec<Option<Tree>> = self.op.mounts.iter().map(input).collect();
+        let mut left = Left { ends: inputs.clone(), inputs, part: None };
+        for (mount, end) in ends {
+            if let Ok(tree) = end {
+                left.ends[mount] = Some(tree);
+            }
+        }
+        Ok(StepError::Left { error: Box::new(error), left: Box::new(left) })
     }
 
     /// Says in the step's log that it may have failed because nothing here runs its platform's programs: an external runtime's words, and

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
-use lapstrake_builder_files::{UnknownOwner, apply_with};
+use lapstrake_builder_files::{FilesError, UnknownOwner, apply_with};
 use lapstrake_builder_llb::{Vertex, cache_key, pb};
 use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 
 use super::{KeyedStep, Workshop, classic};
-use crate::{StepError, scope::EngineTypes};
+use crate::{Left, StepError, error::FailedPart, scope::EngineTypes};
 
 pub(crate) struct FileStep {
     workshop: Arc<Workshop>,
@@ -42,9 +42,20 @@ impl FileStep {
         let workshop = Arc::clone(&self.workshop);
         let (op, name, cancel) = (op.clone(), vertex.name.clone(), cx.cancel.clone());
         let is_classic = self.is_classic;
+        let is_shown = cx.peek_scopes().iter().any(|scope| scope.shows_failed);
         StepError::blocking(move || -> Result<Vec<Tree>, StepError> {
             let unknown = if is_classic { UnknownOwner::IsAnError } else { UnknownOwner::IsRoot };
-            let mut trees = apply_with(&workshop.stores, &op, &inputs, unknown, &cancel)?;
+            let mut ends = Vec::new();
+            let made =
+                apply_with(&workshop.stores, &op, &inputs, unknown, is_shown.then_some(&mut ends), &cancel);
+            let mut trees = made.map_err(|error| match error {
+                FilesError::Action { index, .. } if is_shown => {
+                    let inputs = inputs.iter().cloned().map(Some).collect();
+                    let left = Left { inputs, ends, part: Some(FailedPart::Action(index)) };
+                    StepError::Left { error: Box::new(error.into()), left: Box::new(left) }
+                }
+                error => error.into(),
+            })?;
             if is_classic {
                 let keep = |tree| classic::without_nothing(&workshop.stores, tree, &inputs);
                 trees = trees.into_iter().map(keep).collect::<Result<_, _>>()?;

@@ -33,7 +33,8 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    Engine, StepError,
+    Engine, Left, StepError,
+    error::FailedPart,
     reasons::{self, Missed, Running},
     scope::EngineTypes,
 };
@@ -174,7 +175,16 @@ impl<S: KeyedStep> Op<EngineTypes> for Keyed<S> {
         Box::pin(async move {
             let selectors = self.step.key().deps[input].content.clone().unwrap_or_default();
             let workshop = Arc::clone(self.step.workshop());
-            let digests = move || workshop.content.digests(&value, &selectors).map_err(StepError::Content);
+            let digests = move || {
+                workshop.content.digests(&value, &selectors).map_err(|error| StepError::Left {
+                    error: Box::new(StepError::Content(error)),
+                    left: Box::new(Left {
+                        inputs: vec![Some(value)],
+                        ends: Vec::new(),
+                        part: Some(FailedPart::Content(input)),
+                    }),
+                })
+            };
             let found = StepError::blocking(digests).await?;
             if let Some(older) = found.before_0_26 {
                 self.older_content.lock().insert(input, older);

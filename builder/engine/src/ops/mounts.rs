@@ -60,8 +60,8 @@ pub(crate) struct MountPlan {
     secret_env: Vec<String>,
     // By the mount's number: drafts whose content is an output.
     outputs: Vec<(usize, Draft)>,
-    // Never used again, and gone afterwards.
-    scratch: Vec<Draft>,
+    // By the mount's number: never used again, and gone afterwards, unless the step fails.
+    scratch: Vec<(usize, Draft)>,
     held: Vec<Tree>,
     // By id and what it begins as: a step that names one twice has one.
     caches: BTreeMap<CacheId, CacheMount>,
@@ -133,7 +133,9 @@ impl MountPlan {
 
     fn set_root(&mut self, kind: MountKind) -> Result<(), StepError> {
         match kind {
-            MountKind::Snapshot { mount, selector, read_only, .. } if matches!(selector.as_str(), "" | "/") => {
+            MountKind::Snapshot { mount, selector, read_only, .. }
+                if matches!(selector.as_str(), "" | "/") =>
+            {
                 self.root = Some(Root { mount, read_only });
                 Ok(())
             }
@@ -166,7 +168,7 @@ impl MountPlan {
         if mount.output >= 0 {
             self.outputs.push((number, draft))
         } else {
-            self.scratch.push(draft)
+            self.scratch.push((number, draft))
         }
         Ok(kind)
     }
@@ -276,6 +278,11 @@ impl MountPlan {
     /// Variables whose values are secrets.
     pub(crate) fn secret_env(&mut self) -> Vec<String> {
         std::mem::take(&mut self.secret_env)
+    }
+
+    /// The drafts, by mount, also those that are no outputs; everything else is given back.
+    pub(crate) fn leave(self) -> Vec<(usize, Draft)> {
+        self.outputs.into_iter().chain(self.scratch).collect()
     }
 
     /// The drafts that are outputs, by mount; everything else is given back.
