@@ -12,7 +12,7 @@
 //!                                                                     │                    │ HTTP/2, health checks
 //!   a build names a session ──► Sessions::get(id, wait) ──► SessionCaller ◄────────────────┘
 //!                                                             │
-//!          sync_dir · credentials · secret · ssh_agent · upload · check_policy · layout_blob · send_file · send_dir
+//!          sync_dir · credentials · secret · ssh_agent · upload · check_policy · layout_blob · send_file · send_dir · find_outputs
 //! ```
 //!
 //! A session that ends, for whatever reason, fails the calls that use it with [`Error::Closed`] at once. Every call is cancel-safe by drop unless
@@ -25,6 +25,7 @@ mod channel;
 mod content;
 mod content_write;
 mod error;
+mod exporter;
 mod file_sink;
 pub mod fsutil;
 mod info;
@@ -40,6 +41,7 @@ pub use caller::SessionCaller;
 pub use content::{CONTENT_STORE_HEADER, ClientBlob};
 pub use content_write::BlobUpload;
 pub use error::{CloseReason, Error, TransferError};
+pub use exporter::WantedOutput;
 pub use file_sink::{ExporterId, FileSink};
 pub use fsutil::{Coverage, Destination, DirTree, Received, Sent, SyncRequest, TreeReader};
 pub use info::{HealthCheck, SessionId, SessionInfo};

@@ -10,8 +10,8 @@ use std::{
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CdiDevices, ContextInput, Engine, EngineError, Entitlement, Exported, Frontends,
-    Grants, Input, KeepFailed, Output, Parts, Resources, SourcePolicy,
+    BuildId, BuildRequest, CdiDevices, Compatibility, ContextInput, Engine, EngineError, Entitlement,
+    Exported, Frontends, Grants, Input, KeepFailed, Output, Parts, Resources, SourcePolicy,
 };
 use lapstrake_builder_executor::{DefaultNetwork, Helper, HelperOptions, NativeExecutor, NetworkOptions};
 use lapstrake_builder_exporter::Exporter;
@@ -198,6 +198,9 @@ impl Workbench {
             grants: Grants::default(),
             resources: Resources::default(),
             source_policy: SourcePolicy::default(),
+            compatibility: Compatibility::default(),
+            is_recorded: true,
+            asks_session: false,
         })
     }
 

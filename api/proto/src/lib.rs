@@ -7,8 +7,9 @@
 //! ```text
 //!   module        protobuf package                 used by
 //!   llb           pb                               builder/llb, builder/dockerfile
-//!   control       moby.buildkit.v1                 api/server   (raw gRPC and /grpc)
+//!   control       moby.buildkit.v1                 api/server   (raw gRPC and /grpc; part of it from our own proto/)
 //!   worker        moby.buildkit.v1.types           api/server   (part of control's answers)
+//!   exporter      moby.exporter.v1                 session      (from our own proto/)
 //!   gateway       moby.buildkit.v1.frontend        builder/engine's bridge
 //!   apicaps       moby.buildkit.v1.apicaps         api/server, builder/engine
 //!   sourcepolicy  moby.buildkit.v1.sourcepolicy    builder/llb
@@ -28,14 +29,41 @@
 /// LLB: the build graph's ops (`pb.Op`, `pb.Definition`, …).
 pub use bollard_buildkit_proto::pb as llb;
 
-/// The `moby.buildkit.v1.Control` service: solve, status, prune, history, session.
-pub use bollard_buildkit_proto::moby::buildkit::v1 as control;
+/// The `moby.buildkit.v1.Control` service: solve, status, prune, history, session. What bollard's lacks a field of is generated from
+/// `proto/control.proto`, and goes before it.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::wildcard_imports,
+    reason = "generated from proto/control.proto, which has the words"
+)]
+pub mod control {
+    pub use bollard_buildkit_proto::moby::buildkit::v1::*;
+
+    tonic::include_proto!("moby.buildkit.v1");
+
+    pub use super::worker as types;
+}
 
 /// Worker records, GC policies and the BuildKit version, as `Control` reports them.
-pub use bollard_buildkit_proto::moby::buildkit::v1::types as worker;
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::wildcard_imports,
+    reason = "generated from proto/worker.proto, which has the words"
+)]
+pub mod worker {
+    pub use bollard_buildkit_proto::moby::buildkit::v1::types::*;
+
+    tonic::include_proto!("moby.buildkit.v1.types");
+}
 
 /// The `moby.buildkit.v1.frontend.LLBBridge` service that an external frontend talks to.
-pub use bollard_buildkit_proto::moby::buildkit::v1::frontend as gateway;
+pub mod gateway {
+    pub use bollard_buildkit_proto::moby::buildkit::v1::frontend::*;
+    /// Workers as [`PongResponse`] tells of them.
+    pub use bollard_buildkit_proto::moby::buildkit::v1::types::WorkerRecord;
+}
 
 /// API capabilities, as negotiated between frontends and the solver.
 pub use bollard_buildkit_proto::moby::buildkit::v1::apicaps;
@@ -115,6 +143,12 @@ pub mod content {
 )]
 pub mod policysession {
     tonic::include_proto!("moby.buildkit.v1.sourcepolicy.policysession");
+}
+
+/// The `moby.exporter.v1.Exporter` service: a client that says what is to be left behind when it has seen what was built.
+#[allow(missing_docs, unreachable_pub, reason = "generated from proto/exporter.proto, which has the words")]
+pub mod exporter {
+    tonic::include_proto!("moby.exporter.v1");
 }
 
 /// What BuildKit 0.32 added to LLB.

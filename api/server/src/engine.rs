@@ -16,8 +16,9 @@ use lapstrake_api_types::{
 use lapstrake_builder_cache::{CacheError, EntryFilter, PruneBound, PruneRequest};
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions, Error as DockerfileError, LowerError};
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, ContextInput, Engine, EngineError, Entitlement, ErrorKind, Exported,
-    FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, SourcePolicy, Step, StepKind,
+    BuildId, BuildRequest, CacheSource, Compatibility, ContextInput, Engine, EngineError, Entitlement,
+    ErrorKind, Exported, FailedImage, Grants, Input, KeepFailed, Output, Resources, Script, SourcePolicy,
+    Step, StepKind,
 };
 use lapstrake_builder_progress::{
     Progress,
@@ -221,6 +222,9 @@ fn request(
         },
         // The API has no way to say it.
         source_policy: SourcePolicy::default(),
+        compatibility: Compatibility::default(),
+        is_recorded: true,
+        asks_session: false,
         grants,
     };
     Ok((request, steps))

@@ -15,8 +15,8 @@ use crate::EngineError;
 
 /// The newest version of `docker/dockerfile` that the built-in frontend is.
 const VERSION: (u64, u64) = (1, 26);
-/// The same as it is told.
-pub(crate) const DOCKERFILE_VERSION: &str = "1.26.0";
+/// The same as it is told: the version of the Dockerfile frontend that is built in.
+pub const DOCKERFILE_VERSION: &str = "1.26.0";
 
 /// Which frontends are served by the built-in one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,9 @@
 
 use std::sync::Arc;
 
-use lapstrake_builder_exporter::{ExportError, ExportRequest, Exported, Output, PlatformResult};
+use lapstrake_builder_exporter::{
+    Compatibility, ExportError, ExportRequest, Exported, Output, PlatformResult,
+};
 use lapstrake_builder_progress::Progress;
 use lapstrake_layerstore_oci::{Descriptor, Reference};
 use lapstrake_session::ExporterId;
@@ -27,6 +29,8 @@ pub(crate) struct Made {
     pub(crate) several: bool,
     /// The names that the frontend gives.
     pub(crate) names: Vec<Reference>,
+    /// As which version of BuildKit they are exported.
+    pub(crate) compatibility: Compatibility,
 }
 
 impl Engine {
@@ -41,8 +45,10 @@ impl Engine {
         caches: impl Future<Output = Result<Option<Descriptor>, EngineError>>,
     ) -> Result<Exported, EngineError> {
         // A client numbers its outputs without those that are none.
-        let outputs: Vec<Output> =
-            outputs.into_iter().filter(|output| *output != Output::CacheOnly).collect();
+        let attested = made.results.iter().any(|result| !result.attestations.is_empty());
+        let outputs = outputs.into_iter().filter(|output| *output != Output::CacheOnly);
+        let outputs = outputs.map(|output| output.as_of(made.compatibility, attested));
+        let outputs: Vec<Output> = outputs.collect::<Result<_, _>>()?;
         let (all_made, stop) = (Barrier::new(outputs.len() + 1), cancel.child_token());
         let exports = outputs.into_iter().enumerate().map(|(number, output)| {
             let number = ExporterId(u32::try_from(number).unwrap_or(u32::MAX));

@@ -27,9 +27,8 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// What was asked of the frontend, as it was asked.
 pub(crate) fn said(input: &Input) -> BTreeMap<String, String> {
     match input {
-        Input::Definition(_) => BTreeMap::new(),
         Input::Frontend(asked) => asked.options.clone(),
-        Input::Client { options, .. } => options.clone(),
+        Input::Definition { options, .. } | Input::Client { options, .. } => options.clone(),
         Input::Dockerfile { options, .. } => of_dockerfile(options),
     }
 }

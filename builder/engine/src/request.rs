@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_executor::Resources;
-use lapstrake_builder_exporter::Output;
+use lapstrake_builder_exporter::{Compatibility, Output};
 use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_registry::CredentialSource;
 use lapstrake_session::SessionId;
@@ -38,6 +38,12 @@ pub struct BuildRequest {
     pub resources: Resources,
     /// Which sources the build may have.
     pub source_policy: SourcePolicy,
+    /// As which version of BuildKit results are made.
+    pub compatibility: Compatibility,
+    /// Whether the history has it.
+    pub is_recorded: bool,
+    /// Whether the session is asked for further outputs when all is made.
+    pub asks_session: bool,
 }
 
 /// Names a build, for cancelling and history.
@@ -58,7 +64,12 @@ pub enum Input {
         directories: BTreeMap<String, PathBuf>,
     },
     /// A graph, as it is.
-    Definition(Definition),
+    Definition {
+        /// The graph.
+        definition: Definition,
+        /// What else the client asks: what is to be attested (`attest:…`). For the history, too.
+        options: BTreeMap<String, String>,
+    },
     /// What a frontend makes of it.
     Frontend(FrontendRequest),
     /// The client is the frontend (buildx, compose, bake): it calls the build's [`Bridge`](crate::Bridge), and says with `Return` what came of it.

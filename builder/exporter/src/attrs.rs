@@ -117,7 +117,7 @@ impl ImageOptions {
         self.oci_artifact.unwrap_or(self.is_oci())
     }
 
-    fn check(&self) -> Result<(), ExportError> {
+    pub(crate) fn check(&self) -> Result<(), ExportError> {
         if self.is_oci() {
             return Ok(());
         }

@@ -75,11 +75,15 @@ impl Exporter {
         if output.tar {
             let sending = vertex.part("sending tarball", "", 0);
             let (stores, canceled, metadata) = (self.stores.clone(), cancel.clone(), exported.response());
-            stream::write_to(output.to, client, &metadata, cancel, move |out| {
+            let sent = stream::write_to(output.to, client, &metadata, cancel, move |out| {
                 let LayoutOrder { written, root, names, docker } = &order;
                 Ok(write_oci_archive(&stores, &written.contents, root, names, *docker, out, &canceled)?)
-            })
-            .await?;
+            });
+            match sent.await {
+                // By what it was told of the image, the client saw that it has it.
+                Ok(()) | Err(ExportError::Session(lapstrake_session::Error::TargetExists { .. })) => {}
+                Err(error) => return Err(error),
+            }
             sending.done();
             return Ok(exported);
         }

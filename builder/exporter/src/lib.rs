@@ -17,6 +17,7 @@
 mod annotations;
 pub mod attestation;
 mod attrs;
+mod compatibility;
 mod config;
 mod directory;
 mod error;
@@ -35,6 +36,7 @@ mod written;
 pub use annotations::{AnnotationLevel, Annotations};
 pub use attestation::{Attestation, AttestationContent, AttestationKind, Subject, SubjectKind};
 pub use attrs::split_fields;
+pub use compatibility::Compatibility;
 pub use error::ExportError;
 pub use exporter::{Export, Exporter};
 pub use request::{

@@ -24,8 +24,6 @@ fn check<T>(request: &Request<T>) -> Result<(), Status> {
 
 #[tonic::async_trait]
 impl Content for Layouts {
-    type ReadStream = BoxStream<'static, Result<ReadContentResponse, Status>>;
-
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         check(&request)?;
         let digest = request.into_inner().digest;
@@ -36,7 +34,10 @@ impl Content for Layouts {
         }
     }
 
-    async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        request: Request<ReadContentRequest>,
+    ) -> Result<Response<BoxStream<'static, Result<ReadContentResponse, Status>>>, Status> {
         check(&request)?;
         let part = |offset, data: &str| Ok(ReadContentResponse { offset, data: data.into() });
         let parts = match request.into_inner().digest.as_str() {

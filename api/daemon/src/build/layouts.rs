@@ -59,8 +59,6 @@ impl Layouts {
 
 #[tonic::async_trait]
 impl Content for Layouts {
-    type ReadStream = Pin<Box<dyn Stream<Item = Result<ReadContentResponse, Status>> + Send>>;
-
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let digest = request.get_ref().digest.clone();
         let (_, size) = self.open(&request, &digest)?;
@@ -68,7 +66,11 @@ impl Content for Layouts {
         Ok(Response::new(InfoResponse { info: Some(Info { digest, size }) }))
     }
 
-    async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        request: Request<ReadContentRequest>,
+    ) -> Result<Response<Pin<Box<dyn Stream<Item = Result<ReadContentResponse, Status>> + Send>>>, Status>
+    {
         let ReadContentRequest { digest, offset, size } = request.get_ref().clone();
         if offset != 0 || size != 0 {
             return Err(Status::unimplemented("blobs are read whole"));

@@ -26,8 +26,8 @@ use std::{
 
 use lapstrake_api_types::{HostEntry, HostGateway};
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, CacheTarget, ContextInput, Engine, EngineError, Entitlement,
-    Exported, FailedImage, Input, Question, Reply, SourcePolicy,
+    BuildId, BuildRequest, CacheSource, CacheTarget, Compatibility, ContextInput, Engine, EngineError,
+    Entitlement, Exported, FailedImage, Input, Question, Reply, SourcePolicy,
 };
 use lapstrake_builder_executor::Helper;
 use lapstrake_builder_progress::{Limits, Progress};
@@ -128,6 +128,9 @@ pub(crate) fn run(args: &BuildArgs) -> Result<ExitCode, ProgramError> {
             grants,
             resources,
             source_policy: SourcePolicy::default(),
+            compatibility: Compatibility::default(),
+            is_recorded: true,
+            asks_session: false,
         };
         let code = match build(&assembly.engine, request, mode, args.store.debug, stop).await? {
             Some(exported) => {

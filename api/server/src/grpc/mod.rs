@@ -5,7 +5,7 @@
 //!                Solve ─► solve: SolveRequest ─► BuildRequest ─► engine          Status ─► status: a build's spool
 //!   LLBBridge    ─► the bridge of the build that the call names (builder/engine)
 //!                ListenBuildHistory, UpdateBuildHistory ─► history
-//!   Content      content: documents and logs of builds, and blobs, to read
+//!   Content      content: documents and logs of builds, and blobs, to list and to read
 //!   Health       serving
 //! ```
 //!
@@ -14,6 +14,7 @@
 mod cache;
 mod content;
 mod control;
+mod filter;
 mod history;
 mod limits;
 mod solve;
@@ -84,7 +85,6 @@ pub(crate) async fn respond(state: &Arc<AppState>, request: Request<Incoming>) -
             Some(worker) => bridges_service(worker.engine.clone()).call(request).await,
             None => Ok(Status::unavailable("this daemon builds nothing").into_http()),
         },
-        // To read from; what writes is unknown to it, as to all of them.
         Some("containerd.services.content.v1.Content") => {
             ContentServer::new(content::Content(Arc::clone(state))).call(request).await
         }

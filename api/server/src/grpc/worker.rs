@@ -8,12 +8,12 @@ use lapstrake_api_proto::{
 };
 use lapstrake_api_types::HostGateway;
 use lapstrake_builder_cache::PruneRequest;
-use lapstrake_builder_engine::Engine;
+use lapstrake_builder_engine::{DOCKERFILE_VERSION, Engine};
 use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::Collector;
 use tonic::Status;
 
-use crate::SystemFacts;
+use crate::{SystemFacts, grpc::filter::Filters};
 
 /// The BuildKit whose interface this is.
 const BUILDKIT: &str = "v0.32.2";
@@ -38,6 +38,7 @@ pub(super) fn version(facts: &SystemFacts) -> BuildkitVersion {
         package: "lapstrake".to_owned(),
         version: format!("{BUILDKIT}+lapstrake.{}", facts.version),
         revision: facts.git_commit.clone(),
+        dockerfile_version: DOCKERFILE_VERSION.to_owned(),
     }
 }
 
@@ -48,7 +49,11 @@ pub(super) async fn list(
     filter: &[String],
 ) -> Result<Vec<WorkerRecord>, Status> {
     let labels = labels(worker, facts).await;
-    if !filter.is_empty() && !filter.iter().any(|filter| is_meant(filter, &facts.id, &labels)) {
+    let is_meant = Filters::parse(filter)?.mean(|field| match field {
+        "id" => Some(&facts.id),
+        field => field.strip_prefix("labels.").and_then(|name| labels.get(name)).map(String::as_str),
+    });
+    if !is_meant {
         return Ok(Vec::new());
     }
     let platforms = worker.engine.platforms().await;
@@ -85,30 +90,6 @@ async fn labels(worker: &Worker, facts: &SystemFacts) -> BTreeMap<String, String
     labels.into_iter().map(|(name, value)| (format!("{LABEL}{name}"), value)).collect()
 }
 
-/// containerd's filters, as far as workers have fields: `id==…`, `labels."…"==…`, joined by commas.
-fn is_meant(filter: &str, id: &str, labels: &BTreeMap<String, String>) -> bool {
-    filter.split(',').filter(|one| !one.is_empty()).all(|one| {
-        let (field, test) = match one.split_once("!=") {
-            Some((field, value)) => (field, Some((value, false))),
-            None => match one.split_once("==") {
-                Some((field, value)) => (field, Some((value, true))),
-                None => (one, None),
-            },
-        };
-        let has = match field.trim() {
-            "id" => Some(id),
-            field => field
-                .strip_prefix("labels.")
-                .and_then(|name| labels.get(name.trim_matches('"')))
-                .map(String::as_str),
-        };
-        match test {
-            None => has.is_some_and(|has| !has.is_empty()),
-            Some((value, is_equal)) => (has == Some(value.trim().trim_matches('"'))) == is_equal,
-        }
-    })
-}
-
 fn platform(platform: Platform) -> llb::Platform {
     llb::Platform {
         architecture: platform.architecture,
@@ -134,28 +115,4 @@ fn policy(rule: &PruneRequest) -> GcPolicy {
 
 fn device(name: &str, auto_allow: bool) -> CdiDevice {
     CdiDevice { name: name.to_owned(), auto_allow, ..CdiDevice::default() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn filters_mean_the_worker_or_none() {
-        let labels = BTreeMap::from([("a.b/c".to_owned(), "v".to_owned())]);
-        for (filter, meant) in [
-            ("", true),
-            ("id==me", true),
-            ("id==you", false),
-            ("id!=you", true),
-            ("labels.\"a.b/c\"==v", true),
-            ("labels.\"a.b/c\"==v,id==you", false),
-            ("labels.\"a.b/c\"", true),
-            ("labels.nothing", false),
-            ("labels.nothing!=x", true),
-            ("platform==x", false),
-        ] {
-            assert_eq!(is_meant(filter, "me", &labels), meant, "{filter}");
-        }
-    }
 }

@@ -25,8 +25,6 @@ use crate::{EngineError, FrontendRequest, frontend::DOCKERFILE_VERSION};
 
 /// What tells something of the machine or of the client's wishes, and nothing of what is built.
 const OF_THE_HOST: [&str; 4] = ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];
-/// BuildKit's number of how results are made from a graph, as of 0.31.
-const COMPATIBILITY: u32 = 30;
 const CONTEXT: &str = "context";
 const VCS: &str = "vcs:";
 
@@ -224,7 +222,7 @@ impl Order {
                 provenance.more.source = source;
             }
         }
-        provenance.request.compatibility_version = Some(COMPATIBILITY);
+        provenance.request.compatibility_version = Some(maker.compatibility().number());
         Ok(provenance)
     }
 }

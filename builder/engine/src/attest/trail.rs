@@ -11,6 +11,7 @@ use std::{
 };
 
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
+use lapstrake_builder_exporter::Compatibility;
 use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::SnapshotKey;
 use parking_lot::Mutex;
@@ -27,6 +28,7 @@ pub(crate) struct Trail {
     asked: Option<FrontendRequest>,
     /// What the client asked of the whole build.
     root: Option<Arc<FrontendRequest>>,
+    compatibility: Compatibility,
     used: Mutex<Used>,
 }
 
@@ -42,21 +44,24 @@ struct Used {
 impl Trail {
     /// That of a build which is not told of to anybody.
     pub(crate) fn nowhere() -> Arc<Self> {
-        Arc::new(Self { asked: None, root: None, used: Mutex::default() })
+        let compatibility = Compatibility::default();
+        Arc::new(Self { asked: None, root: None, compatibility, used: Mutex::default() })
     }
 
     /// That of a build.
-    pub(crate) fn of(input: &Input) -> Arc<Self> {
+    pub(crate) fn of(input: &Input, compatibility: Compatibility) -> Arc<Self> {
         let root = asked(input);
         let has_root = !root.frontend.is_empty() || !root.options.is_empty() || !root.inputs.is_empty();
         let asked = matches!(input, Input::Dockerfile { .. }).then(|| root.clone());
-        Arc::new(Self { asked, root: has_root.then(|| Arc::new(root)), used: Mutex::default() })
+        let root = has_root.then(|| Arc::new(root));
+        Arc::new(Self { asked, root, compatibility, used: Mutex::default() })
     }
 
     /// That of a further frontend.
     pub(crate) fn ask(&self, request: FrontendRequest) -> Arc<Self> {
         let root = self.root.clone().or_else(|| self.asked.clone().map(Arc::new));
-        let trail = Arc::new(Self { asked: Some(request), root, used: Mutex::default() });
+        let (asked, compatibility) = (Some(request), self.compatibility);
+        let trail = Arc::new(Self { asked, root, compatibility, used: Mutex::default() });
         let mut used = self.used.lock();
         match used.asked.len() < MOST {
             true => used.asked.push(Arc::clone(&trail)),
@@ -68,6 +73,11 @@ impl Trail {
     /// What it was asked.
     pub(crate) fn asked(&self) -> Option<&FrontendRequest> {
         self.asked.as_ref()
+    }
+
+    /// As which version of BuildKit the results are made.
+    pub(crate) fn compatibility(&self) -> Compatibility {
+        self.compatibility
     }
 
     /// What the client asked of the whole build.
@@ -160,7 +170,9 @@ impl Trail {
 /// What a client asks, as a question to a frontend.
 fn asked(input: &Input) -> FrontendRequest {
     match input {
-        Input::Definition(_) => FrontendRequest::default(),
+        Input::Definition { options, .. } => {
+            FrontendRequest { options: options.clone(), ..FrontendRequest::default() }
+        }
         Input::Frontend(request) => request.clone(),
         Input::Client { options, inputs } => {
             FrontendRequest { frontend: String::new(), options: options.clone(), inputs: inputs.clone() }

@@ -1,6 +1,10 @@
 //! What frontends are told that they may use.
 
-use lapstrake_api_proto::{apicaps::ApiCap, gateway::PongResponse, llb, worker::WorkerRecord};
+use lapstrake_api_proto::{
+    apicaps::ApiCap,
+    gateway::{PongResponse, WorkerRecord},
+    llb,
+};
 use lapstrake_builder_llb::caps;
 
 use super::Bridge;
@@ -33,6 +37,7 @@ const BRIDGE: &[&str] = &[
     "gateway.warnings",
     "reference.attestations",
     "source.metaresolver",
+    "source.metaresolver.image.attestations",
 ];
 
 /// The name that this worker has among those that a client lists.

@@ -239,7 +239,7 @@ async fn questions_about_a_dockerfile_are_answered_with_metadata() {
 async fn definitions_and_frontends_may_be_asked_for_without_a_client_that_calls_back() {
     let bench = Workbench::new();
     let definition = Definition::from_proto(run("echo raw > /raw")).unwrap();
-    let raw = request(&bench, Input::Definition(definition), "raw").await;
+    let raw = request(&bench, Input::Definition { definition, options: Default::default() }, "raw").await;
     bench.run(raw).await.1.unwrap();
     assert_eq!(bench.read("raw", "raw"), "raw\n");
     let Input::Frontend(mut asked) = frontend("dockerfile.v0", &[("target", "first")]) else {

@@ -8,7 +8,8 @@ use std::{
 
 use lapstrake_builder_dockerfile::DockerfileOptions;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, ContextInput, EngineError, Grants, Input, KeepFailed, Output, Resources,
+    BuildId, BuildRequest, Compatibility, ContextInput, EngineError, Grants, Input, KeepFailed, Output,
+    Resources,
 };
 use lapstrake_layerstore_oci::{Platform, Reference};
 use lapstrake_layerstore_registry::Anonymous;
@@ -73,6 +74,9 @@ pub(crate) fn request(
         grants: Grants::default(),
         resources: Resources::default(),
         source_policy: Default::default(),
+        compatibility: Compatibility::default(),
+        is_recorded: true,
+        asks_session: false,
     }
 }
 

@@ -141,7 +141,7 @@ pub(crate) fn mkfile(path: &str, text: &str) -> pb::file_action::Action {
 /// A request for the image `app` of a graph.
 pub(crate) async fn request(bench: &Workbench, definition: Definition) -> BuildRequest {
     let mut request = bench.request(Context::new("FROM scratch"), "app").await.unwrap();
-    request.input = Input::Definition(definition);
+    request.input = Input::Definition { definition, options: BTreeMap::new() };
     request
 }
 
