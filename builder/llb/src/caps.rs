@@ -76,11 +76,11 @@ caps! {
     SOURCE_GIT_SUBDIR = "source.git.subdir";
     SOURCE_GIT_CHECKSUM = "source.git.checksum";
     SOURCE_GIT_SKIP_SUBMODULES = "source.git.skipsubmodules";
-    SOURCE_GIT_SIGNATURE_VERIFY = "source.git.signatureverify", without: "signatures of commits and tags are not verified";
+    SOURCE_GIT_SIGNATURE_VERIFY = "source.git.signatureverify";
     SOURCE_GIT_MTIME = "source.git.mtime";
     SOURCE_GIT_FETCH_BY_COMMIT = "source.git.fetchbycommit";
-    SOURCE_GIT_BUNDLE = "source.git.bundle", without: "git bundles are not read";
-    SOURCE_GIT_CHECKOUT_BUNDLE = "source.git.checkoutbundle", without: "git bundles are not written";
+    SOURCE_GIT_BUNDLE = "source.git.bundle";
+    SOURCE_GIT_CHECKOUT_BUNDLE = "source.git.checkoutbundle";
     SOURCE_HTTP = "source.http";
     SOURCE_HTTP_AUTH = "source.http.auth";
     SOURCE_HTTP_CHECKSUM = "source.http.checksum";
@@ -88,7 +88,7 @@ caps! {
     /// With BuildKit's historical spelling.
     SOURCE_HTTP_UID_GID = "soruce.http.uidgid";
     SOURCE_HTTP_HEADER = "source.http.header";
-    SOURCE_HTTP_SIGNATURE_VERIFY = "source.http.signatureverify", without: "signatures of files are not verified";
+    SOURCE_HTTP_SIGNATURE_VERIFY = "source.http.signatureverify";
     SOURCE_IMAGE_BLOB = "source.imageblob";
     SOURCE_OCI_LAYOUT = "source.ocilayout";
     BUILD_OP_FILE_NAME = "source.buildop.llbfilename";

@@ -7,35 +7,32 @@ use lapstrake_builder_llb::pb;
 
 use crate::SourceError;
 
-/// An op's attributes, read one by one. Ones that nobody read are refused: each asks for something, such as a signature to be verified.
+/// Attributes that BuildKit honours, and that are not honoured here.
+const REFUSED: &[&str] = &["local.metadatatransfer"];
+
+/// An op's attributes, read one by one.
 pub(crate) struct Attrs<'a> {
     op: &'a pb::SourceOp,
-    known: Vec<&'static str>,
-    prefixes: Vec<&'static str>,
 }
 
 impl<'a> Attrs<'a> {
     pub(crate) fn of(op: &'a pb::SourceOp) -> Self {
-        Self { op, known: Vec::new(), prefixes: Vec::new() }
+        Self { op }
     }
 
     /// The attribute's text; `None` when it is not there or empty.
-    pub(crate) fn text(&mut self, key: &'static str) -> Option<&'a str> {
-        self.known.push(key);
+    pub(crate) fn text(&self, key: &str) -> Option<&'a str> {
         self.op.attrs.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// The attribute, parsed.
-    pub(crate) fn parse<T: FromStr<Err: Display>>(
-        &mut self,
-        key: &'static str,
-    ) -> Result<Option<T>, SourceError> {
+    pub(crate) fn parse<T: FromStr<Err: Display>>(&self, key: &str) -> Result<Option<T>, SourceError> {
         let Some(value) = self.text(key) else { return Ok(None) };
         value.parse().map(Some).map_err(|error: T::Err| self.invalid(key, value, error))
     }
 
     /// The attribute as a number that Go's `strconv.ParseInt` takes with any base; 0 when it is not there.
-    pub(crate) fn go_number(&mut self, key: &'static str) -> Result<u32, SourceError> {
+    pub(crate) fn go_number(&self, key: &str) -> Result<u32, SourceError> {
         let Some(value) = self.text(key) else { return Ok(0) };
         let lower = value.to_ascii_lowercase().replace('_', "");
         let (digits, base) = match lower.as_bytes() {
@@ -54,20 +51,19 @@ impl<'a> Attrs<'a> {
     }
 
     /// All attributes whose key begins with `prefix`, by the rest of it.
-    pub(crate) fn prefixed(&mut self, prefix: &'static str) -> Vec<(&'a str, &'a str)> {
-        self.prefixes.push(prefix);
+    pub(crate) fn prefixed(&self, prefix: &str) -> Vec<(&'a str, &'a str)> {
         let attrs = self.op.attrs.iter();
         attrs.filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value.as_str()))).collect()
     }
 
     /// The attribute as Go's `strconv.ParseBool` has it; false when it is not there.
-    pub(crate) fn flag(&mut self, key: &'static str) -> Result<bool, SourceError> {
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, SourceError> {
         let Some(value) = self.text(key) else { return Ok(false) };
         parse_bool(value).ok_or_else(|| self.invalid(key, value, "neither true nor false"))
     }
 
     /// The attribute as a JSON list of texts; `None` when it is not there.
-    pub(crate) fn list(&mut self, key: &'static str) -> Result<Option<Vec<String>>, SourceError> {
+    pub(crate) fn list(&self, key: &str) -> Result<Option<Vec<String>>, SourceError> {
         let Some(value) = self.text(key) else { return Ok(None) };
         serde_json::from_str(value).map_err(|error| self.invalid(key, value, error))
     }
@@ -82,18 +78,10 @@ impl<'a> Attrs<'a> {
         }
     }
 
-    /// Refuses what nobody read.
+    /// Refuses what is known and not done: each asks for something that the client relies on. What nobody knows means nothing, as in BuildKit.
     pub(crate) fn finish(self) -> Result<(), SourceError> {
-        let mut unread: Vec<&String> = self
-            .op
-            .attrs
-            .iter()
-            .filter(|(key, value)| !value.is_empty() && !self.known.contains(&key.as_str()))
-            .filter(|(key, _)| !self.prefixes.iter().any(|prefix| key.starts_with(prefix)))
-            .map(|(key, _)| key)
-            .collect();
-        unread.sort();
-        match unread.first() {
+        let asked = |key: &str| self.op.attrs.get(key).is_some_and(|value| !value.is_empty());
+        match REFUSED.iter().find(|key| asked(key)) {
             None => Ok(()),
             Some(key) => Err(SourceError::Unsupported {
                 origin: shown(&self.op.identifier),

@@ -27,7 +27,7 @@ const READ_AHEAD: usize = 4;
 
 /// Which blob, as an op says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct BlobSpec {
+pub(crate) struct BlobSpec {
     scheme: &'static str,
     reference: Reference,
     digest: Digest,
@@ -48,14 +48,14 @@ enum Place {
 }
 
 impl BlobSpec {
-    fn parse(scheme: &'static str, name: &str, op: &pb::SourceOp) -> Result<Self, SourceError> {
+    pub(crate) fn parse(scheme: &'static str, name: &str, op: &pb::SourceOp) -> Result<Self, SourceError> {
         let bad = |why: &str| SourceError::Identifier { origin: op.identifier.clone(), why: why.to_owned() };
         let reference = Reference::parse(name).map_err(|error| bad(&error.to_string()))?;
         let digest = reference.digest().cloned().ok_or_else(|| bad("invalid reference digest"))?;
         if digest.algorithm() != Algorithm::Sha256 {
             return Err(bad("only blobs with sha256 digests are known"));
         }
-        let mut attrs = Attrs::of(op);
+        let attrs = Attrs::of(op);
         match attrs.text("image.recordtype") {
             None | Some("regular" | "internal" | "frontend") => {}
             Some(kind) => return Err(attrs.invalid("image.recordtype", kind, "invalid record type")),
@@ -83,7 +83,7 @@ impl BlobSpec {
         Ok(spec)
     }
 
-    fn origin(&self) -> String {
+    pub(crate) fn origin(&self) -> String {
         format!("{}://{}", self.scheme, self.reference)
     }
 
@@ -130,6 +130,15 @@ pub(crate) fn open(
     op: &pb::SourceOp,
 ) -> Result<Arc<dyn Source>, SourceError> {
     Ok(Arc::new(BlobSource { shared: Arc::clone(shared), spec: BlobSpec::parse(scheme, name, op)? }))
+}
+
+/// The blob as a file of a tree.
+pub(crate) async fn fetch_blob(
+    shared: &Arc<Shared>,
+    spec: &BlobSpec,
+    cx: &SourceContext,
+) -> Result<Tree, SourceError> {
+    BlobSource { shared: Arc::clone(shared), spec: spec.clone() }.get(cx).await
 }
 
 struct BlobSource {
@@ -258,11 +267,13 @@ mod tests {
         assert_eq!(spec.file().name, "b");
         let key = format!(r#"{{"Digest":"{digest}","Filename":"b","Perm":493,"UID":0,"GID":0}}"#);
         assert_eq!(spec.key(), cache_key(Digest::sha256_of(key).as_str()));
-        assert_eq!(parse("docker-image+blob", &name, &[]).unwrap().file().name, digest.hex());
+        // What nobody knows means nothing.
+        let named = parse("docker-image+blob", &name, &[("image.what", "1")]).unwrap();
+        assert_eq!(named.file().name, digest.hex());
         for (scheme, name, attrs, why) in [
             ("docker-image+blob", "x:latest", &[][..], "invalid reference digest"),
             ("oci-layout+blob", name.as_str(), &[], "oci-layout blob source requires store id"),
-            ("docker-image+blob", name.as_str(), &[("image.what", "1")], "attribute image.what"),
+            ("docker-image+blob", name.as_str(), &[("image.recordtype", "1")], "invalid record type"),
         ] {
             let error = parse(scheme, name, attrs).unwrap_err();
             assert!(error.contains(why), "{error}");

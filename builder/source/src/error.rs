@@ -154,12 +154,20 @@ pub enum SourceError {
         message: String,
     },
     /// The repository does not have it.
-    #[error("{origin}: {what} not found")]
+    #[error("{origin}: repository does not contain {what}")]
     GitNotFound {
         /// The remote, without credentials.
         origin: String,
         /// What was looked for.
         what: String,
+    },
+    /// It is not signed by whom the client believes.
+    #[error("{origin}: {why}")]
+    Unsigned {
+        /// The source.
+        origin: String,
+        /// What is wrong with its signature.
+        why: String,
     },
     /// Something in the repository is refused.
     #[error("{origin}: {why}")]
@@ -251,9 +259,10 @@ impl SourceError {
             },
             Self::HttpStatus { status: 404 | 410, .. } | Self::GitNotFound { .. } => ErrorKind::NotFound,
             Self::HttpStatus { status: 401, .. } => ErrorKind::Unauthorized,
-            Self::HttpStatus { status: 403, .. } | Self::Refused { .. } | Self::Policy(_) => {
-                ErrorKind::Denied
-            }
+            Self::HttpStatus { status: 403, .. }
+            | Self::Refused { .. }
+            | Self::Unsigned { .. }
+            | Self::Policy(_) => ErrorKind::Denied,
             Self::Git { message, .. } => of_git(message),
             Self::Http { .. } | Self::HttpStatus { .. } => ErrorKind::Unavailable,
             Self::Store(source) | Self::Cache(CacheError::Store(source)) => of_store(source),

@@ -28,6 +28,7 @@ mod layout;
 mod local;
 mod material;
 mod resolutions;
+mod signature;
 mod sources;
 mod turns;
 

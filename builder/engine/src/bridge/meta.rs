@@ -25,6 +25,8 @@ const LAYOUT_SCHEME: &str = "oci-layout";
 const LAYOUT_STORE: &str = "oci.store";
 const LAYOUT_SESSION: &str = "oci.session";
 const RESOLVE_MODE: &str = "image.resolvemode";
+/// Longest suffix of a file that a digest is asked for with; BuildKit's.
+const MAX_SUFFIX: usize = 4096;
 
 impl Bridge {
     /// An image's digest and config.
@@ -138,6 +140,10 @@ impl Engine {
             SourceFacts::File { digest, filename, modified } => {
                 let checksum_response = match wanted.checksum {
                     None => None,
+                    Some(ChecksumRequest { suffix, .. }) if suffix.len() > MAX_SUFFIX => {
+                        let why = format!("http checksum request suffix exceeds max size {MAX_SUFFIX}");
+                        return Err(invalid(why));
+                    }
                     Some(ChecksumRequest { algo, suffix }) => {
                         let kind = suffixed(algo)?;
                         let tree = vertex.track(opened.fetch(&cx)).await?;

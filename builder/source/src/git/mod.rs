@@ -1,11 +1,14 @@
 //! Trees of git repositories: `git://host/path#reference:directory`.
 //!
 //! ```text
+//!   remote: the server, or a bundle of it
 //!   pin    ls-remote ──► commit                      (none for a commit's whole name)
 //!   fetch  commit ──► bare repository per remote ──► checkout into a draft ──► Tree
+//!          commit ──► its history ──► a bundle as a file ──► Tree
 //! ```
 
 mod access;
+mod bundle;
 mod checkout;
 mod program;
 mod repository;
@@ -23,6 +26,7 @@ use lapstrake_layerstore_store::Tree;
 pub(crate) use self::repository::{Pinned, sweep};
 use self::{
     access::Access,
+    bundle::Staged,
     program::{GitCommand, GitFailure, GitOutput, GitProgram, SystemGit},
     repository::Repository,
     url::{Remote, is_commit, is_reference, split_fragment},
@@ -30,7 +34,9 @@ use self::{
 use crate::{
     CommitObjects, Material, Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
+    blob::BlobSpec,
     http::MAX_REDIRECTS,
+    signature::{Demands, verify_object},
     sources::{Shared, cache_key},
 };
 
@@ -54,13 +60,59 @@ struct GitSpec {
     header_secret: Option<String>,
     ssh_agent: Option<String>,
     known_hosts: Option<String>,
+    signature: Option<GitSignature>,
+    /// What takes the remote's place.
+    bundle: Option<BlobSpec>,
+    /// A bundle is wanted, and not files.
+    as_bundle: bool,
+}
+
+/// By whom a commit must be signed, or the tag that names it.
+#[derive(Debug, Clone, PartialEq)]
+struct GitSignature {
+    /// Armored OpenPGP certificates, or SSH keys.
+    keys: String,
+    demands: Demands,
+    /// The commit's signature is not enough.
+    tag_only: bool,
+    /// The tag's signature does not count.
+    commit_only: bool,
+}
+
+impl GitSignature {
+    fn parse(attrs: &Attrs<'_>) -> Result<Option<Self>, SourceError> {
+        let keys = attrs.text("git.sig.pubkey");
+        let signature = Self {
+            keys: keys.unwrap_or_default().to_owned(),
+            demands: Demands { unexpired_key: attrs.flag("git.sig.rejectexpired")? },
+            tag_only: attrs.flag("git.sig.requiresignedtag")?,
+            commit_only: attrs.flag("git.sig.ignoresignedtag")?,
+        };
+        // Whoever asks for anything of a signature asks for one.
+        let Self { demands, tag_only, commit_only, .. } = &signature;
+        let is_asked = keys.is_some() || demands.unexpired_key || *tag_only || *commit_only;
+        Ok(is_asked.then_some(signature))
+    }
+
+    fn verify(&self, objects: &CommitObjects) -> Result<(), String> {
+        let by_tag = match &objects.tag {
+            Some(tag) if !self.commit_only => Some(verify_object(tag, &self.keys, self.demands)),
+            _ => None,
+        };
+        match by_tag {
+            Some(Ok(())) => Ok(()),
+            Some(Err(why)) if self.tag_only => Err(why),
+            None if self.tag_only => Err("signed tag required but no signed tag found".to_owned()),
+            _ => verify_object(&objects.commit, &self.keys, self.demands),
+        }
+    }
 }
 
 impl GitSpec {
     fn parse(rest: &str, op: &pb::SourceOp) -> Result<Self, SourceError> {
         let bad = |why: &str| SourceError::Identifier { origin: shown(&op.identifier), why: why.to_owned() };
         let (remote, mut reference, subdir) = split_fragment(rest);
-        let mut attrs = Attrs::of(op);
+        let attrs = Attrs::of(op);
         let remote = attrs.text("git.fullurl").unwrap_or(&remote);
         let remote = Remote::parse(remote).map_err(bad)?;
         let checksum = match attrs.text("git.checksum") {
@@ -111,7 +163,20 @@ impl GitSpec {
             header_secret: secret(attrs.text("git.authheadersecret")),
             ssh_agent: secret(attrs.text("git.mountsshsock")),
             known_hosts: secret(attrs.text("git.knownsshhosts")),
+            signature: GitSignature::parse(&attrs)?,
+            bundle: bundle::parse(&attrs)?,
+            as_bundle: attrs.flag("git.checkoutbundle")?,
         };
+        if spec.as_bundle && spec.keep_git_dir {
+            return Err(bad("git.checkoutbundle is incompatible with git.keepgitdir"));
+        }
+        if spec.as_bundle && !spec.subdir.is_empty() {
+            return Err(bad("git.checkoutbundle is incompatible with git.subdir"));
+        }
+        let is_whole = |commit: &Option<String>| commit.as_deref().is_some_and(is_commit);
+        if spec.bundle.is_some() && spec.reference.is_empty() && !is_whole(&spec.checksum) {
+            return Err(bad("a git bundle without a reference requires a full commit SHA checksum"));
+        }
         attrs.finish()?;
         Ok(spec)
     }
@@ -143,6 +208,12 @@ impl GitSpec {
         }
         if self.commit_times {
             key.push_str("(mtime=commit)");
+        }
+        if self.as_bundle {
+            key.push_str("(bundle)");
+            // Which BuildKit forgets: the commit has that name in it.
+            key.push('#');
+            key.push_str(reference);
         }
         key
     }
@@ -180,6 +251,7 @@ pub(crate) fn open(
         spec,
         program,
         found: tokio::sync::Mutex::default(),
+        staged: tokio::sync::OnceCell::new(),
     }))
 }
 
@@ -189,6 +261,8 @@ struct GitSource {
     program: Arc<dyn GitProgram>,
     /// What `pin` found: `fetch` gets that and nothing else.
     found: tokio::sync::Mutex<Option<Pinned>>,
+    /// The bundle that takes the remote's place, once it is here.
+    staged: tokio::sync::OnceCell<Staged>,
 }
 
 impl GitSource {
@@ -202,30 +276,53 @@ impl GitSource {
             None => self.ask(cx).await?,
         };
         found.check(&self.spec)?;
+        if let Some(signature) = &self.spec.signature {
+            let objects = cx.or_canceled(self.objects(cx, &found)).await??;
+            let unsigned = |why| SourceError::Unsigned { origin: self.spec.origin(), why };
+            signature.verify(&objects).map_err(unsigned)?;
+        }
         Ok(kept.insert(found).clone())
     }
 
     /// What the remote says, once for a build: its steps see one state of a branch.
     async fn ask(&self, cx: &SourceContext) -> Result<Pinned, SourceError> {
-        let key = format!(":git-pin:{}#{}", self.spec.remote.url, self.spec.reference);
+        let place = self.spec.bundle.as_ref().map_or_else(|| self.spec.remote.url.clone(), BlobSpec::origin);
+        let key = format!(":git-pin:{place}#{}", self.spec.reference);
         let _turn = cx.or_canceled(self.shared.turns.take(&key)).await?;
         if let Some(found) = self.shared.pins.recall(cx, &key) {
             return Ok(found);
         }
-        let access = cx.or_canceled(Access::find(&self.shared, &self.spec, cx)).await??;
-        let found = cx.or_canceled(Pinned::ask(&self.git(cx, &access))).await??;
+        let access = cx.or_canceled(self.access(cx)).await??;
+        let from = cx.or_canceled(self.from(cx, &access)).await??;
+        let found = cx.or_canceled(Pinned::ask(&self.git(cx, &access, from))).await??;
         self.shared.pins.keep(cx, &key, &found, &self.shared.sessions.ids());
         Ok(found)
     }
 
-    fn git<'a>(&'a self, cx: &'a SourceContext, access: &'a Access) -> Git<'a> {
-        Git { spec: &self.spec, program: &*self.program, access, cx }
+    async fn access(&self, cx: &SourceContext) -> Result<Access, SourceError> {
+        match &self.spec.bundle {
+            // Nobody else is asked.
+            Some(_) => Ok(Access::default()),
+            None => Access::find(&self.shared, &self.spec, cx).await,
+        }
+    }
+
+    /// What takes the remote's place.
+    async fn from(&self, cx: &SourceContext, access: &Access) -> Result<Option<String>, SourceError> {
+        let Some(blob) = &self.spec.bundle else { return Ok(None) };
+        let git = self.git(cx, access, None);
+        let staged = self.staged.get_or_try_init(|| Staged::get(&self.shared, &git, blob, cx)).await?;
+        Ok(Some(staged.url()))
+    }
+
+    fn git<'a>(&'a self, cx: &'a SourceContext, access: &'a Access, from: Option<String>) -> Git<'a> {
+        Git { spec: &self.spec, program: &*self.program, access, cx, from }
     }
 
     fn key(&self, pinned: &Pinned) -> String {
         // The commit that a tag leads to, for more matches; unless the tag itself is to be seen in the repository.
         let commit = match &pinned.peeled {
-            Some(commit) if !self.spec.keep_git_dir => commit,
+            Some(commit) if !self.spec.keep_git_dir && !self.spec.as_bundle => commit,
             _ => &pinned.object,
         };
         self.spec.key(commit, &pinned.reference)
@@ -239,12 +336,12 @@ impl GitSource {
         Ok(repository)
     }
 
-    async fn objects(&self, cx: &SourceContext) -> Result<CommitObjects, SourceError> {
-        let pinned = self.pinned(cx).await?;
-        let access = Access::find(&self.shared, &self.spec, cx).await?;
-        let git = self.git(cx, &access);
-        let repository = self.fetched(&git, &pinned).await?;
-        let commit = repository.commit(&git, &pinned).await?;
+    async fn objects(&self, cx: &SourceContext, pinned: &Pinned) -> Result<CommitObjects, SourceError> {
+        let access = self.access(cx).await?;
+        let from = self.from(cx, &access).await?;
+        let git = self.git(cx, &access, from);
+        let repository = self.fetched(&git, pinned).await?;
+        let commit = repository.commit(&git, pinned).await?;
         let tagged = (commit != pinned.object).then(|| commit.clone());
         let tag = match &tagged {
             Some(_) => Some(repository.object(&git, "tag", &pinned.object).await?),
@@ -265,8 +362,12 @@ impl GitSource {
             return Ok(kept.tree);
         }
         let work = async {
-            let access = Access::find(&self.shared, &self.spec, cx).await?;
-            let git = self.git(cx, &access);
+            let access = self.access(cx).await?;
+            let from = self.from(cx, &access).await?;
+            let git = self.git(cx, &access, from);
+            if self.spec.as_bundle {
+                return bundle::write(&self.shared, &git, &pinned).await;
+            }
             let repository = self.fetched(&git, &pinned).await?;
             checkout::checkout(&self.shared, &git, &repository, &pinned).await
         };
@@ -307,7 +408,10 @@ impl Source for GitSource {
         &'a self,
         cx: &'a SourceContext,
     ) -> BoxFuture<'a, Result<Option<CommitObjects>, SourceError>> {
-        Box::pin(async move { cx.or_canceled(self.objects(cx)).await?.map(Some) })
+        Box::pin(async move {
+            let pinned = self.pinned(cx).await?;
+            cx.or_canceled(self.objects(cx, &pinned)).await?.map(Some)
+        })
     }
 
     fn material<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
@@ -339,9 +443,16 @@ struct Git<'a> {
     program: &'a dyn GitProgram,
     access: &'a Access,
     cx: &'a SourceContext,
+    /// What takes the remote's place: a repository of this machine.
+    from: Option<String>,
 }
 
 impl Git<'_> {
+    /// Where to fetch from.
+    fn url(&self) -> &str {
+        self.from.as_deref().unwrap_or(&self.spec.remote.url)
+    }
+
     /// Runs git with what gives access to the remote.
     async fn run(&self, command: GitCommand) -> Result<GitOutput, SourceError> {
         let name = command.name();

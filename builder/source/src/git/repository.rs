@@ -46,7 +46,9 @@ impl Pinned {
         if is_commit(&spec.reference) {
             return Some(commit(&spec.reference, &spec.reference));
         }
-        let checksum = spec.checksum.as_deref().filter(|_| spec.fetch_by_commit)?;
+        // A bundle's references are asked for by their names only.
+        let is_told = spec.fetch_by_commit || (spec.bundle.is_some() && spec.reference.is_empty());
+        let checksum = spec.checksum.as_deref().filter(|_| is_told)?;
         let reference = if spec.reference.is_empty() { checksum } else { &spec.reference };
         Some(commit(checksum, reference))
     }
@@ -56,13 +58,14 @@ impl Pinned {
         let spec = git.spec;
         let mut args = vec!["ls-remote".to_owned()];
         if spec.reference.is_empty() {
-            args.extend(["--symref", "--", &spec.remote.url, "HEAD"].map(str::to_owned));
+            args.extend(["--symref", "--", git.url(), "HEAD"].map(str::to_owned));
         } else {
-            args.extend(["--", &spec.remote.url].map(str::to_owned));
+            args.extend(["--", git.url()].map(str::to_owned));
             // git matches from the end: `main` is also `refs/heads/main`.
             args.extend([spec.reference.clone(), format!("{}^{{}}", spec.reference)]);
         }
-        let listing = git.run(GitCommand::new(args)).await?.stdout;
+        let command = GitCommand { from_here: git.from.is_some(), ..GitCommand::new(args) };
+        let listing = git.run(command).await?.stdout;
         let pinned = if spec.reference.is_empty() {
             default_branch(&listing)
         } else {
@@ -212,7 +215,14 @@ impl Repository {
         if first.is_ok() && self.has(git, object).await? {
             return self.keep(git, object, &kept).await;
         }
-        // It has moved since it was pinned, or the server gives only what it lists: then it is somewhere in the history.
+        // It has moved since it was pinned. Some servers give what they do not list.
+        if wanted != object {
+            let itself = self.fetch_command(git, &["--depth=1", "--no-tags"], &[format!("+{object}:{kept}")]);
+            if git.attempt(itself).await.is_ok() && self.has(git, object).await? {
+                return self.keep(git, object, &kept).await;
+            }
+        }
+        // The others: then it is somewhere in the history.
         let mut options = vec!["--tags", "--force"];
         if self.dir.join("shallow").exists() {
             options.push("--unshallow");
@@ -261,9 +271,10 @@ impl Repository {
                 .map(str::to_owned)
                 .to_vec();
         args.extend(options.iter().map(|option| (*option).to_owned()));
-        args.extend(["--".to_owned(), git.spec.remote.url.clone()]);
+        args.extend(["--".to_owned(), git.url().to_owned()]);
         args.extend(refspecs.iter().cloned());
         let mut command = GitCommand::new(args).in_dir(&self.dir);
+        command.from_here = git.from.is_some();
         // As a pack, which comes to be at once or not at all, and is durable before anything names it.
         let config = [("fetch.unpackLimit", "1"), ("core.fsync", "committed")];
         command.config.extend(config.map(|(key, value)| (key.to_owned(), value.to_owned())));

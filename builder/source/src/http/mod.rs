@@ -25,6 +25,7 @@ use crate::{
     Material, Source, SourceContext, SourceError, SourceFacts, SourceKind,
     attrs::{Attrs, shown},
     local::open_beneath,
+    signature::{Demands, verify_pgp},
     sources::{Shared, cache_key},
 };
 
@@ -47,6 +48,16 @@ struct HttpSpec {
     auth_secret: Option<String>,
     /// Sorted by name.
     headers: Vec<Header>,
+    signature: Option<HttpSignature>,
+}
+
+/// A detached OpenPGP signature that the file must have.
+#[derive(Debug, Clone, PartialEq)]
+struct HttpSignature {
+    /// Armored.
+    signature: String,
+    /// Armored certificates.
+    keys: String,
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -62,7 +73,7 @@ impl HttpSpec {
             origin: shown(&op.identifier),
             why: error.to_string(),
         })?;
-        let mut attrs = Attrs::of(op);
+        let attrs = Attrs::of(op);
         let checksum = match attrs.text("http.checksum") {
             None => None,
             Some(text) => {
@@ -103,6 +114,17 @@ impl HttpSpec {
             gid: attrs.go_number("http.gid")?,
             auth_secret: attrs.text("http.authheadersecret").map(str::to_owned),
             headers,
+            signature: match (attrs.text("http.sig.signature"), attrs.text("http.sig.pubkey")) {
+                (None, None) => None,
+                (Some(signature), Some(keys)) => {
+                    Some(HttpSignature { signature: signature.to_owned(), keys: keys.to_owned() })
+                }
+                (signature, _) => {
+                    let lacks = if signature.is_none() { "http.sig.signature" } else { "http.sig.pubkey" };
+                    let why = "http signature verification requires both pubkey and signature";
+                    return Err(attrs.invalid(lacks, "", why));
+                }
+            },
         };
         attrs.finish()?;
         Ok(spec)
@@ -220,7 +242,40 @@ impl HttpSource {
             },
             None => request::resolve(&self.shared, &self.spec, cx).await?,
         };
+        let found = match &self.spec.signature {
+            None => found,
+            Some(signature) => self.verified(cx, found, signature).await?,
+        };
         Ok(kept.insert(found).clone())
+    }
+
+    /// Gets the file, and looks whether it is signed.
+    async fn verified(
+        &self,
+        cx: &SourceContext,
+        found: Resolved,
+        signature: &HttpSignature,
+    ) -> Result<Resolved, SourceError> {
+        let tree = match found.tree {
+            Some(tree) => tree,
+            None => request::fetch(&self.shared, &self.spec, cx, &found.digest).await?,
+        };
+        let (stores, held, name) = (self.shared.stores.clone(), tree.clone(), found.filename.clone());
+        let HttpSignature { signature, keys } = signature.clone();
+        let origin = self.spec.origin();
+        SourceError::blocking(move || {
+            let open = stores.open(&held)?;
+            let content = || match &open {
+                Some(open) => {
+                    open_beneath(open.root(), Path::new(&name), OFlags::NONBLOCK).map(std::fs::File::from)
+                }
+                None => Err(std::io::ErrorKind::NotFound.into()),
+            };
+            let verified = verify_pgp(content, signature.as_bytes(), &keys, Demands::default());
+            verified.map_err(|why| SourceError::Unsigned { origin, why })
+        })
+        .await?;
+        Ok(Resolved { tree: Some(tree), ..found })
     }
 
     async fn get(&self, cx: &SourceContext) -> Result<Tree, SourceError> {

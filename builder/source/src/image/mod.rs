@@ -42,7 +42,7 @@ impl ImageSpec {
             origin: op.identifier.clone(),
             why: error.to_string(),
         })?;
-        let mut attrs = Attrs::of(op);
+        let attrs = Attrs::of(op);
         let mode = match attrs.text("image.resolvemode") {
             None | Some("default") => ResolveMode::Default,
             Some("pull") => ResolveMode::ForcePull,

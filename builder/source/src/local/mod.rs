@@ -41,7 +41,7 @@ struct LocalSpec {
 
 impl LocalSpec {
     fn parse(name: &str, op: &pb::SourceOp) -> Result<Self, SourceError> {
-        let mut attrs = Attrs::of(op);
+        let attrs = Attrs::of(op);
         let session = attrs.text("local.session");
         let unique = attrs.text("local.unique");
         let ids = [unique, session].into_iter().flatten().map(str::to_owned).collect();

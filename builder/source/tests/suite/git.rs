@@ -480,8 +480,8 @@ fn what_could_be_taken_for_something_else_is_refused_before_git_runs() {
         ("git.checksum", "xyz", ErrorKind::Invalid),
         ("git.mtime", "now", ErrorKind::Invalid),
         ("git.fetchbycommit", "true", ErrorKind::Invalid),
-        ("git.sig.pubkey", "key", ErrorKind::Unsupported),
-        ("git.bundle", "docker-image+blob://x", ErrorKind::Unsupported),
+        ("git.bundle", "docker-image+blob://x", ErrorKind::Invalid),
+        ("git.bundle", "https://x", ErrorKind::Invalid),
     ] {
         let error = bench.open("git://h/r#main", &[(key, value)]).err().unwrap();
         assert_eq!(error.kind(), kind, "{key}: {error}");

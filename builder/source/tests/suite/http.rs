@@ -362,10 +362,51 @@ fn bad_attributes_are_refused_by_name() {
         ("http.checksum", &format!("sha512:{}", "0".repeat(128)), ErrorKind::Invalid),
         ("http.uid", "-1", ErrorKind::Invalid),
         ("http.perm", "rwx", ErrorKind::Invalid),
-        ("http.sig.pubkey", "key", ErrorKind::Unsupported),
+        ("http.sig.pubkey", "key", ErrorKind::Invalid),
     ] {
         let error = bench.open("http://h/f", &[(key, value)]).err().unwrap();
         assert_eq!(error.kind(), kind, "{error}");
     }
     assert_eq!(bench.open("http://", &[]).err().unwrap().kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test]
+async fn a_file_must_be_signed_by_whom_the_op_believes() {
+    let server = Server::start(|_| body("what was signed\n")).await;
+    let other = Server::start(|_| body("something else\n")).await;
+    let signature = include_str!("../fixtures/signatures/alice.asc");
+    let (alice, bob) =
+        (include_str!("../fixtures/signatures/alice.pub"), include_str!("../fixtures/signatures/bob.pub"));
+    let bench = Bench::new();
+    let url = server.url("/artifact");
+    let signed = |keys| [("http.sig.signature", signature), ("http.sig.pubkey", keys)];
+    let (plain, _) = bench.get(&bench.context(), &url, &[]).await.unwrap();
+    let both = [bob, alice].concat();
+    for keys in [alice, both.as_str()] {
+        let (key, tree) = bench.get(&bench.context(), &url, &signed(keys)).await.unwrap();
+        assert_eq!(bench.read(&tree, "artifact"), b"what was signed\n");
+        assert_eq!(key, plain, "a signature changes nothing of the file");
+    }
+    let digest = Digest::sha256_of("what was signed\n").to_string();
+    let mut pinned = signed(alice).to_vec();
+    pinned.push(("http.checksum", &digest));
+    bench.get(&bench.context(), &url, &pinned).await.unwrap();
+    for (url, keys) in [(url.as_str(), bob), (other.url("/artifact").as_str(), alice)] {
+        let source = bench.open(url, &signed(keys)).unwrap();
+        let error = source.pin(&bench.context()).await.unwrap_err();
+        assert!(error.to_string().contains("failed to verify pgp signature"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Denied);
+    }
+    let error = bench.open(&url, &[("http.sig.signature", signature)]).err().unwrap();
+    assert!(error.to_string().contains("requires both pubkey and signature"), "{error}");
+}
+
+#[tokio::test]
+async fn an_attribute_that_nobody_knows_means_nothing() {
+    let server = Server::start(|_| body("x")).await;
+    let bench = Bench::new();
+    let url = server.url("/a");
+    let (plain, _) = bench.get(&bench.context(), &url, &[]).await.unwrap();
+    let (key, _) = bench.get(&bench.context(), &url, &[("http.what", "1"), ("foo", "bar")]).await.unwrap();
+    assert_eq!(key, plain);
 }

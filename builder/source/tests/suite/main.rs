@@ -4,8 +4,10 @@
 
 mod common;
 mod git;
+mod git_bundle;
 mod git_http;
 mod git_repository;
+mod git_signature;
 mod git_ssh;
 mod http;
 mod image;

@@ -119,9 +119,9 @@ async fn what_a_vertex_needs_of_the_solver_is_there_or_the_graph_is_refused() {
     for (cap, told) in [
         ("exec.meta.telepathy", "failed to load LLB: unknown API capability exec.meta.telepathy"),
         (
-            "source.git.signatureverify",
-            "failed to load LLB: requested experimental feature source.git.signatureverify  has been disabled on the build \
-             server: signatures of commits and tags are not verified",
+            "cache.s3",
+            "failed to load LLB: requested experimental feature cache.s3  has been disabled on the build \
+             server: caches in S3 are neither read nor written",
         ),
     ] {
         let mut definition = llb.definition(&ran);
