@@ -167,7 +167,8 @@ impl Engine {
     }
 
     fn record(&self, request: &BuildRequest, progress: &Progress) -> Option<Recording> {
-        Some(self.0.history.get()?.begin(history::building(request), progress))
+        let history = self.0.history.get().filter(|_| request.is_recorded)?;
+        Some(history.begin(history::building(request), progress))
     }
 
     /// Cancels a running build.
@@ -245,7 +246,7 @@ impl Engine {
             progress: progress.clone(),
             renewed: Arc::default(),
             inside: Vec::new(),
-            trail: Trail::of(&request.input),
+            trail: Trail::of(&request.input, request.compatibility),
             failed,
             known,
         };
@@ -255,7 +256,7 @@ impl Engine {
         // Until the build ends: who has answered may still look at what it answered with.
         let mut offer = None;
         let (build, mut result) = match request.input {
-            Input::Definition(definition) => {
+            Input::Definition { definition, .. } => {
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
             shows_failed: matches!(request.input, Input::Client { .. } | Input::Frontend(_)),
@@ -387,11 +388,22 @@ impl Engine {
                 attestations,
             });
         }
-        let made = Made { results, several, names: result.names()? };
+        let made = Made { results, several, names: result.names()?, compatibility: request.compatibility };
         let BuildParts { scope, imports, .. } = &*build;
         let caches = self.export_caches(&request.cache_to, &solved, imports, scope, progress, cancel);
-        let mut exported = self.leave(request.outputs, made, scope, progress, cancel, caches).await?;
+        let mut outputs = request.outputs;
+        let session = request.session.as_ref();
+        if request.asks_session {
+            let bridge = offer.as_ref().map(|offer| &offer.bridge);
+            let wanted = self.wanted_outputs(session, &result, bridge).await?;
+            wanted.iter().try_for_each(|output| output.admits(several))?;
+            outputs.extend(wanted);
+        }
+        let mut exported = self.leave(outputs, made, scope, progress, cancel, caches).await?;
         exported.frontend = result.told();
+        if request.asks_session {
+            self.tell_outputs(session, &exported).await?;
+        }
         imports.settle().await;
         if let Some(Offer { bridge, .. }) = &offer {
             bridge.release_containers().await?;

@@ -35,6 +35,7 @@ mod reasons;
 mod recorded;
 mod request;
 mod scope;
+mod session_outputs;
 
 pub use ask::Question;
 pub use bridge::{
@@ -64,5 +65,5 @@ pub use lapstrake_builder_dockerfile::{
     subrequest::{Reply, Subrequest},
 };
 pub use lapstrake_builder_executor::{CdiDevices, Resources};
-pub use lapstrake_builder_exporter::{Destination, Exported, Output};
+pub use lapstrake_builder_exporter::{Compatibility, Destination, Exported, Output};
 pub use lapstrake_builder_source::ErrorKind;

@@ -156,7 +156,7 @@ impl Bridge {
     }
 
     /// Gives a result a name.
-    fn register(&self, reference: &Ref) -> Result<String, EngineError> {
+    pub(crate) fn register(&self, reference: &Ref) -> Result<String, EngineError> {
         let mut refs = self.refs.lock();
         if refs.len() >= MAX_REFS {
             return Err(EngineError::Bridge {
