@@ -48,6 +48,24 @@ impl Annotations {
         Ok(true)
     }
 
+    /// Those that a frontend says with its result (its metadata), beside what else it says there.
+    pub fn of_result<'a>(
+        metadata: impl IntoIterator<Item = (&'a String, &'a Vec<u8>)>,
+    ) -> Result<Self, ExportError> {
+        let mut all = Self::default();
+        for (key, value) in metadata {
+            all.take(key, &String::from_utf8_lossy(value))?;
+        }
+        Ok(all)
+    }
+
+    /// Adds others; where both have one, theirs counts.
+    pub(crate) fn extend(&mut self, others: &Self) {
+        for (place, facts) in &others.0 {
+            self.0.entry(place.clone()).or_default().extend(facts.clone());
+        }
+    }
+
     /// Adds one; an earlier one with the same key goes.
     pub fn add(&mut self, level: AnnotationLevel, platform: Option<String>, key: &str, value: &str) {
         self.0.entry((level, platform)).or_default().insert(key.to_owned(), value.to_owned());
@@ -165,6 +183,20 @@ mod tests {
         assert!(of(AnnotationLevel::ManifestDescriptor, "arm64").is_empty());
         assert_eq!(all.of_index(AnnotationLevel::Index)["c"], "c");
         assert_eq!(all.of_index(AnnotationLevel::IndexDescriptor)["d"], "d");
+    }
+
+    #[test]
+    fn what_a_frontend_says_goes_before_what_the_client_says() {
+        let said = [("annotation-index.a", "frontend"), ("annotation.b", "b"), ("refs.platforms", "{}")];
+        let said: BTreeMap<_, _> =
+            said.map(|(key, value)| (key.to_owned(), value.as_bytes().to_vec())).into();
+        let mut all = taken(&[("annotation-index.a", "client"), ("annotation-index.c", "c")]);
+        all.extend(&Annotations::of_result(&said).unwrap());
+        let index = [("a", "frontend"), ("c", "c")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(all.of_index(AnnotationLevel::Index), index.into());
+        assert_eq!(all.of_manifest(AnnotationLevel::Manifest, None)["b"], "b");
+        let wrong = BTreeMap::from([("annotation-layer.a".to_owned(), Vec::new())]);
+        Annotations::of_result(&wrong).unwrap_err();
     }
 
     #[test]

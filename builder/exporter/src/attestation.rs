@@ -1,10 +1,12 @@
 //! What is said about a result and goes with it: provenance, a bill of materials, what a frontend adds.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use lapstrake_layerstore_oci::Digest;
-use lapstrake_layerstore_store::Tree;
+use lapstrake_layerstore_store::{Stores, Tree};
+
+use crate::ExportError;
 
 /// Metadata of an attestation: why it was made (`sbom`, `provenance`).
 pub const REASON: &str = "reason";
@@ -42,10 +44,18 @@ pub enum AttestationKind {
 /// Where a statement's predicate (or a bundle) is.
 #[derive(Debug, Clone)]
 pub enum AttestationContent {
-    /// Here: made by this program. JSON.
+    /// Said by this program, when the result's layers are made.
+    Own(Arc<dyn Predicate>),
+    /// Here: taken out of a bundle. JSON.
     Bytes(Bytes),
     /// In a tree: made by a frontend or a scanner.
     Tree(Tree),
+}
+
+/// What this program says of a result.
+pub trait Predicate: Send + Sync + Debug {
+    /// It says it, as JSON. Asked once for each output, after its layers are made, so that it can tell of their blobs. Blocks.
+    fn json(&self, stores: &Stores) -> Result<Vec<u8>, ExportError>;
 }
 
 /// What a statement is about.

@@ -39,7 +39,7 @@ impl Part {
 }
 
 fn platform_directory(platform: &Platform) -> String {
-    platform.to_string().replace('/', "_")
+    platform.to_full_string().replace('/', "_")
 }
 
 /// The parts of an output, in the order of their directories' names. Blocks.
@@ -75,7 +75,9 @@ fn beside(
         return Ok(Vec::new());
     }
     let mut files = BTreeMap::new();
-    for Statement { file, json, .. } in statements(stores, &attestations, &subjects(stores, &result.tree)?)? {
+    for Statement { file, json, .. } in
+        statements(stores, &attestations, &subjects(stores, &result.tree)?, None)?
+    {
         let mut name = format!("{prefix}{file}");
         if named {
             let (stem, suffix) = match name.rfind('.') {

@@ -29,12 +29,13 @@ mod layout;
 mod publish;
 mod request;
 mod rewrite;
+mod sbom;
 mod statement;
 mod stream;
 mod written;
 
 pub use annotations::{AnnotationLevel, Annotations};
-pub use attestation::{Attestation, AttestationContent, AttestationKind, Subject, SubjectKind};
+pub use attestation::{Attestation, AttestationContent, AttestationKind, Predicate, Subject, SubjectKind};
 pub use attrs::split_fields;
 pub use compatibility::Compatibility;
 pub use error::ExportError;

@@ -183,3 +183,81 @@ impl Exporter {
 fn failed(name: &Reference, source: ExportError) -> ExportError {
     ExportError::Push { name: name.to_string(), source: Box::new(source) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::Condvar, time::Duration};
+
+    use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
+    use lapstrake_layerstore_conformance::registry::{Fake, Shelf};
+    use lapstrake_layerstore_registry::{ClientOptions, RegistryConfig};
+    use lapstrake_layerstore_store::{LocalStore, Tree};
+    use lapstrake_layerstore_transfer::{BlobOptions, layers, make_blobs};
+
+    use super::*;
+
+    /// More than are compressed at once on any machine.
+    const LAYERS: usize = 20;
+
+    /// Something that happens once.
+    #[derive(Default)]
+    struct Happening(Mutex<bool>, Condvar);
+
+    impl Happening {
+        fn tell(&self) {
+            *self.0.lock().unwrap() = true;
+            self.1.notify_all();
+        }
+
+        fn wait(&self) {
+            let told = self.0.lock().unwrap();
+            let (told, _) = self.1.wait_timeout_while(told, Duration::from_secs(60), |told| !*told).unwrap();
+            assert!(*told, "it did not happen");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_layer_is_uploaded_while_the_next_is_compressed() {
+        let directory = tempfile::tempdir().unwrap();
+        let local = LocalStore::open(directory.path()).unwrap();
+        let driver = DriverKind::Overlay2.open(directory.path()).unwrap();
+        let stores = local.stores(Arc::new(Adapter::new(driver, local.records.clone())));
+        let mut tree = Tree::empty();
+        for number in 0..LAYERS {
+            let draft = stores.begin(&tree).unwrap();
+            fs::write(draft.open().unwrap().path().join("number"), number.to_string()).unwrap();
+            tree = draft.commit().unwrap();
+        }
+        // The registry does not answer to the first upload before all layers are compressed, and no thread compresses a second layer before
+        // that upload has begun: either waiting for the other would never end.
+        let (begun, compressed) = (Arc::new(Happening::default()), Arc::new(Happening::default()));
+        let shelf = Arc::new(Shelf::default());
+        let (seen_begun, hold, serving) = (Arc::clone(&begun), Arc::clone(&compressed), Arc::clone(&shelf));
+        let registry = Fake::start(move |seen| {
+            if seen.method == "POST" && seen.nth == 0 {
+                seen_begun.tell();
+                hold.wait();
+            }
+            serving.serve(seen).into()
+        })
+        .await;
+        let client = RegistryClient::new(RegistryConfig::default(), ClientOptions::default());
+        let (mut uploads, ready) = Uploads::begin(&stores, vec![(registry.reference(), client)]);
+        let blobs = tokio::task::spawn_blocking(move || {
+            let (all, lease) = (layers(&stores, &tree).unwrap(), stores.leases.create());
+            let told = |blob: &Descriptor| {
+                ready.tell(blob);
+                begun.wait();
+            };
+            let options = BlobOptions::default();
+            let blobs =
+                make_blobs(&stores, &all, &options, &lease, &CancellationToken::new(), &told).unwrap();
+            compressed.tell();
+            (blobs, lease)
+        });
+        let (blobs, _lease) = blobs.await.unwrap();
+        uploads.running.join_next().await.unwrap().unwrap().map_err(|(_, error)| error).unwrap();
+        assert_eq!(blobs.len(), LAYERS);
+        assert!(blobs.iter().all(|blob| shelf.blob(&blob.digest).is_some()));
+    }
+}

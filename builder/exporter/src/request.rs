@@ -243,6 +243,21 @@ impl Output {
         }
     }
 
+    /// Adds annotations that the frontend gives; what it says goes before what the client says, as with BuildKit. Only images have them.
+    pub fn annotate(&mut self, annotations: &Annotations) {
+        if annotations.is_empty() {
+            return;
+        }
+        match self {
+            Self::Image(output) => {
+                output.image.annotations.extend(annotations);
+                output.manifest = true;
+            }
+            Self::Oci(output) | Self::Docker(output) => output.image.annotations.extend(annotations),
+            Self::CacheOnly | Self::Local(_) | Self::Tar(_) => {}
+        }
+    }
+
     /// Names that go before those that it has (`-t`), each once.
     pub fn name_first(&mut self, names: &[Reference]) {
         let options = match self {

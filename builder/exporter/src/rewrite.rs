@@ -19,6 +19,15 @@ use crate::{
 
 const BUFFER: usize = 256 << 10;
 
+/// Says of a layer in a manifest that its files' times were rewritten, and to what.
+pub(crate) const REWRITTEN: &str = "buildkit/rewritten-timestamp";
+
+/// How many of a result's layers are its base's, which are not touched.
+pub(crate) fn layers_of_base(result: &PlatformResult, all: &[Layer]) -> usize {
+    let base = result.base.as_ref().map(|base| base.rootfs.diff_ids.as_slice()).unwrap_or_default();
+    all.iter().zip(base).take_while(|(layer, base)| layer.diff_id == **base).count()
+}
+
 /// Makes the result's tree one of such layers, and returns them. Blocks.
 pub(crate) fn rewritten(
     stores: &Stores,
@@ -28,8 +37,7 @@ pub(crate) fn rewritten(
     vertex: &VertexHandle,
     cancel: &CancellationToken,
 ) -> Result<Vec<Layer>, ExportError> {
-    let base = result.base.as_ref().map(|base| base.rootfs.diff_ids.as_slice()).unwrap_or_default();
-    let kept = all.iter().zip(base).take_while(|(layer, base)| layer.diff_id == **base).count();
+    let kept = layers_of_base(result, &all);
     if kept == all.len() {
         return Ok(all);
     }

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use lapstrake_layerstore_oci::{Digest, Platform, Reference, gojson};
 use lapstrake_layerstore_store::{Stores, Tree};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
     Attestation, AttestationContent, AttestationKind, ExportError, Subject, SubjectKind,
     attestation::SBOM_CORE,
+    sbom::{ImageLayers, with_layers},
 };
 
 /// Longest statement or predicate.
@@ -27,6 +28,8 @@ const MOST_STATEMENTS: usize = 10_000;
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 /// Provenance is what this program saw, so that nobody else may say it.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
+/// The predicate of SPDX documents.
+const SPDX: &str = "https://spdx.dev/Document";
 
 /// A statement as it goes out.
 pub(crate) struct Statement {
@@ -40,8 +43,15 @@ pub(crate) struct Statement {
 /// What statements are about that are about the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ResultSubject {
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) name: String,
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) digest: BTreeMap<String, String>,
+}
+
+/// Go writes a list or a map that is none as `null`.
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl ResultSubject {
@@ -66,24 +76,32 @@ struct Written<'a> {
 
 #[derive(Deserialize)]
 struct Bundled<'a> {
-    #[serde(rename = "predicateType", default)]
+    #[serde(rename = "predicateType", default, deserialize_with = "null_is_default")]
     predicate_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     subject: Vec<ResultSubject>,
     #[serde(borrow)]
     predicate: Option<&'a RawValue>,
 }
 
-/// Makes statements of attestations; what they say of the result, they say of `subjects`. Blocks.
+/// Makes statements of attestations; what they say of the result, they say of `subjects`. In an image, a bill of materials says which layer each file is
+/// in. Blocks.
 pub(crate) fn statements(
     stores: &Stores,
     attestations: &[Attestation],
     subjects: &[ResultSubject],
+    image: Option<&ImageLayers<'_>>,
 ) -> Result<Vec<Statement>, ExportError> {
     let mut statements = Vec::new();
     for attestation in unbundled(stores, attestations)? {
         let file = attestation.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let predicate = predicate(stores, &attestation)?;
+        let mut predicate = predicate(stores, &attestation)?;
+        if let Some(image) = image
+            && is_core(&attestation)
+            && attestation.predicate_type == SPDX
+        {
+            predicate = with_layers(stores, image, &predicate)?.unwrap_or(predicate);
+        }
         let about = about(&attestation, subjects);
         let json = write(&attestation.predicate_type, &about, &predicate)
             .map_err(|why| refuse(&attestation.path, why))?;
@@ -130,7 +148,7 @@ fn about(attestation: &Attestation, result: &[ResultSubject]) -> Vec<ResultSubje
 fn unbundled(stores: &Stores, attestations: &[Attestation]) -> Result<Vec<Attestation>, ExportError> {
     let mut all = Vec::new();
     for attestation in attestations {
-        let is_ours = matches!(attestation.content, AttestationContent::Bytes(_));
+        let is_ours = matches!(attestation.content, AttestationContent::Own(_));
         match attestation.kind {
             AttestationKind::InToto if attestation.path.as_os_str().is_empty() => {
                 return Err(refuse(&attestation.path, "attestation does not have set path"));
@@ -142,13 +160,15 @@ fn unbundled(stores: &Stores, attestations: &[Attestation]) -> Result<Vec<Attest
             AttestationKind::Bundle => all.extend(unbundle(stores, attestation)?),
         }
     }
-    let is_core = |attestation: &Attestation| {
-        let stem = attestation.path.to_string_lossy();
-        let stem = stem.split('.').next().unwrap_or_default();
-        attestation.metadata.get(SBOM_CORE).is_some_and(|name| name == stem.as_bytes())
-    };
     all.sort_by_key(|attestation| !is_core(attestation));
     Ok(all)
+}
+
+/// Whether it is the scan of the result itself.
+fn is_core(attestation: &Attestation) -> bool {
+    let file = attestation.path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = file.split('.').next().unwrap_or_default();
+    attestation.metadata.get(SBOM_CORE).is_some_and(|name| name == stem.as_bytes())
 }
 
 fn unbundle(stores: &Stores, bundle: &Attestation) -> Result<Vec<Attestation>, ExportError> {
@@ -207,6 +227,7 @@ fn unbundle(stores: &Stores, bundle: &Attestation) -> Result<Vec<Attestation>, E
 
 fn predicate(stores: &Stores, attestation: &Attestation) -> Result<Bytes, ExportError> {
     let bytes = match &attestation.content {
+        AttestationContent::Own(predicate) => Bytes::from(predicate.json(stores)?),
         AttestationContent::Bytes(bytes) => bytes.clone(),
         AttestationContent::Tree(tree) => read(stores, tree, &attestation.path)?,
     };

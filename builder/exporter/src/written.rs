@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     AnnotationLevel, Attestation, ExportError, ImageOptions, PlatformResult,
     finished::{self, Finished},
-    rewrite::rewritten,
+    rewrite::{REWRITTEN, layers_of_base, rewritten},
+    sbom::ImageLayers,
     statement::{ResultSubject, Statement, package_url, statements},
 };
 
@@ -132,7 +133,8 @@ pub(crate) fn write(
         let attested = result.attestations.clone();
         let (image, manifest) = writer.image(result, layers, blobs)?;
         if !attested.is_empty() {
-            attestations.push(writer.attestations(&manifest, &platform, &attested)?);
+            let layers = ImageLayers { layers: &image.layers, blobs: &manifest.manifest.layers };
+            attestations.push(writer.attestations(&manifest, &layers, &platform, &attested)?);
         }
         images.push(image);
         manifests.push(manifest);
@@ -192,6 +194,8 @@ impl Writer<'_> {
     ) -> Result<(Finished, ImageManifest), ExportError> {
         let (platform, annotations) = (result.platform.clone(), &self.options.annotations);
         let epoch = self.options.epoch.or(result.epoch);
+        let rewritten = epoch.filter(|_| self.options.rewrite_timestamp && self.options.is_oci());
+        let of_base = layers_of_base(&result, &layers);
         let image = finished::finish(self.stores, result, layers, &blobs, epoch)?;
         let mut options = ManifestOptions::of_buildkit(self.form(), self.options.layers);
         options.annotations = annotations.of_manifest(AnnotationLevel::Manifest, Some(&platform));
@@ -199,7 +203,12 @@ impl Writer<'_> {
         for blob in &blobs {
             blobs_lease.hold(Resource::Blob(blob.digest.clone()));
         }
-        let blobs = blobs.iter().map(|blob| described(blob, self.form())).collect();
+        let mut blobs: Vec<_> = blobs.iter().map(|blob| described(blob, self.form())).collect();
+        if let Some(epoch) = rewritten {
+            for blob in &mut blobs[of_base..] {
+                blob.annotations.insert(REWRITTEN.to_owned(), epoch.to_string());
+            }
+        }
         let mut manifest = write_manifest(self.stores, &image.config, blobs, &options, blobs_lease)?;
         manifest.descriptor.platform = Some(platform.clone());
         manifest.descriptor.annotations =
@@ -220,6 +229,7 @@ impl Writer<'_> {
     fn attestations(
         &self,
         about: &ImageManifest,
+        image: &ImageLayers<'_>,
         platform: &Platform,
         attestations: &[Attestation],
     ) -> Result<ImageManifest, ExportError> {
@@ -228,7 +238,8 @@ impl Writer<'_> {
             self.names.iter().map(|name| ResultSubject::new(package_url(name, platform), digest)).collect();
         let lease = self.stores.leases.create();
         let mut layers = Vec::new();
-        for Statement { predicate_type, json, .. } in statements(self.stores, attestations, &subjects)? {
+        let statements = statements(self.stores, attestations, &subjects, Some(image))?;
+        for Statement { predicate_type, json, .. } in statements {
             self.stores.content.write_small_held(&json, &lease)?;
             let mut layer = Descriptor::of(MediaType::IN_TOTO, &json);
             layer.annotations.insert(PREDICATE_TYPE.to_owned(), predicate_type);

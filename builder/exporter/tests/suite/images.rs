@@ -1,12 +1,12 @@
 //! Images as documents: what registries and layouts get, checked by docker-registry and skopeo.
 
-use std::{collections::BTreeMap, fs, path::Path, time::SystemTime};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
-use lapstrake_builder_exporter::{
-    Attestation, AttestationContent, AttestationKind, ExportError, Exported, Output, PlatformResult,
+use lapstrake_builder_exporter::{Attestation, ExportError, Exported, Output, PlatformResult};
+use lapstrake_layerstore_conformance::{
+    docker_registry::Registry,
+    registry::{Fake, Shelf},
 };
-use lapstrake_layerstore_conformance::docker_registry::Registry;
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Index, LayerCompression, Manifest, MediaType, Platform};
 use lapstrake_layerstore_store::{Collector, Tree};
 use lapstrake_layerstore_transfer::{LayerBlob, layers, unpack};
@@ -25,14 +25,7 @@ fn to_file(kind: &str, path: &Path, attrs: &[(&str, &str)]) -> Output {
 
 fn provenance(inline_only: bool) -> Attestation {
     let metadata = inline_only.then(|| ("inline-only".to_owned(), b"true".to_vec()));
-    Attestation {
-        kind: AttestationKind::InToto,
-        metadata: metadata.into_iter().collect(),
-        path: "provenance.json".into(),
-        content: AttestationContent::Bytes(Bytes::from_static(b"{\"builder\": {}}")),
-        predicate_type: "https://slsa.dev/provenance/v1".to_owned(),
-        subjects: Vec::new(),
-    }
+    Attestation { metadata: metadata.into_iter().collect(), ..said("{\"builder\": {}}") }
 }
 
 fn document(location: &str) -> Vec<u8> {
@@ -87,6 +80,31 @@ async fn an_image_is_pushed_under_all_names_when_everything_is_made() {
     assert_eq!(parts[0], "exporting layers");
     assert_eq!(parts[5], "pushing layers");
     assert_eq!(parts[6], format!("pushing manifest for {one}@{digest}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_are_on_their_way_before_the_image_may_be_seen() {
+    let (machine, shelf) = (Machine::new(), Arc::new(Shelf::default()));
+    let (begun, begins) = tokio::sync::watch::channel(false);
+    let serving = Arc::clone(&shelf);
+    let registry = Fake::start(move |seen| {
+        if seen.method == "POST" {
+            begun.send_replace(true);
+        }
+        serving.serve(seen).into()
+    })
+    .await;
+    let name = format!("{}/team/app:1", registry.host);
+    let vertex = machine.vertex();
+    let output = parsed("image", &[("name", &name), ("push", "true")]);
+    let made = machine.made(output, vec![machine.result()], false, &vertex).await.unwrap();
+    // Nobody has asked for it to be published yet.
+    begins.clone().wait_for(|begun| *begun).await.unwrap();
+    assert_eq!(shelf.tagged("team/app", "1"), None);
+    let exported = machine.exporter.publish(made, &vertex, &machine.cancel).await.unwrap();
+    let manifest = manifest_of(&machine, &exported);
+    assert!(manifest.layers.iter().all(|layer| shelf.blob(&layer.digest).is_some()));
+    assert!(shelf.tagged("team/app", "1").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -299,6 +317,10 @@ async fn two_builds_on_two_roots_give_one_digest() {
             assert_eq!(archived.manifest.as_ref().unwrap().digest, stored.manifest.as_ref().unwrap().digest);
             let several = machine.export_several(parsed("image", &attrs), vec![result]).await.unwrap();
             let archive = Digest::sha256_of(fs::read(machine.path("o.tar")).unwrap());
+            // BuildKit's note of it, on layers that are new.
+            let noted = manifest_of(&machine, &stored).layers.into_iter();
+            let noted = noted.map(|layer| layer.annotations.get("buildkit/rewritten-timestamp").cloned());
+            assert_eq!(noted.collect::<Vec<_>>(), [None, Some("1700000000".to_owned())]);
             digests.push((stored.response(), several.response(), archive));
 
             // The image in the store is the one that was written, with the base's layer as it was.
@@ -333,7 +355,7 @@ async fn estargz_is_gzip_with_a_table_of_contents_and_its_own_layers() {
         let size = &layer.annotations["io.containers.estargz.uncompressed-size"];
         assert!(size.parse::<u64>().unwrap() > 1024);
         assert_eq!(layer.annotations.len(), 2, "{layer:?}");
-        blobs.push(LayerBlob { descriptor: layer.clone(), diff_id: diff_id.clone() });
+        blobs.push(LayerBlob { descriptor: layer.clone(), diff_id: diff_id.clone(), created: None });
     }
     // Whoever pulls it finds what the config says; the store did.
     let other = Machine::new();
