@@ -14,10 +14,10 @@ use rustix::io::Errno;
 #[non_exhaustive]
 pub enum FilesError {
     /// What a digest was wanted of is not there.
-    #[error("failed to calculate checksum of ref {tree}: {path:?}: not found")]
+    #[error("failed to calculate checksum of ref {}", not_found(tree.as_deref(), path))]
     NotFound {
-        /// The snapshot.
-        tree: String,
+        /// The snapshot; `None` is the empty tree.
+        tree: Option<String>,
         /// The path.
         path: String,
     },
@@ -196,5 +196,13 @@ impl FilesError {
             Self::Action { source, .. } | Self::Digest { source, .. } => source.is_not_found(),
             _ => false,
         }
+    }
+}
+
+/// In BuildKit's words, which are others for a tree that has nothing.
+fn not_found(tree: Option<&str>, path: &str) -> String {
+    match tree {
+        Some(tree) => format!("{tree}: {path:?}: not found"),
+        None => format!("scratch: {path}: no such file or directory"),
     }
 }

@@ -103,7 +103,7 @@ pub fn downloaded(hash: &str) -> &str {
 }
 
 fn missing(path: &str) -> FilesError {
-    FilesError::NotFound { tree: String::new(), path: path.to_owned() }
+    FilesError::NotFound { tree: None, path: path.to_owned() }
 }
 
 struct Sums<'a> {

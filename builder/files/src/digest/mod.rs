@@ -136,7 +136,7 @@ impl ContentHasher {
             if path == "/" {
                 return Ok(Digest::sha256_of(b"").into());
             }
-            return Err(FilesError::NotFound { tree: "scratch".to_owned(), path });
+            return Err(FilesError::NotFound { tree: None, path });
         };
         if let Some(selected) = self.memory.selection(snapshot, selector) {
             return Ok(selected);
@@ -164,10 +164,13 @@ impl ContentHasher {
 
 /// Names the tree in an error.
 fn failed(tree: &Tree, source: FilesError) -> FilesError {
-    let tree = tree.snapshot().map_or_else(|| "scratch".to_owned(), ToString::to_string);
+    let tree = tree.snapshot().map(ToString::to_string);
     match source {
         FilesError::NotFound { path, .. } => FilesError::NotFound { tree, path },
-        source => FilesError::Digest { tree, source: Box::new(source) },
+        source => {
+            let tree = tree.unwrap_or_else(|| "scratch".to_owned());
+            FilesError::Digest { tree, source: Box::new(source) }
+        }
     }
 }
 

@@ -126,7 +126,7 @@ impl<'a> Scan<'a> {
         let missing = || {
             let path = path.to_string_lossy();
             FilesError::NotFound {
-                tree: String::new(),
+                tree: None,
                 path: if path == "/" { "".into() } else { path.into_owned() },
             }
         };

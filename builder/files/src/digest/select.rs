@@ -128,7 +128,7 @@ impl Chosen<'_> {
 
     fn finish(self, path: &str) -> Result<Selected, FilesError> {
         if let Some((missing, _)) = self.required.iter().find(|(_, found)| !found) {
-            return Err(FilesError::NotFound { tree: String::new(), path: (*missing).to_owned() });
+            return Err(FilesError::NotFound { tree: None, path: (*missing).to_owned() });
         }
         match self.first {
             None => Ok(Digest::sha256_of(b"").into()),

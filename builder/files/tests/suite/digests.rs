@@ -86,6 +86,13 @@ fn what_is_not_there_is_named_as_buildkit_names_it() {
     let missing = hasher.digest(&tree, &[Selector { path: "/x".into(), ..Selector::default() }]).unwrap_err();
     assert_eq!(missing.to_string(), format!("failed to calculate checksum of ref {name}: \"/x\": not found"));
     assert!(missing.is_not_found());
+    let nothing =
+        hasher.digest(&Tree::empty(), &[Selector { path: "/x".into(), ..Selector::default() }]).unwrap_err();
+    assert_eq!(
+        nothing.to_string(),
+        "failed to calculate checksum of ref scratch: /x: no such file or directory"
+    );
+    assert!(nothing.is_not_found());
     let below = hasher.digest(&tree, &[Selector { path: "/a/x".into(), ..Selector::default() }]).unwrap_err();
     assert_eq!(
         chain(&below),
