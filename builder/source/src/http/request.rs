@@ -54,7 +54,8 @@ pub(crate) fn client(
     redirects: Policy,
 ) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
-        .user_agent(concat!("lapstrake/", env!("CARGO_PKG_VERSION")))
+        // Servers know BuildKit by its name, and may answer it otherwise.
+        .user_agent(concat!("lapstrake/", env!("CARGO_PKG_VERSION"), " buildkit/v0.32"))
         .connect_timeout(connect)
         .read_timeout(stall)
         // Its policy also takes `Authorization` and the like off when a redirect leads to another host or port.
