@@ -44,20 +44,23 @@ impl Registry {
     /// Starts one that speaks TLS, with [a certificate](Registry::certificate) that nobody vouches for.
     pub fn with_tls() -> Registry {
         Registry::launch(|dir| {
-            let (key, certificate) = (dir.join("key.pem"), dir.join("cert.pem"));
-            let made = Command::new("openssl")
-                .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-                .args(["-subj", "/CN=test", "-days", "2", "-addext", "subjectAltName=IP:127.0.0.1"])
-                .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
-                .arg(&key)
-                .arg("-out")
-                .arg(&certificate)
-                .stderr(Stdio::null())
-                .status()
-                .expect("openssl is installed (Debian package openssl)");
-            assert!(made.success());
+            let (certificate, key) = make_certificate(dir, "");
             // Inside the `http` table that the configuration ends with.
             format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display())
+        })
+    }
+
+    /// Starts one that speaks TLS with those only who have [the client's certificate](Registry::client_certificate).
+    pub fn with_client_certificates() -> Registry {
+        Registry::launch(|dir| {
+            let (certificate, key) = make_certificate(dir, "");
+            let (client, _) = make_certificate(dir, "client-");
+            format!(
+                "  tls: {{certificate: {}, key: {}, clientcas: [{}]}}\n",
+                certificate.display(),
+                key.display(),
+                client.display()
+            )
         })
     }
 
@@ -122,10 +125,33 @@ impl Registry {
         self.dir.path().join("cert.pem")
     }
 
+    /// The certificate, and its key, that a registry [with client certificates](Registry::with_client_certificates) wants.
+    pub fn client_certificate(&self) -> (PathBuf, PathBuf) {
+        (self.dir.path().join("client-cert.pem"), self.dir.path().join("client-key.pem"))
+    }
+
     /// What the registry logged: each request that it has answered, among others.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
+}
+
+/// Makes a certificate that nobody vouches for, and its key.
+fn make_certificate(dir: &Path, prefix: &str) -> (PathBuf, PathBuf) {
+    let path = |name: &str| dir.join(format!("{prefix}{name}"));
+    let (certificate, key) = (path("cert.pem"), path("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+        .args(["-subj", "/CN=test", "-days", "2", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .stderr(Stdio::null())
+        .status()
+        .expect("openssl is installed (Debian package openssl)");
+    assert!(made.success());
+    (certificate, key)
 }
 
 impl Drop for Registry {

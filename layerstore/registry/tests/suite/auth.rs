@@ -207,6 +207,55 @@ async fn a_token_answer_without_a_token_is_not_quoted() {
 }
 
 #[tokio::test]
+async fn a_huge_or_endless_token_answer_is_cut_off() {
+    for is_endless in [false, true] {
+        let g = guarded(&Image::new(1, &linux(), &[10]), move |_| {
+            let body = match is_endless {
+                false => Body::from(format!(r#"{{"token":"{}"}}"#, "x".repeat(2 << 20))),
+                true => {
+                    let piece = || Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 64 << 10]));
+                    Body::from_stream(futures::stream::repeat_with(piece))
+                }
+            };
+            status(200).body(body).unwrap().into()
+        })
+        .await;
+        let e = pull(&client(), &g.fake).await.map(drop).unwrap_err();
+        assert!(matches!(e, RegistryError::TooLarge { limit: 1_048_576, .. }), "{e}");
+    }
+}
+
+#[tokio::test]
+async fn authorization_does_not_follow_an_upload_to_another_host() {
+    let elsewhere = Fake::start(|_| status(201).body(Body::empty()).unwrap().into()).await;
+    let to = elsewhere.host.clone();
+    let fake = Fake::start(move |seen| {
+        if seen.header("authorization").is_none() {
+            return status(401).header("www-authenticate", "Basic").body(Body::empty()).unwrap().into();
+        }
+        match seen.method.as_str() {
+            "HEAD" => error(404, "BLOB_UNKNOWN", "").into(),
+            "POST" => {
+                let location = format!("http://{to}/upload?key=SIGNATURE");
+                status(202).header("location", location).body(Body::empty()).unwrap().into()
+            }
+            _ => status(201).body(Body::empty()).unwrap().into(),
+        }
+    })
+    .await;
+    let (yard, image) = (Yard::new(), Image::new(1, &linux(), &[1000]));
+    yard.put_image(&image);
+    let (content, root) = (yard.target.content.clone(), image.root().clone());
+    let source = PushSource { content, root, mounts: Default::default() };
+    let credentials = StaticCredentials::new().with(&fake.host, password());
+    let client = client().with_credentials(Arc::new(credentials));
+    client.push(&fake.reference(), &source, &yard.progress).await.unwrap();
+    let log = elsewhere.log.lock().unwrap().clone();
+    assert_eq!(log.len(), 2, "the layer and the config");
+    assert!(log.iter().all(|seen| seen.method == "PUT" && seen.header("authorization").is_none()), "{log:?}");
+}
+
+#[tokio::test]
 async fn nobody_is_told_a_password_in_the_clear() {
     for realm in ["http://auth.example.org/token", "ftp://127.0.0.1/", "https://a:b@127.0.0.1/", "nonsense"] {
         let fake = Fake::start(move |_| {

@@ -426,8 +426,11 @@ async fn mirrors_are_asked_first_and_passed_over_when_they_fail() {
         false => corrupt.serve(seen).into(),
     })
     .await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dead = listener.local_addr().unwrap();
+    drop(listener);
     let toml = format!(
-        "[registry.\"registry.invalid\"]\nmirrors = [\"{}\", \"{}/cache\", \"{}\"]",
+        "[registry.\"registry.invalid\"]\nmirrors = [\"{dead}\", \"{}\", \"{}/cache\", \"{}\"]",
         bad.host, liar.host, good.host
     );
     let client = RegistryClient::new(RegistryConfig::from_toml(&toml).unwrap(), options());
@@ -440,6 +443,26 @@ async fn mirrors_are_asked_first_and_passed_over_when_they_fail() {
     assert_eq!(layer.path, format!("/v2/cache/team/app/blobs/{}", image.layer(0).digest));
     assert_eq!(layer.query, "ns=registry.invalid");
     assert_eq!(good.count("GET", "/blobs/"), 1);
+}
+
+#[tokio::test]
+async fn the_registry_itself_is_asked_when_no_mirror_has_it() {
+    let image = Image::new(1, &linux(), &[1000]);
+    let mirror = Fake::start(|_| error(404, "NAME_UNKNOWN", "no").into()).await;
+    let broken = Fake::start(|_| error(503, "UNAVAILABLE", "").into()).await;
+    let registry = Fake::honest(&image).await;
+    let toml =
+        format!("[registry.\"{}\"]\nmirrors = [\"{}\", \"{}\"]", registry.host, mirror.host, broken.host);
+    let client = RegistryClient::new(RegistryConfig::from_toml(&toml).unwrap(), options());
+    let yard = Yard::new();
+    pull(&client, &registry, &yard).await.unwrap();
+    assert!(yard.has(&image.layer(0).digest));
+    let asked =
+        |fake: &Fake| fake.log.lock().unwrap().iter().map(|seen| seen.query.clone()).collect::<Vec<_>>();
+    let namespace = format!("ns={}", registry.host.replace(':', "%3A"));
+    assert!(asked(&mirror).iter().all(|query| *query == namespace));
+    assert!(!asked(&mirror).is_empty() && !asked(&broken).is_empty());
+    assert!(asked(&registry).iter().all(String::is_empty), "the registry is not told whom it stands for");
 }
 
 #[tokio::test]

@@ -144,6 +144,29 @@ async fn certificates_are_verified_as_configured() {
 }
 
 #[tokio::test]
+async fn a_client_certificate_is_shown_to_the_registry_that_it_is_for() {
+    let registry = Registry::with_client_certificates();
+    let (certificate, key) = registry.client_certificate();
+    let image = Image::new(1, &linux(), &[10_000]);
+    let (yard, reference) = (Yard::new(), registry.reference("tls/app"));
+    let with = |settings: &str| {
+        let ca = format!("ca = [{:?}]", registry.certificate());
+        let toml = format!("[registry.\"{}\"]\n{ca}\n{settings}", registry.host());
+        RegistryClient::new(RegistryConfig::from_toml(&toml).unwrap(), options())
+    };
+    let e = with("").resolve(&reference).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
+    let client = with(&format!("keypair = [{{key = {key:?}, cert = {certificate:?}}}]"));
+    client.push(&reference, &source(&yard, &image), &yard.progress).await.unwrap();
+    assert_pulls(&client, &reference, &image).await;
+    // The same, found in a directory as Docker has it.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(&certificate, dir.path().join("client.cert")).unwrap();
+    std::fs::copy(&key, dir.path().join("client.key")).unwrap();
+    assert_pulls(&with(&format!("tlsconfigdir = [{:?}]", dir.path())), &reference, &image).await;
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_told_in_dockers_words() {
     let registry = Registry::start();
     let e = client().resolve(&registry.reference("nothing:1")).await.unwrap_err();
