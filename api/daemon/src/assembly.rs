@@ -14,8 +14,9 @@ use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_registry::{ClientOptions, RegistryClient};
 use lapstrake_layerstore_store::{Collector, Holder, LocalStore, Metadata, Stores};
 use lapstrake_session::Sessions;
+use serde_json::Map;
 
-use crate::{error::ProgramError, rootless, settings::StoreSettings, sweeper::Tidier};
+use crate::{error::ProgramError, provenance, rootless, settings::StoreSettings, sweeper::Tidier};
 
 /// The store, opened: what `df` and `prune` need.
 pub(crate) struct OpenStore {
@@ -114,6 +115,10 @@ impl Assembly {
         entitlements: Vec<Entitlement>,
         helper: Helper,
     ) -> Result<Self, ProgramError> {
+        let machine = match &settings.provenance_env_dir {
+            Some(directory) => provenance::facts(directory)?,
+            None => Map::new(),
+        };
         let store = OpenStore::open(settings)?;
         let executor: Arc<dyn Executor> = match &settings.oci_runtime {
             Some(path) if rootless::is_ordinary_user() => {
@@ -147,6 +152,7 @@ impl Assembly {
             devices: settings.devices.clone(),
         });
         engine.record_in(store.history.clone());
+        engine.describe_machine(machine);
         Ok(Self { store, engine, sessions, registry })
     }
 }

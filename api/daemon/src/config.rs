@@ -39,6 +39,9 @@ pub(crate) struct ConfigFile {
     /// Our own key: whether failed steps are kept of builds that do not say it.
     #[serde(rename = "keepFailed")]
     pub(crate) keep_failed: bool,
+    /// Where the files are that say what provenance tells of this machine.
+    #[serde(rename = "provenanceEnvDir")]
+    pub(crate) provenance_env_dir: Option<PathBuf>,
     /// The daemon's log.
     pub(crate) log: Log,
     /// Where to listen.

@@ -31,6 +31,7 @@ mod logging;
 mod notify;
 mod platforms;
 mod process;
+mod provenance;
 mod rootless;
 mod settings;
 mod sweeper;

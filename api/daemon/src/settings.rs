@@ -39,6 +39,8 @@ pub(crate) struct StoreSettings {
     pub(crate) entitlements: Option<Vec<Entitlement>>,
     /// Where devices for steps are described.
     pub(crate) devices: CdiDevices,
+    /// Where the files are that say what provenance tells of this machine.
+    pub(crate) provenance_env_dir: Option<PathBuf>,
     /// What steps get for a network.
     pub(crate) network: NetworkOptions,
     /// Registries by host.
@@ -155,6 +157,7 @@ impl StoreSettings {
             frontends: file.frontend.dockerfile.frontends(),
             entitlements: file.entitlements.take(),
             devices: std::mem::take(&mut file.cdi).devices(),
+            provenance_env_dir: file.provenance_env_dir.take(),
             network,
             registry: std::mem::take(&mut file.registry),
             host_gateway: HostGateway::new(args.host_gateway_ip.clone())

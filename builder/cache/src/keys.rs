@@ -44,6 +44,29 @@ impl CacheStore<Tree> for BuildCache {
     }
 }
 
+impl BuildCache {
+    /// The newest result of any of these keys, if it is here. Nothing holds it, and it counts as no use of it. Blocks.
+    pub fn snapshot_of(&self, keys: &[KeyId]) -> Result<Option<SnapshotName>, StoreError> {
+        self.metadata.read(|db| {
+            let failed = "look up a cached result";
+            let mut statement = db
+                .prepare_cached(
+                    "SELECT snapshot FROM cache_result WHERE key = ?1 AND snapshot IS NOT NULL ORDER BY seq DESC LIMIT 1",
+                )
+                .map_err(StoreError::metadata(failed))?;
+            for key in keys {
+                let mut rows = statement
+                    .query_map([key.as_str()], |row| row.get::<_, String>(0))
+                    .map_err(StoreError::metadata(failed))?;
+                if let Some(found) = rows.next() {
+                    return found.map(|name| Some(SnapshotName::new(name))).map_err(StoreError::metadata(failed));
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
 /// Asked in the middle of tasks: see docs/decisions/0010.
 fn look_up(metadata: &Metadata, from: &KeyId, link: &Link) -> Result<Vec<KeyId>, StoreError> {
     metadata.look_up(|db| {

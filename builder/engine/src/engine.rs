@@ -23,14 +23,14 @@ use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_session::{SessionId, Sessions};
 use parking_lot::Mutex;
+use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendRequest, FrontendResult,
-    Frontends, Input,
-    Script, SourcePolicy, StepError,
-    attest::{Attests, Capture, Captures, Times, Trail},
+    Frontends, Input, Script, SourcePolicy, StepError,
+    attest::{Attests, Capture, Captures, Maker, Producers, Times, Trail},
     bridge::{BuildParts, Offer, Target},
     caches::{Solved, snapshots},
     classic::ClassicBuild,
@@ -83,6 +83,10 @@ struct Inner {
     /// Those of builds whose client is the frontend.
     bridges: watch::Sender<HashMap<BuildId, Arc<Bridge>>>,
     history: OnceLock<History>,
+    /// Who made graphs that other frontends get as input.
+    producers: Producers,
+    /// What provenance tells of this machine.
+    machine: OnceLock<Map<String, Value>>,
 }
 
 impl Engine {
@@ -111,6 +115,8 @@ impl Engine {
             running: Mutex::default(),
             bridges: watch::Sender::default(),
             history: OnceLock::new(),
+            producers: Producers::default(),
+            machine: OnceLock::new(),
         }))
     }
 
@@ -164,6 +170,15 @@ impl Engine {
     /// Records all builds from now on. Counts once.
     pub fn record_in(&self, history: History) {
         let _ = self.0.history.set(history);
+    }
+
+    /// Tells this of the machine in all provenance from now on (`provenanceEnvDir` of `buildkitd.toml`). Counts once.
+    pub fn describe_machine(&self, facts: Map<String, Value>) {
+        let _ = self.0.machine.set(facts);
+    }
+
+    pub(crate) fn producers(&self) -> &Producers {
+        &self.0.producers
     }
 
     fn record(&self, request: &BuildRequest, progress: &Progress) -> Option<Recording> {
@@ -242,15 +257,22 @@ impl Engine {
             bare_modes: false,
             grants: request.grants.clone(),
             resources: request.resources.clone(),
+            shows_failed: matches!(request.input, Input::Client { .. } | Input::Frontend(_)),
             policy: request.source_policy.clone(),
             progress: progress.clone(),
             renewed: Arc::default(),
             inside: Vec::new(),
-            trail: Trail::of(&request.input, request.compatibility),
+            trail: Trail::of(&request.input, request.compatibility, self.producers()),
             failed,
             known,
         };
         let cache_from = request.cache_from.clone();
+        let asked = match &request.input {
+            Input::Client { options, .. } | Input::Frontend(FrontendRequest { options, .. }) => {
+                Some(options.clone())
+            }
+            _ => None,
+        };
         let build = |scope| BuildParts::new(Arc::new(scope), progress, cancel, cache_from);
         let mut classic = None;
         // Until the build ends: who has answered may still look at what it answered with.
@@ -259,7 +281,6 @@ impl Engine {
             Input::Definition { definition, .. } => {
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
-            shows_failed: matches!(request.input, Input::Client { .. } | Input::Frontend(_)),
                 let result = FrontendResult::one(self.reference(&build, definition, &[]));
                 (build, result)
             }
@@ -269,12 +290,6 @@ impl Engine {
                 (build, result)
             }
             Input::Client { inputs, .. } => {
-        let asked = match &request.input {
-            Input::Client { options, .. } | Input::Frontend(FrontendRequest { options, .. }) => {
-                Some(options.clone())
-            }
-            _ => None,
-        };
                 let build = build(scope);
                 self.identify(&build.scope, None).await;
                 let (bridge, answered) = Bridge::new(self, &build, inputs);
@@ -318,6 +333,9 @@ impl Engine {
         };
         let several = result.is_multi_platform();
         let targets = result.targets()?;
+        if let Some(asked) = asked {
+            warn_of(&result.doubts(&asked, &targets), progress);
+        }
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
         // Before anything is built for nothing.
@@ -335,9 +353,6 @@ impl Engine {
                         None => Ok((Tree::empty(), BuildKeys::default())),
                     }
                 });
-        if let Some(asked) = asked {
-            warn_of(&result.doubts(&asked, &targets), progress);
-        }
                 let solved = futures::future::try_join_all(each).await?;
                 done.extend(targets.into_iter().zip(solved));
             }
@@ -355,13 +370,14 @@ impl Engine {
         times.finish();
         let targets: Vec<&Target> = done.iter().map(|(target, _)| target).collect();
         let captures = Captures::of(&build.scope.trail, &result, &targets);
+        let maker = Maker { cache: Arc::clone(self.cache()), machine: self.0.machine.get().cloned() };
         let mut provenance = BTreeMap::new();
-        for target in targets {
+        for (target, (_, keys)) in &done {
             if let Some(order) = &attests.provenance {
-                provenance.insert(target.key.clone(), captures.attest(order, target, &times)?);
+                provenance.insert(target.key.clone(), captures.attest(order, target, &times, &maker, keys)?);
             }
             if let Some(known) = &build.scope.known
-                && let Some((kind, predicate)) = captures.record(target, &attests, &times)?
+                && let Some((kind, predicate)) = captures.record(target, &attests, &times, &maker)?
             {
                 known.note_provenance(several.then(|| target.key.clone()), kind, predicate);
             }
@@ -388,7 +404,13 @@ impl Engine {
                 attestations,
             });
         }
-        let made = Made { results, several, names: result.names()?, compatibility: request.compatibility };
+        let made = Made {
+            results,
+            several,
+            names: result.names()?,
+            annotations: result.annotations()?,
+            compatibility: request.compatibility,
+        };
         let BuildParts { scope, imports, .. } = &*build;
         let caches = self.export_caches(&request.cache_to, &solved, imports, scope, progress, cancel);
         let mut outputs = request.outputs;
@@ -606,6 +628,11 @@ impl BuildKeys {
         self.build.as_ref().map(|build| build.keys()).unwrap_or_default()
     }
 
+    /// The keys of each output of the graph's vertices.
+    pub(crate) fn by_output(&self) -> Vec<(Digest, u32, Vec<KeyId>)> {
+        self.build.as_ref().map(|build| build.keys_by_output()).unwrap_or_default()
+    }
+
     /// The result of one of the graph's vertices.
     pub(crate) async fn result_of(&self, vertex: &Digest) -> Result<Option<Tree>, EngineError> {
         let Some(build) = &self.build else { return Ok(None) };
@@ -626,14 +653,6 @@ impl Drop for Running {
     }
 }
 
-/// A vertex that is not of the graph: what the engine itself does for a build.
-pub(crate) fn internal_vertex(progress: &Progress, name: impl Into<String>) -> VertexHandle {
-    let name = name.into();
-    // Random, as BuildKit's are: two builds' exports are two vertices.
-    let salt = lapstrake_layerstore_store::SnapshotKey::random();
-    let digest = Digest::sha256_of(format!("{name} {salt}").as_bytes());
-    VertexHandle::announce(Arc::new(progress.clone()), VertexState::pending(digest, name, Vec::new()))
-}
 /// Tells the client what there is to be said of a result.
 fn warn_of(doubts: &[String], progress: &Progress) {
     if doubts.is_empty() {
@@ -655,3 +674,11 @@ fn warn_of(doubts: &[String], progress: &Progress) {
     vertex.complete();
 }
 
+/// A vertex that is not of the graph: what the engine itself does for a build.
+pub(crate) fn internal_vertex(progress: &Progress, name: impl Into<String>) -> VertexHandle {
+    let name = name.into();
+    // Random, as BuildKit's are: two builds' exports are two vertices.
+    let salt = lapstrake_layerstore_store::SnapshotKey::random();
+    let digest = Digest::sha256_of(format!("{name} {salt}").as_bytes());
+    VertexHandle::announce(Arc::new(progress.clone()), VertexState::pending(digest, name, Vec::new()))
+}

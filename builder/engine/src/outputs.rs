@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use lapstrake_builder_exporter::{
-    Compatibility, ExportError, ExportRequest, Exported, Output, PlatformResult,
+    Annotations, Compatibility, ExportError, ExportRequest, Exported, Output, PlatformResult,
 };
 use lapstrake_builder_progress::Progress;
 use lapstrake_layerstore_oci::{Descriptor, Reference};
@@ -29,6 +29,8 @@ pub(crate) struct Made {
     pub(crate) several: bool,
     /// The names that the frontend gives.
     pub(crate) names: Vec<Reference>,
+    /// What else the frontend says of the image.
+    pub(crate) annotations: Annotations,
     /// As which version of BuildKit they are exported.
     pub(crate) compatibility: Compatibility,
 }
@@ -83,7 +85,7 @@ impl Engine {
 
     async fn leave_one(
         &self,
-        output: Output,
+        mut output: Output,
         number: ExporterId,
         made: &Made,
         scope: &Arc<BuildScope>,
@@ -93,6 +95,7 @@ impl Engine {
         let Some(name) = output.progress_name() else { return Ok(Exported::default()) };
         let vertex = internal_vertex(progress, name);
         let cx = self.source_context(scope, vertex.clone(), stop);
+        output.annotate(&made.annotations);
         let request = ExportRequest {
             output,
             number,

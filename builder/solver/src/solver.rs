@@ -238,6 +238,11 @@ impl<X: Types> Build<X> {
     /// The keys that the build's results are known by, one set for each output that the graph uses, inputs first: what a cache export is
     /// about. Asked after [`Build::resolve`]; nothing is run or waited for, and what was not looked at has no keys.
     pub fn keys(&self) -> Vec<Vec<KeyId>> {
+        self.keys_by_output().into_iter().map(|(_, _, keys)| keys).collect()
+    }
+
+    /// The same, each with its vertex and the number of its output.
+    pub fn keys_by_output(&self) -> Vec<(Digest, u32, Vec<KeyId>)> {
         let Some(target) = self.nodes.last() else { return Vec::new() };
         let places: HashMap<*const Node<X>, usize> =
             self.nodes.iter().enumerate().map(|(place, node)| (Arc::as_ptr(node), place)).collect();
@@ -248,14 +253,14 @@ impl<X: Types> Build<X> {
             used[place(node)].insert(*output);
         }
         let mut known: HashMap<(usize, u32), usize> = HashMap::new();
-        let mut all: Vec<Vec<KeyId>> = Vec::new();
+        let mut all: Vec<(Digest, u32, Vec<KeyId>)> = Vec::new();
         for (node, outputs) in self.nodes.iter().zip(used) {
             // Inputs come before what they are inputs of.
-            let of = |(input, output): &(Arc<Node<X>>, u32)| all[known[&(place(input), *output)]].clone();
+            let of = |(input, output): &(Arc<Node<X>>, u32)| all[known[&(place(input), *output)]].2.clone();
             let inputs: Vec<Vec<KeyId>> = node.inputs.iter().map(of).collect();
             for output in outputs {
                 known.insert((place(node), output), all.len());
-                all.push(node.all_keys(output, &inputs));
+                all.push((node.digest.clone(), output, node.all_keys(output, &inputs)));
             }
         }
         all

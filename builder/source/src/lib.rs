@@ -36,5 +36,6 @@ pub use context::{BuildMark, CommitObjects, LocalProvider, Source, SourceContext
 pub use error::{ErrorKind, SourceError};
 pub use http::SuffixedDigest;
 pub use identifier::canonical_identifier;
+pub use image::AttestationChain;
 pub use material::Material;
 pub use sources::{SourceLimits, Sources, SourcesOptions};

@@ -188,6 +188,23 @@ impl Sources {
         }
     }
 
+    /// What is attested of an image, with the statements of these predicate types; `None` where an image has no place for it. Clients' layouts are not looked
+    /// into.
+    ///
+    /// # Errors
+    /// [`SourceError::Registry`], [`SourceError::Store`], [`SourceError::Unsuitable`].
+    pub async fn attestations(
+        &self,
+        cx: &SourceContext,
+        query: &ImageQuery,
+        predicate_types: &[String],
+    ) -> Result<Option<crate::AttestationChain>, SourceError> {
+        match &query.origin {
+            ImageOrigin::Registry { .. } => self.shared.images.attestations(cx, query, predicate_types).await,
+            ImageOrigin::OciLayout { .. } => Ok(None),
+        }
+    }
+
     /// The registry client with the logins of those who wait: for what is no image, such as an exported cache.
     pub fn registry(&self, cx: &SourceContext) -> RegistryClient {
         self.shared.images.client(cx)

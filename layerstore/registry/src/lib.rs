@@ -35,6 +35,7 @@ mod options;
 mod progress;
 mod pull;
 mod push;
+mod referrers;
 mod sink;
 mod tags;
 mod transport;

@@ -1,12 +1,12 @@
 //! The layers of a tree, and their tar streams.
 
-use std::io::{self, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 
-use lapstrake_layerstore_diff::{WriteOptions, decompress, write_layer};
-use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, DigestWriter, LayerCompression};
+use lapstrake_layerstore_diff::{ArchiveReader, Limits, WriteOptions, decompress, write_layer};
+use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, DigestWriter, LayerCompression};
 use lapstrake_layerstore_store::{BlobReader, Layer, SnapshotName, StoreError, Stores, Tree};
 
-use crate::{TransferError, blob_content};
+use crate::{ManifestForm, TransferError, blob_content, described};
 
 /// The layers of a tree, bottom first. Diff ids that are not known yet are computed, by streaming each layer's tar into its digest, and
 /// remembered: nothing is written but the answer. Blocks.
@@ -64,6 +64,59 @@ pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<
     } else {
         Err(TransferError::WrongDiffId { expected: layer.diff_id.clone(), actual })
     }
+}
+
+/// Blobs that the layers of a tree have already, bottom first: one chain for each blob of the uppermost, of the same compression as far as there are such.
+/// None where a layer has no blob. Nothing is made or computed. Blocks.
+pub fn blob_chains(stores: &Stores, top: &SnapshotName) -> Result<Vec<Vec<Descriptor>>, TransferError> {
+    let mut all: Vec<Vec<Descriptor>> = Vec::new();
+    let mut next = Some(top.clone());
+    while let Some(name) = next {
+        next = stores.snapshots.stat(&name)?.parent;
+        let Some(layer) = stores.layers.by_snapshot(&name)? else { return Ok(Vec::new()) };
+        let blobs = stores.layers.blobs(&layer.diff_id)?;
+        if blobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        all.push(blobs);
+    }
+    let Some(uppermost) = all.first() else { return Ok(Vec::new()) };
+    let mut chains: Vec<Vec<Descriptor>> = Vec::new();
+    for chosen in uppermost {
+        let compression = chosen.media_type.layer_compression();
+        let is_same = |blob: &&Descriptor| blob.media_type.layer_compression() == compression;
+        let below = all[1..].iter().rev().map(|blobs| blobs.iter().find(is_same).unwrap_or(&blobs[0]));
+        let chain: Vec<_> = below.chain([chosen]).map(|blob| described(blob, ManifestForm::Oci)).collect();
+        if !chains.contains(&chain) {
+            chains.push(chain);
+        }
+    }
+    Ok(chains)
+}
+
+/// The names of what is in a layer's tar stream, in its order; what is no UTF-8 is replaced. The caller holds the layer. Blocks.
+pub fn layer_names(stores: &Stores, layer: &Layer, visit: &mut dyn FnMut(&str)) -> Result<(), TransferError> {
+    /// Bytes on their way from one thread to the other.
+    const BUFFER: usize = 256 << 10;
+    let (reader, writer) = io::pipe().map_err(TransferError::io("open a pipe"))?;
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            let mut writer = BufWriter::with_capacity(BUFFER, writer);
+            layer_tar(stores, layer, &mut writer)?;
+            writer.flush().map_err(TransferError::io("write a layer"))
+        });
+        let mut archive = ArchiveReader::new(BufReader::with_capacity(BUFFER, reader), &Limits::default());
+        // The archive goes with it, so that after an error the other thread ends, too.
+        let read = (move || {
+            while let Some(member) = archive.next_member()? {
+                visit(&String::from_utf8_lossy(&member.name));
+            }
+            archive.drain()
+        })();
+        let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.map_err(TransferError::layer(&layer.diff_id))?;
+        written
+    })
 }
 
 struct OpenBlob {

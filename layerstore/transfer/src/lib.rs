@@ -36,7 +36,7 @@ pub use blobs::{
 pub use error::{ErrorKind, TransferError};
 pub use import::import;
 pub use index::{ImageIndex, make_index, stored_index, stored_manifest};
-pub use layers::{layer_tar, layers};
+pub use layers::{blob_chains, layer_names, layer_tar, layers};
 pub use load::{LoadEvent, Loaded, load};
 pub use manifest::{
     ImageManifest, ManifestForm, ManifestOptions, image_manifest, make_manifest, write_manifest,

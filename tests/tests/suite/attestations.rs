@@ -4,6 +4,8 @@ use std::path::Path;
 
 use lapstrake_builder_engine::{BuildRequest, Destination, Input, Output};
 use lapstrake_builder_history::AttachmentKind;
+use lapstrake_builder_llb::Definition;
+use lapstrake_integration_cli::buildkit::Llb;
 use lapstrake_tests::{Built, Context, Workbench};
 use serde_json::Value;
 
@@ -111,6 +113,60 @@ async fn all_that_a_build_was_is_told_in_its_provenance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_graph_of_a_client_is_attested_if_the_client_says_so() {
+    let (bench, to) = (Workbench::new(), tempfile::tempdir().unwrap());
+    let mut graph = Llb::default();
+    let file = graph.file(None, "/made", b"x");
+    let definition = Definition::from_proto(graph.result(&file)).unwrap();
+    let mut request = bench.request(context(), "unused").await.unwrap();
+    let options = [("attest:provenance".to_owned(), String::new())].into();
+    request.input = Input::Definition { definition, options };
+    request.outputs = vec![Output::local(Destination::Path(to.path().to_owned()))];
+    bench.run(request).await.1.unwrap();
+    let parameters = &json(&to.path().join("provenance.json"))["predicate"]["buildDefinition"]["externalParameters"];
+    assert_eq!(parameters["request"], serde_json::json!({"compatibilityVersion": 30}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_step_is_told_with_its_layers_as_far_as_there_are_blobs() {
+    let bench = Workbench::new();
+    let facts = serde_json::json!({"rack": {"row": 7}});
+    bench.engine.describe_machine(facts.as_object().unwrap().clone());
+    // A triangle: the base leads to the result on two ways.
+    let text = "FROM busybox AS base\nFROM base AS a\nRUN echo a > /a\nFROM base\nCOPY --from=a /a /\nRUN echo b > /b\n";
+    // What was cached is told as what was made.
+    for name in ["one", "two"] {
+        let mut request = bench.request(Context::new(text), name).await.unwrap();
+        say(&mut request, "BUILDKIT_ATTEST_PROVENANCE", "mode=max");
+        let built = bench.run(request).await.1.unwrap();
+        let read = |digest: &Value| -> Value {
+            let digest = lapstrake_layerstore_oci::Digest::parse(digest.as_str().unwrap()).unwrap();
+            serde_json::from_slice(&bench.stores.content.read_small(&digest, 1 << 20).unwrap()).unwrap()
+        };
+        let index = read(&built.exported.manifest.unwrap().digest.to_string().into());
+        let image = read(&index["manifests"][0]["digest"]);
+        let attested = read(&index["manifests"][1]["digest"]);
+        let predicate = &read(&attested["layers"][0]["digest"])["predicate"];
+        let internal = &predicate["buildDefinition"]["internalParameters"];
+        assert_eq!(internal["rack"]["row"], 7);
+        let layers = &predicate["runDetails"]["metadata"]["buildkit_metadata"]["layers"];
+        let of = |step: &Value| &layers[format!("{}:0", step["id"].as_str().unwrap())];
+        let steps = internal["buildConfig"]["llbDefinition"].as_array().unwrap();
+        let op = |kind: &str| steps.iter().filter(move |step| step["op"]["Op"][kind].is_object());
+        let base = of(op("source").next().unwrap());
+        assert_eq!(base.as_array().unwrap().len(), 1, "once, though two ways lead there: {layers}");
+        let whole = &image["layers"];
+        assert_eq!(base[0][0]["digest"], whole[0]["digest"]);
+        let copied = of(op("file").next().unwrap());
+        assert_eq!(copied[0].as_array().unwrap()[..], whole.as_array().unwrap()[..2]);
+        let last = of(op("exec").last().unwrap());
+        assert_eq!(last, &serde_json::json!([whole]));
+        // Nobody compressed what the image does not have.
+        assert_eq!(of(op("exec").next().unwrap()), &Value::Null);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_least_that_is_told_has_no_values_of_build_args_and_no_secrets() {
     let (bench, to) = (Workbench::new(), tempfile::tempdir().unwrap());
     let text = "FROM busybox\nARG TOKEN\nRUN --mount=type=secret,id=hush,required=false echo $TOKEN > /made\nFROM scratch\nCOPY --from=0 /made /\n";
@@ -181,6 +237,12 @@ async fn every_build_is_recorded_with_how_it_came_to_be_and_with_nobodys_secrets
     let bytes = document(&bench, &provenance.digest);
     let text = String::from_utf8(bytes).unwrap();
     assert!(text.contains("pkg:docker/busybox@latest") && !text.contains("s3cret"), "{text}");
+    let predicate: Value = serde_json::from_str(&text).unwrap();
+    let source = &predicate["runDetails"]["metadata"]["buildkit_metadata"]["source"];
+    let [dockerfile] = &source["infos"].as_array().unwrap()[..] else { panic!("{source}") };
+    assert_eq!((&dockerfile["filename"], &dockerfile["language"]), (&"Dockerfile".into(), &"Dockerfile".into()));
+    assert!(dockerfile["llbDefinition"].is_array(), "where it came from");
+    assert_eq!(predicate["buildDefinition"]["internalParameters"].get("buildConfig"), None);
 }
 
 fn document(bench: &Workbench, digest: &str) -> Vec<u8> {

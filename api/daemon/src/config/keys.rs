@@ -29,7 +29,7 @@ pub(crate) const KEYS: &[(&str, Fate)] = &[
     ("keepFailed", Honoured),
     ("insecure-entitlements", Honoured),
     ("proxyNetwork", Refused("no proxy is put between steps and the network")),
-    ("provenanceEnvDir", Vain("provenance tells nothing of the machine but its platform")),
+    ("provenanceEnvDir", Honoured),
     ("log.format", Honoured),
     ("log.level", Honoured),
     ("dns.nameservers", Honoured),

@@ -11,6 +11,7 @@
 
 mod capture;
 mod predicate;
+mod producers;
 mod provenance;
 mod purl;
 mod sbom;
@@ -28,11 +29,12 @@ use time::OffsetDateTime;
 
 pub(crate) use self::{
     capture::Capture,
-    provenance::{Order as ProvenanceOrder, Times},
+    producers::Producers,
+    provenance::{Maker, Order as ProvenanceOrder, Times},
     sbom::ScannerOrder,
-    trail::Trail,
+    trail::{Asked, Trail},
 };
-use crate::{EngineError, FrontendResult, Input, bridge::Target, recorded};
+use crate::{EngineError, FrontendResult, Input, bridge::Target, engine::BuildKeys, recorded};
 
 /// What a client wants to be attested.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,10 +81,10 @@ impl Captures {
         for target in targets {
             let Some(source) = &target.source else { continue };
             // Of what was made of nothing, nothing is told.
-            let Some(maker) = trail.maker(source.id()) else { continue };
+            let Some(own) = trail.maker(source.id()) else { continue };
             let platform = result.is_multi_platform().then_some(&target.platform);
-            let Some(capture) = maker.capture(source.id(), &results, &platforms, platform) else { continue };
-            of.insert(target.key.clone(), (maker, capture));
+            let Some(capture) = own.capture(source.id(), &results, &platforms, platform) else { continue };
+            of.insert(target.key.clone(), (own, capture));
         }
         Self { of }
     }
@@ -93,28 +95,31 @@ impl Captures {
         order: &ProvenanceOrder,
         target: &Target,
         times: &Times,
+        maker: &Maker,
+        keys: &BuildKeys,
     ) -> Result<Option<Attestation>, EngineError> {
-        let (Some((maker, capture)), Some(source)) = (self.of.get(&target.key), &target.source) else {
+        let (Some((trail, capture)), Some(source)) = (self.of.get(&target.key), &target.source) else {
             return Ok(None);
         };
-        order.attestation(maker, capture, source.definition(), times).map(Some)
+        order.attestation(maker, trail, capture, source.definition(), times, keys).map(Some)
     }
 }
 
 impl Captures {
-    /// The provenance of one result as it is kept with the build's record: as little as is ever told, which has no secrets.
+    /// The provenance of one result as it is kept with the build's record, without what may be a secret.
     pub(crate) fn record(
         &self,
         target: &Target,
         attests: &Attests,
         times: &Times,
+        maker: &Maker,
     ) -> Result<Option<(&'static str, Vec<u8>)>, EngineError> {
-        let (Some((maker, capture)), Some(source)) = (self.of.get(&target.key), &target.source) else {
+        let (Some((trail, capture)), Some(source)) = (self.of.get(&target.key), &target.source) else {
             return Ok(None);
         };
         let builder_id = attests.provenance.as_ref().map(|order| order.builder_id().to_owned());
         let order = ProvenanceOrder::of_record(builder_id.unwrap_or_default());
-        order.predicate(maker, capture, source.definition(), times).map(Some)
+        order.predicate(maker, trail, capture, source.definition(), times).map(Some)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lapstrake_layerstore_oci::{Descriptor, Timestamp};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::steps::{BuildConfig, SourceMap};
 
@@ -35,6 +36,8 @@ pub(crate) struct Provenance {
     pub(crate) build_config: Option<BuildConfig>,
     /// The machine's.
     pub(crate) platform: String,
+    /// What else is told of it.
+    pub(crate) machine: Map<String, Value>,
     pub(crate) dockerfile_version: Option<String>,
     pub(crate) builder_id: String,
     pub(crate) invocation: String,
@@ -124,6 +127,7 @@ impl Provenance {
                     build_config: self.build_config.as_ref(),
                     builder_platform: &self.platform,
                     dockerfile_version: self.dockerfile_version.as_deref(),
+                    machine: &self.machine,
                 },
             },
             run_details: Run1 {
@@ -160,6 +164,7 @@ impl Provenance {
                 environment: Environment02 {
                     platform: &self.platform,
                     dockerfile_version: self.dockerfile_version.as_deref(),
+                    machine: &self.machine,
                 },
             },
             build_config: self.build_config.as_ref(),
@@ -212,6 +217,8 @@ struct Internal1<'a> {
     builder_platform: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     dockerfile_version: Option<&'a str>,
+    #[serde(flatten)]
+    machine: &'a Map<String, Value>,
 }
 
 #[derive(Serialize)]
@@ -286,6 +293,8 @@ struct Environment02<'a> {
     platform: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     dockerfile_version: Option<&'a str>,
+    #[serde(flatten)]
+    machine: &'a Map<String, Value>,
 }
 
 #[derive(Serialize)]

@@ -1,16 +1,20 @@
 //! How a result came to be. As BuildKit's `solver/llbsolver/provenance`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use bytes::Bytes;
+use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{git_in_one_form, parse_bool};
 use lapstrake_builder_exporter::{
-    Attestation, AttestationContent, AttestationKind,
+    Attestation, AttestationContent, AttestationKind, ExportError, Predicate,
     attestation::{INLINE_ONLY, REASON},
 };
 use lapstrake_builder_llb::Definition;
 use lapstrake_builder_progress::redact;
-use lapstrake_layerstore_oci::{Digest, Platform, Reference, Timestamp, gojson};
+use lapstrake_builder_solver::KeyId;
+use lapstrake_layerstore_oci::{Digest, OciError, Platform, Reference, Timestamp, gojson};
+use lapstrake_layerstore_store::{StoreError, Stores};
+use lapstrake_layerstore_transfer::{TransferError, blob_chains};
+use serde_json::{Map, Value};
 
 use super::{
     Capture, Trail,
@@ -19,9 +23,10 @@ use super::{
         SLSA_1, SLSA_02,
     },
     purl::package_url,
-    steps::steps,
+    steps::{files, steps},
+    trail::Asked,
 };
-use crate::{EngineError, FrontendRequest, frontend::DOCKERFILE_VERSION};
+use crate::{EngineError, FrontendRequest, engine::BuildKeys, frontend::DOCKERFILE_VERSION};
 
 /// What tells something of the machine or of the client's wishes, and nothing of what is built.
 const OF_THE_HOST: [&str; 4] = ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];
@@ -33,7 +38,9 @@ const VCS: &str = "vcs:";
 pub(crate) enum Mode {
     /// No build-args, labels or names of secrets.
     Min,
-    /// The steps and the Dockerfile, too.
+    /// The same, and the Dockerfile: for the build's record.
+    Record,
+    /// The steps with their layers, too.
     Max,
 }
 
@@ -63,6 +70,63 @@ pub(crate) struct Times {
     pub(crate) invocation: String,
     pub(crate) started: Timestamp,
     pub(crate) finished: Timestamp,
+}
+
+/// Who makes provenance.
+pub(crate) struct Maker {
+    /// Where results of steps are.
+    pub(crate) cache: Arc<BuildCache>,
+    /// What is told of this machine.
+    pub(crate) machine: Option<Map<String, Value>>,
+}
+
+/// Provenance that waits for layers.
+struct Waiting {
+    slsa: Slsa,
+    provenance: Provenance,
+    /// What the steps' results are known by, each output by its name.
+    outputs: Vec<(String, Vec<KeyId>)>,
+    cache: Arc<BuildCache>,
+}
+
+impl Predicate for Waiting {
+    fn json(&self, stores: &Stores) -> Result<Vec<u8>, ExportError> {
+        let mut provenance = self.provenance.clone();
+        for (output, keys) in &self.outputs {
+            let Some(snapshot) = self.cache.snapshot_of(keys)? else { continue };
+            let chains = match blob_chains(stores, &snapshot) {
+                // Nothing holds what the build itself did not need.
+                Err(TransferError::Store(StoreError::NotFound { .. })) => continue,
+                chains => chains?,
+            };
+            if !chains.is_empty() {
+                provenance.more.layers.insert(output.clone(), chains);
+            }
+        }
+        Ok(self.slsa.write(&provenance)?)
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").field("invocation", &self.provenance.invocation).finish_non_exhaustive()
+    }
+}
+
+impl Slsa {
+    fn predicate_type(self) -> &'static str {
+        match self {
+            Self::V1 => SLSA_1,
+            Self::V02 => SLSA_02,
+        }
+    }
+
+    fn write(self, provenance: &Provenance) -> Result<Vec<u8>, OciError> {
+        match self {
+            Self::V1 => gojson::to_vec_indent(&provenance.slsa_1(), "  "),
+            Self::V02 => gojson::to_vec_indent(&provenance.slsa_02(), "  "),
+        }
+    }
 }
 
 impl Order {
@@ -102,11 +166,11 @@ impl Order {
         })
     }
 
-    /// What is kept with a build's record: all but what the record keeps to itself.
+    /// What is kept with a build's record: nothing that may be a secret.
     pub(crate) fn of_record(builder_id: String) -> Self {
         Self {
             slsa: Slsa::V1,
-            mode: Mode::Min,
+            mode: Mode::Record,
             builder_id,
             filename: PathBuf::new(),
             is_inline_only: false,
@@ -120,15 +184,25 @@ impl Order {
         &self.builder_id
     }
 
-    /// The provenance of a result of `maker`, of this graph.
+    /// The provenance of a result that a frontend had made, of this graph, whose outputs are known by `keys`.
     pub(crate) fn attestation(
         &self,
-        maker: &Trail,
+        maker: &Maker,
+        trail: &Trail,
         capture: &Capture,
         definition: &Definition,
         times: &Times,
+        keys: &BuildKeys,
     ) -> Result<Attestation, EngineError> {
-        let (predicate_type, json) = self.predicate(maker, capture, definition, times)?;
+        let provenance = self.provenance(maker, trail, capture, definition, times)?;
+        let mut outputs = Vec::new();
+        if let Some(steps) = &provenance.build_config {
+            for (vertex, output, keys) in keys.by_output() {
+                outputs.extend(steps.step(&vertex).map(|step| (format!("{step}:{output}"), keys)));
+            }
+        }
+        let cache = Arc::clone(&maker.cache);
+        let said = Waiting { slsa: self.slsa, provenance, outputs, cache };
         let metadata = BTreeMap::from([
             (REASON.to_owned(), b"provenance".to_vec()),
             (INLINE_ONLY.to_owned(), self.is_inline_only.to_string().into_bytes()),
@@ -137,39 +211,41 @@ impl Order {
             kind: AttestationKind::InToto,
             metadata,
             path: self.filename.clone(),
-            content: AttestationContent::Bytes(Bytes::from(json)),
-            predicate_type: predicate_type.to_owned(),
+            content: AttestationContent::Own(Arc::new(said)),
+            predicate_type: self.slsa.predicate_type().to_owned(),
             subjects: Vec::new(),
         })
     }
 
-    /// The same as a bare predicate, with its type.
+    /// The same as a bare predicate, with its type and without layers.
     pub(crate) fn predicate(
         &self,
-        maker: &Trail,
+        maker: &Maker,
+        trail: &Trail,
         capture: &Capture,
         definition: &Definition,
         times: &Times,
     ) -> Result<(&'static str, Vec<u8>), EngineError> {
-        let provenance = self.provenance(maker, capture, definition, times)?;
-        let (kind, json) = match self.slsa {
-            Slsa::V1 => (SLSA_1, gojson::to_vec_indent(&provenance.slsa_1(), "  ")),
-            Slsa::V02 => (SLSA_02, gojson::to_vec_indent(&provenance.slsa_02(), "  ")),
-        };
-        Ok((kind, json.map_err(|error| EngineError::Attest { why: error.to_string() })?))
+        let provenance = self.provenance(maker, trail, capture, definition, times)?;
+        let json = self.slsa.write(&provenance);
+        let json = json.map_err(|error| EngineError::Attest { why: error.to_string() })?;
+        Ok((self.slsa.predicate_type(), json))
     }
 
     fn provenance(
         &self,
-        maker: &Trail,
+        maker: &Maker,
+        trail: &Trail,
         capture: &Capture,
         definition: &Definition,
         times: &Times,
     ) -> Result<Provenance, EngineError> {
-        let asked = maker.asked().cloned().unwrap_or_default();
-        let Request { config_source, request: mut parameters } = request(&asked, capture);
-        let root = maker.root().map(|root| request(root, capture));
-        if let Some(root) = root
+        let nobody = Asked::default();
+        let asked = trail.asked().unwrap_or(&nobody);
+        let Request { config_source, request: mut parameters } = told(asked, capture);
+        // What no frontend was asked for has no question behind it either.
+        let root = trail.asked().and_then(|_| trail.root());
+        if let Some(root) = root.map(|root| told(root, capture))
             && root.request != Parameters::default()
             && (root.config_source != config_source || root.request != parameters)
         {
@@ -198,22 +274,27 @@ impl Order {
             config_source,
             build_config: None,
             platform: Platform::host().normalized().to_string(),
-            dockerfile_version: (asked.frontend == "dockerfile.v0").then(|| DOCKERFILE_VERSION.to_owned()),
+            machine: maker.machine.clone().unwrap_or_default(),
+            dockerfile_version: (asked.request.frontend == "dockerfile.v0")
+                .then(|| DOCKERFILE_VERSION.to_owned()),
             builder_id: self.builder_id.clone(),
             invocation: times.invocation.clone(),
             started: times.started.clone(),
             finished: times.finished.clone(),
             more: MoreMetadata { vcs, ..MoreMetadata::default() },
             is_hermetic: has_dependencies && !capture.has_network,
-            has_request: !asked.frontend.is_empty(),
+            has_request: !asked.request.frontend.is_empty(),
             has_dependencies,
             is_reproducible: self.is_reproducible,
             request: parameters,
         };
         match self.mode {
-            Mode::Min => {
+            Mode::Min | Mode::Record => {
                 if scrub(&mut provenance.request) {
                     provenance.has_request = false;
+                }
+                if self.mode == Mode::Record {
+                    provenance.more.source = files(definition)?;
                 }
             }
             Mode::Max => {
@@ -222,12 +303,19 @@ impl Order {
                 provenance.more.source = source;
             }
         }
-        provenance.request.compatibility_version = Some(maker.compatibility().number());
+        provenance.request.compatibility_version = Some(trail.compatibility().number());
         Ok(provenance)
     }
 }
 
-/// What was asked, as it is told: the context and the Dockerfile's name stand apart.
+/// What was asked, as it is told, with who made the graphs that came with it.
+pub(super) fn told(asked: &Asked, capture: &Capture) -> Request {
+    let mut told = request(&asked.request, capture);
+    told.request.inputs.clone_from(&asked.inputs);
+    told
+}
+
+/// The context and the Dockerfile's name stand apart.
 fn request(asked: &FrontendRequest, capture: &Capture) -> Request {
     let options = &asked.options;
     let said = |key: &str| options.get(key).filter(|value| !value.is_empty());

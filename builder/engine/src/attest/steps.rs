@@ -51,6 +51,19 @@ struct SourceFile {
     config: BuildConfig,
 }
 
+impl BuildConfig {
+    /// Which step a vertex is.
+    pub(crate) fn step(&self, vertex: &Digest) -> Option<&str> {
+        self.digest_mapping.get(vertex).map(String::as_str)
+    }
+}
+
+/// The files that a graph comes from, and nothing of which line is which step.
+pub(crate) fn files(definition: &Definition) -> Result<Option<SourceMap>, EngineError> {
+    let (_, source) = steps(definition)?;
+    Ok(source.map(|source| SourceMap { locations: BTreeMap::new(), ..source }))
+}
+
 /// The steps of a graph, and where they come from.
 pub(crate) fn steps(definition: &Definition) -> Result<(BuildConfig, Option<SourceMap>), EngineError> {
     let config = config(definition)?;

@@ -12,22 +12,43 @@ use std::{
 
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
 use lapstrake_builder_exporter::Compatibility;
+use lapstrake_builder_llb::Definition;
 use lapstrake_layerstore_oci::Platform;
 use lapstrake_layerstore_store::SnapshotKey;
 use parking_lot::Mutex;
 
-use super::capture::{Capture, ImageUsed};
+use super::{
+    Producers,
+    capture::{Capture, ImageUsed},
+    predicate::Request,
+};
 use crate::{FrontendRequest, Input, recorded};
 
 /// Most images and results that one frontend's trail tells of; who has more has a provenance that says that it is not complete.
 const MOST: usize = 100_000;
 
+/// A question to a frontend.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked {
+    pub(crate) request: FrontendRequest,
+    /// Of graphs that came with it, by name, what somebody asked who had them made, where that is known.
+    pub(crate) inputs: BTreeMap<String, Request>,
+}
+
+impl Asked {
+    pub(crate) fn new(request: FrontendRequest, producers: &Producers) -> Self {
+        let made = |(name, graph): (&String, &Definition)| Some((name.clone(), producers.request(graph)?));
+        let inputs = request.inputs.iter().filter_map(made).collect();
+        Self { request, inputs }
+    }
+}
+
 /// What a frontend was asked, and what it used.
 pub(crate) struct Trail {
     /// What it was asked; nothing, of the client itself.
-    asked: Option<FrontendRequest>,
+    asked: Option<Asked>,
     /// What the client asked of the whole build.
-    root: Option<Arc<FrontendRequest>>,
+    root: Option<Arc<Asked>>,
     compatibility: Compatibility,
     used: Mutex<Used>,
 }
@@ -49,18 +70,19 @@ impl Trail {
     }
 
     /// That of a build.
-    pub(crate) fn of(input: &Input, compatibility: Compatibility) -> Arc<Self> {
+    pub(crate) fn of(input: &Input, compatibility: Compatibility, producers: &Producers) -> Arc<Self> {
         let root = asked(input);
         let has_root = !root.frontend.is_empty() || !root.options.is_empty() || !root.inputs.is_empty();
+        let root = Asked::new(root, producers);
         let asked = matches!(input, Input::Dockerfile { .. }).then(|| root.clone());
         let root = has_root.then(|| Arc::new(root));
         Arc::new(Self { asked, root, compatibility, used: Mutex::default() })
     }
 
     /// That of a further frontend.
-    pub(crate) fn ask(&self, request: FrontendRequest) -> Arc<Self> {
+    pub(crate) fn ask(&self, asked: Asked) -> Arc<Self> {
         let root = self.root.clone().or_else(|| self.asked.clone().map(Arc::new));
-        let (asked, compatibility) = (Some(request), self.compatibility);
+        let (asked, compatibility) = (Some(asked), self.compatibility);
         let trail = Arc::new(Self { asked, root, compatibility, used: Mutex::default() });
         let mut used = self.used.lock();
         match used.asked.len() < MOST {
@@ -71,7 +93,7 @@ impl Trail {
     }
 
     /// What it was asked.
-    pub(crate) fn asked(&self) -> Option<&FrontendRequest> {
+    pub(crate) fn asked(&self) -> Option<&Asked> {
         self.asked.as_ref()
     }
 
@@ -81,8 +103,15 @@ impl Trail {
     }
 
     /// What the client asked of the whole build.
-    pub(crate) fn root(&self) -> Option<&FrontendRequest> {
+    pub(crate) fn root(&self) -> Option<&Asked> {
         self.root.as_deref()
+    }
+
+    /// What all of its own results that are made were made of.
+    pub(crate) fn own(&self) -> Capture {
+        let mut all = Capture::default();
+        self.used.lock().results.values().for_each(|capture| all.merge(capture));
+        all
     }
 
     /// It was told what an image is.
@@ -219,8 +248,9 @@ mod tests {
         Capture { locals: vec![local.to_owned()], ..Capture::default() }
     }
 
-    fn request(frontend: &str) -> FrontendRequest {
-        FrontendRequest { frontend: frontend.to_owned(), ..FrontendRequest::default() }
+    fn request(frontend: &str) -> Asked {
+        let request = FrontendRequest { frontend: frontend.to_owned(), ..FrontendRequest::default() };
+        Asked { request, inputs: BTreeMap::new() }
     }
 
     #[test]
@@ -233,10 +263,10 @@ mod tests {
         one.note_result(None, capture("dockerfile"));
         inner.note_result(Some("inner"), capture("inner"));
         other.note_result(Some("unrelated"), capture("unrelated"));
-        assert_eq!(client.maker("inner").unwrap().asked().unwrap().frontend, "inner");
+        assert_eq!(client.maker("inner").unwrap().asked().unwrap().request.frontend, "inner");
         assert!(client.maker("nothing").is_none());
         let maker = client.maker("result").unwrap();
-        assert_eq!(maker.asked().unwrap().frontend, "one");
+        assert_eq!(maker.asked().unwrap().request.frontend, "one");
         let results = ["result", "of another platform"].map(str::to_owned).into();
         let found = maker.capture("result", &results, &[], None).unwrap();
         assert_eq!(found.locals, ["context", "dockerfile", "inner"]);

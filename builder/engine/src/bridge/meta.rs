@@ -1,17 +1,19 @@
 //! What sources are: images' configs and digests, files' digests, commits. A policy is asked first, as about the sources of a graph.
 
+use bytes::Bytes;
 use lapstrake_api_proto::{
     gateway::{
-        ChecksumRequest, ChecksumResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-        ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
-        ResolveSourceMetaRequest, ResolveSourceMetaResponse, checksum_request::ChecksumAlgo,
+        AttestationChain, Blob, ChecksumRequest, ChecksumResponse, Descriptor, ResolveImageConfigRequest,
+        ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
+        ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+        checksum_request::ChecksumAlgo,
     },
     google::protobuf::Timestamp,
 };
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::{ResolveMode, SourcePolicies, pb};
 use lapstrake_builder_source::{SourceError, SourceFacts, SuffixedDigest};
-use lapstrake_layerstore_oci::{Platform, Reference};
+use lapstrake_layerstore_oci::{self as oci, Digest, Platform, Reference};
 use lapstrake_session::SessionId;
 use tokio_util::sync::CancellationToken;
 
@@ -105,21 +107,65 @@ impl Engine {
             }
         };
         let wanted = request.image.unwrap_or_default();
-        if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
-            return Err(EngineError::Unsupported { what: "the attestation chain of an image".to_owned() });
-        }
-        let query = ImageQuery {
+        let mut query = ImageQuery {
             origin,
             reference: reference(rest)?,
             platform: request.platform.as_ref().map_or_else(Platform::host, platform),
         };
         let fact = self.image(&query, request.log_name, scope, cancel).await?;
+        let mut digest = fact.digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let mut chain = None;
+        if wanted.attestation_chain || !wanted.resolve_attestations.is_empty() {
+            if let Ok(found) = Digest::parse(&digest) {
+                // Of the image that was found, also if the name means another one by now.
+                query.reference = query.reference.with_digest(found);
+            }
+            chain = self.attestations(&query, &wanted.resolve_attestations, scope, cancel).await?;
+            if let Some(chain) = &chain {
+                digest.clone_from(&chain.root);
+            }
+        }
         let image = ResolveSourceImageResponse {
-            digest: fact.digest.map(|digest| digest.to_string()).unwrap_or_default(),
+            digest,
             config: if wanted.no_config { Vec::new() } else { fact.config.to_vec() },
-            attestation_chain: None,
+            attestation_chain: chain,
         };
         Ok(ResolveSourceMetaResponse { source: Some(source), image: Some(image), ..Default::default() })
+    }
+
+    /// What is attested of an image.
+    async fn attestations(
+        &self,
+        query: &ImageQuery,
+        predicate_types: &[String],
+        scope: &BuildScope,
+        cancel: &CancellationToken,
+    ) -> Result<Option<AttestationChain>, EngineError> {
+        let name = format!("resolve attestations of {IMAGE_SCHEME}://{}", query.reference);
+        let vertex = internal_vertex(&scope.progress, name);
+        let cx = self.source_context(scope, vertex.clone(), cancel);
+        let sources = &self.workshop().sources;
+        let Some(found) = vertex.track(sources.attestations(&cx, query, predicate_types)).await? else {
+            return Ok(None);
+        };
+        let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
+        let blob = |(document, data): (oci::Descriptor, Bytes)| {
+            let digest = document.digest.to_string();
+            let descriptor = Descriptor {
+                media_type: document.media_type.to_string(),
+                digest: digest.clone(),
+                size: i64::try_from(document.size).unwrap_or(i64::MAX),
+                annotations: document.annotations.into_iter().collect(),
+            };
+            (digest, Blob { descriptor: Some(descriptor), data: data.to_vec() })
+        };
+        Ok(Some(AttestationChain {
+            root: found.root.to_string(),
+            image_manifest: text(found.image_manifest),
+            attestation_manifest: text(found.attestation_manifest),
+            signature_manifests: found.signature_manifests.iter().map(Digest::to_string).collect(),
+            blobs: found.blobs.into_iter().map(blob).collect(),
+        }))
     }
 
     /// What a source is that is no image.

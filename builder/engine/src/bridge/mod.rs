@@ -49,7 +49,7 @@ pub use self::{
     status::status_of,
 };
 pub(crate) use self::{result::Target, solve::SolveOrder, status::rpc_status};
-use crate::{BuildId, CacheSource, Engine, EngineError, FrontendRequest, caches::Imports, scope::BuildScope};
+use crate::{BuildId, CacheSource, Engine, EngineError, attest::Asked, caches::Imports, scope::BuildScope};
 
 /// How long a call waits for its build to begin: clients make both at once. BuildKit's own patience.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -99,8 +99,8 @@ impl BuildParts {
     }
 
     /// The same for a further frontend: what that uses is its own.
-    pub(crate) fn under(&self, request: FrontendRequest) -> Arc<Self> {
-        let scope = BuildScope { trail: self.scope.trail.ask(request), ..BuildScope::clone(&self.scope) };
+    pub(crate) fn under(&self, asked: Asked) -> Arc<Self> {
+        let scope = BuildScope { trail: self.scope.trail.ask(asked), ..BuildScope::clone(&self.scope) };
         Arc::new(Self {
             scope: Arc::new(scope),
             progress: self.progress.clone(),

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::BuildParts;
 use crate::{
     Engine, EngineError, SourcePolicy,
-    attest::Capture,
+    attest::{Capture, Trail},
     engine::{Admitted, BuildKeys},
     scope::EngineTypes,
 };
@@ -64,6 +64,11 @@ impl Ref {
         &self.0.definition
     }
 
+    /// What was asked of the frontend that had it made.
+    pub(crate) fn trail(&self) -> &Arc<Trail> {
+        &self.0.build.scope.trail
+    }
+
     /// Parses the graph and looks whether its steps may do what they do; `None` for the empty tree.
     pub(crate) async fn admit(&self) -> Result<Option<&Admitted>, EngineError> {
         let inner = &*self.0;
@@ -71,15 +76,15 @@ impl Ref {
         Ok(inner.admitted.get_or_try_init(admit).await?.as_ref())
     }
 
-    /// Solves the graph, or says what came of it.
-    pub async fn evaluate(&self) -> Result<Tree, EngineError> {
-        Ok(self.resolve(false).await?.0)
-    }
-
     /// A vertex of the graph, once that is parsed.
     pub(crate) fn vertex(&self, digest: &Digest) -> Option<&Vertex> {
         let graph = &self.0.admitted.get()?.as_ref()?.graph;
         Some(graph.vertex(graph.find(digest)?))
+    }
+
+    /// Solves the graph, or says what came of it.
+    pub async fn evaluate(&self) -> Result<Tree, EngineError> {
+        Ok(self.resolve(false).await?.0)
     }
 
     /// The same, with what the result is known by.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use lapstrake_api_proto::gateway;
-use lapstrake_builder_exporter::{Attestation, AttestationContent, AttestationKind, Subject, SubjectKind};
+use lapstrake_builder_exporter::{
+    Annotations, Attestation, AttestationContent, AttestationKind, Subject, SubjectKind,
+};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
@@ -120,13 +122,13 @@ impl FrontendResult {
         Self { refs: Refs::One(Some(reference)), ..Self::default() }
     }
 
-    /// Whether it is one result of several, also where there is but one.
-    pub(crate) fn is_multi_platform(&self) -> bool {
     /// Whether it says which platforms there are.
     pub(super) fn names_platforms(&self) -> bool {
         self.metadata.contains_key(PLATFORMS)
     }
 
+    /// Whether it is one result of several, also where there is but one.
+    pub(crate) fn is_multi_platform(&self) -> bool {
         matches!(self.refs, Refs::ByKey(_))
     }
 
@@ -187,11 +189,11 @@ impl FrontendResult {
                 }
             };
             let config = match self.of(CONFIG, &id) {
-                Some(json) => {
-                    ImageConfig::from_json(json).map_err(|error| unusable(CONFIG, error.to_string()))?
                 Some(b"null") => {
                     return Err(unusable(CONFIG, "invalid null image config for export".to_owned()));
                 }
+                Some(json) => {
+                    ImageConfig::from_json(json).map_err(|error| unusable(CONFIG, error.to_string()))?
                 }
                 None => ImageConfig::for_platform(&platform),
             };
@@ -217,6 +219,11 @@ impl FrontendResult {
         let text = self.metadata.get(NAME).map(|name| String::from_utf8_lossy(name)).unwrap_or_default();
         let parse = |name| Reference::parse(name).map_err(|error| unusable(NAME, error.to_string()));
         text.split(',').filter(|name| !name.is_empty()).map(parse).collect()
+    }
+
+    /// Facts about the image for its documents.
+    pub(crate) fn annotations(&self) -> Result<Annotations, EngineError> {
+        Ok(Annotations::of_result(&self.metadata)?)
     }
 
     /// What is attested of a platform's result, with the trees that it is in.

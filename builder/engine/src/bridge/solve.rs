@@ -12,7 +12,8 @@ use lapstrake_session::SessionId;
 
 use super::{Bridge, BuildParts, FrontendResult, Ref, Refs, Target, wire::invalid};
 use crate::{
-    CacheSource, Engine, EngineError, FrontendRequest, SourcePolicy, attest::Attests,
+    CacheSource, Engine, EngineError, FrontendRequest, SourcePolicy,
+    attest::{Asked, Attests},
     engine::internal_vertex, frontend::Frontend, plan::Answered,
 };
 
@@ -51,6 +52,8 @@ impl Bridge {
         if evaluate {
             futures::future::try_join_all(result.refs.iter().map(|reference| self.evaluate(reference))).await?;
         }
+        // From now on the frontend may give the graphs to another one.
+        result.refs.iter().for_each(|made| self.engine.producers().note(made.definition(), made.trail()));
         Ok(result)
     }
 }
@@ -97,7 +100,7 @@ impl Engine {
         {
             told.frontend = told.options.remove("source").expect("it is there");
         }
-        let build = &build.under(told);
+        let build = &build.under(Asked::new(told, self.producers()));
         let FrontendRequest { frontend, options, inputs } = request;
         // On the heap, and of no type that a compiler would look into: they are deep.
         let answer: BoxFuture<'_, _> = match frontend.as_str() {

@@ -3,6 +3,7 @@
 //! Moby's rules: an image of the name in the local image store is used without asking a registry, if it is for the platform and the op
 //! does not say `pull`. Otherwise the registry says what the name means, unless the op says so itself by digest and the documents are here.
 
+mod attestations;
 mod credentials;
 mod progress;
 mod resolve;
@@ -16,6 +17,7 @@ use lapstrake_layerstore_registry::Resolved;
 use lapstrake_layerstore_store::{Stores, Tree};
 use lapstrake_layerstore_transfer::{TransferError, pull_image};
 
+pub use self::attestations::AttestationChain;
 pub(crate) use self::credentials::Logins;
 pub(crate) use self::progress::PullProgress;
 use self::resolve::Found;

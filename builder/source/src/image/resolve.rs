@@ -87,7 +87,7 @@ enum Stored {
 
 /// The image that a name means, and the index that it has by that name. An index' digest means it in whatever repository it is: what was
 /// looked up by a tag is asked for again by that.
-fn named(
+pub(super) fn named(
     stores: &Stores,
     reference: &Reference,
 ) -> Result<Option<(ImageRecord, Option<Descriptor>)>, SourceError> {
@@ -122,7 +122,7 @@ struct Resolution {
 
 /// Finds images.
 pub(crate) struct Images {
-    stores: Stores,
+    pub(super) stores: Stores,
     sessions: Sessions,
     registry: RegistryClient,
     /// Newest last.

@@ -3,5 +3,6 @@
 mod containers;
 mod files;
 mod images;
+mod provenance;
 mod solving;
 mod support;

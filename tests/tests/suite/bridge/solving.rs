@@ -1,5 +1,7 @@
 //! Clients that are the frontend: what they solve, and what becomes of their answer.
 
+use std::collections::BTreeMap;
+
 use lapstrake_api_proto::{
     gateway::{
         self, CacheOptionsEntry, EvaluateRequest, PingRequest, Ref, ReturnRequest, SolveRequest, WarnRequest,
@@ -22,14 +24,14 @@ use crate::bridge::support::{
 };
 
 /// A directory with a Dockerfile, as a graph.
-fn dockerfile(text: &str) -> pb::Definition {
+pub(crate) fn dockerfile(text: &str) -> pb::Definition {
     let mut graph = Llb::default();
     let file = graph.file(None, "/Dockerfile", text.as_bytes());
     graph.result(&file)
 }
 
 /// What buildx asks for: a Dockerfile, here given as graphs in place of directories.
-fn of_dockerfile(text: &str, options: &[(&str, &str)]) -> SolveRequest {
+pub(crate) fn of_dockerfile(text: &str, options: &[(&str, &str)]) -> SolveRequest {
     let inputs = ["context", "dockerfile"].map(|name| (name.to_owned(), dockerfile(text)));
     SolveRequest {
         frontend: "dockerfile.v0".to_owned(),
@@ -239,7 +241,7 @@ async fn questions_about_a_dockerfile_are_answered_with_metadata() {
 async fn definitions_and_frontends_may_be_asked_for_without_a_client_that_calls_back() {
     let bench = Workbench::new();
     let definition = Definition::from_proto(run("echo raw > /raw")).unwrap();
-    let raw = request(&bench, Input::Definition { definition, options: Default::default() }, "raw").await;
+    let raw = request(&bench, Input::Definition { definition, options: BTreeMap::new() }, "raw").await;
     bench.run(raw).await.1.unwrap();
     assert_eq!(bench.read("raw", "raw"), "raw\n");
     let Input::Frontend(mut asked) = frontend("dockerfile.v0", &[("target", "first")]) else {
