@@ -14,6 +14,7 @@ use rustix::{
 use super::{
     Entry, FileKind, Index,
     disk::{failed, mtime_ns, name_of, on_disk},
+    index::OnDisk,
 };
 use crate::TransferError;
 
@@ -21,6 +22,27 @@ impl Index {
     /// Drops the files that `keep` refuses, so that the next transfer asks for them. Directories stay.
     pub fn retain_files(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
         self.retain(|entry| entry.stat.kind == FileKind::Directory || keep(entry));
+    }
+
+    /// What of this index is still so in `tree`: [`Destination::previous`](super::Destination::previous) for a transfer that begins with an
+    /// immutable tree. Blocks.
+    ///
+    /// `None` if it is not a whole tree of what the index says: then only a clone, made right by the transfer, is of use.
+    pub fn whole(&self, tree: BorrowedFd<'_>) -> Result<Option<Index>, TransferError> {
+        let mut pair = Pair { from: tree, to: tree, at: None };
+        let mut entries = Vec::with_capacity(self.entries().len());
+        for entry in self.entries() {
+            let Some(stat) = pair.stat_made(&entry.path)? else { return Ok(None) };
+            if !is_as_indexed(entry, &stat) {
+                return Ok(None);
+            }
+            let on_disk = match entry.stat.kind {
+                FileKind::Directory => OnDisk::default(),
+                _ => on_disk(&stat),
+            };
+            entries.push(Entry { on_disk, ..entry.clone() });
+        }
+        Ok(Some(Index::new(entries)))
     }
 
     /// Makes what this index is about in `from` again in the empty directory `to`, files and symlinks by hard links, and returns the index
@@ -123,6 +145,7 @@ impl Pair<'_> {
         let Some((_, to)) = self.parent(path)? else { return Ok(None) };
         match fs::statat(to, name_of(path), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(failed("stat", path)(errno)),
         }
     }
@@ -132,7 +155,8 @@ impl Pair<'_> {
 fn is_as_indexed(entry: &Entry, stat: &Stat) -> bool {
     let now = on_disk(stat);
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    now.inode == entry.on_disk.inode
+    let same_inode = entry.stat.kind == FileKind::Directory || now.inode == entry.on_disk.inode;
+    same_inode
         && match &entry.stat.kind {
             FileKind::Regular { size } => {
                 regular
@@ -142,6 +166,11 @@ fn is_as_indexed(entry: &Entry, stat: &Stat) -> bool {
             }
             FileKind::HardLink { .. } => regular,
             FileKind::Symlink { .. } => FileType::from_raw_mode(stat.st_mode) == FileType::Symlink,
+            FileKind::Directory => {
+                FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                    && mtime_ns(stat) == entry.stat.mtime_ns
+                    && stat.st_mode & 0o7777 == entry.stat.mode
+            }
             _ => false,
         }
 }

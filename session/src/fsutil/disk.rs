@@ -38,13 +38,19 @@ pub(crate) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(Errno)
 }
 
 impl Disk {
-    /// Takes the lock on `root`.
-    pub(crate) fn open(root: &OwnedFd, ownership: Ownership) -> Result<Self> {
+    /// To be read only.
+    pub(crate) fn shared(root: &OwnedFd, ownership: Ownership) -> Result<Self> {
         // A description of our own: a lock belongs to the description, and the caller's may be shared.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::openat(root, ".", flags, Mode::empty()).map_err(failed("open", Path::new(".")))?;
-        match fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { root, ownership }),
+        Ok(Self { root, ownership })
+    }
+
+    /// Takes the lock on `root`.
+    pub(crate) fn open(root: &OwnedFd, ownership: Ownership) -> Result<Self> {
+        let disk = Self::shared(root, ownership)?;
+        match fs::flock(&disk.root, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(disk),
             Err(Errno::WOULDBLOCK) => Err(TransferError::DestinationBusy),
             Err(errno) => Err(failed("lock", Path::new("."))(errno)),
         }
@@ -75,6 +81,22 @@ impl Disk {
                 Ok((dir, names))
             }
             Err(errno) => Err(failed("make directory", path)(errno)),
+        }
+    }
+
+    /// The directory at `path` and what it holds, as it is; `None` when its mode keeps us out.
+    pub(crate) fn look_into(
+        &self,
+        parent: BorrowedFd<'_>,
+        path: &Path,
+    ) -> Result<Option<(OwnedFd, HashSet<OsString>)>> {
+        match open_dir(parent, Path::new(name_of(path))) {
+            Ok(dir) => {
+                let names = names(&dir).map_err(failed("list", path))?;
+                Ok(Some((dir, names)))
+            }
+            Err(Errno::ACCESS) => Ok(None),
+            Err(errno) => Err(failed("open directory", path)(errno)),
         }
     }
 

@@ -29,6 +29,8 @@ pub use send::{Coverage, Sent};
 pub use stat::{FileKind, FileStat, TreeEntry};
 pub use tree::{DirTree, TreeReader};
 
+use crate::TransferError;
+
 /// Which of the client's directories, and what of it. The client applies the patterns (`.dockerignore`'s syntax).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SyncRequest {
@@ -42,13 +44,18 @@ pub struct SyncRequest {
     pub follow_paths: Vec<String>,
 }
 
+/// Makes a directory that a transfer may write to, a clone of the one it began with ([`Index::clone_tree`]), and says what is in it. Blocks.
+pub type Fork = Box<dyn FnOnce() -> Result<(OwnedFd, Index), TransferError> + Send>;
+
 /// Where a received tree goes.
-#[derive(Debug)]
 pub struct Destination {
-    /// The directory, which holds an earlier copy or nothing. It is locked (`flock`) during the transfer. It must not be written by others: its
-    /// files may be hard-linked or cloned elsewhere (contents are never written in place), but hard-linking changes
+    /// The directory, which holds an earlier copy or nothing. It is locked (`flock`) while it is written to. It must not be written by others:
+    /// its files may be hard-linked or cloned elsewhere (contents are never written in place), but hard-linking changes
     /// their ctime, so that they are transferred again.
     pub dir: OwnedFd,
+    /// Given when `dir` is immutable: called once, at the first difference, for a directory to write to. A transfer that finds none writes
+    /// nothing at all.
+    pub fork: Option<Fork>,
     /// What the last transfer into `dir` returned; empty when unknown. It may be older than what `dir` holds.
     pub previous: Index,
     /// How unchanged files are recognised.
@@ -66,6 +73,7 @@ impl Destination {
     pub fn new(dir: OwnedFd, previous: Index) -> Self {
         Self {
             dir,
+            fork: None,
             previous,
             compare: Compare::default(),
             ownership: Ownership::default(),
@@ -85,8 +93,6 @@ pub enum Compare {
     /// The client announces all of its metadata as before, and what is on disk is untouched since (inode and ctime). Files modified in the
     /// same clock tick as they were received are not trusted.
     Metadata,
-    /// Not at all: everything is transferred.
-    Nothing,
 }
 
 /// Owner of the files written.

@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     io::Write,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
     },
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Compare, Destination, Devices, Limits, Received,
+    Compare, Destination, Devices, Fork, Limits, Ownership, Received,
     disk::{self, Disk},
     index::{ContentDigest, Entry, Index, OnDisk},
     path::OrderCheck,
@@ -37,8 +37,11 @@ const ENTRY_COST: u64 = 256;
 
 pub(crate) struct Receiver {
     disk: Disk,
+    /// While nothing is different: what gives a directory that may be written to. See [`Receiver::own`].
+    fork: Option<Fork>,
     previous: Index,
     compare: Compare,
+    ownership: Ownership,
     devices: Devices,
     limits: Limits,
     order: OrderCheck,
@@ -96,13 +99,15 @@ pub(crate) enum Next {
 
 impl Receiver {
     pub(crate) fn new(destination: Destination) -> Result<Self> {
-        let Destination { dir, previous, compare, ownership, devices, limits } = destination;
-        let disk = Disk::open(&dir, ownership)?;
+        let Destination { dir, fork, previous, compare, ownership, devices, limits } = destination;
+        let disk = if fork.is_some() { Disk::shared(&dir, ownership)? } else { Disk::open(&dir, ownership)? };
         let root = OpenDir { fd: disk.root()?, path: PathBuf::new(), unannounced: disk.root_names()? };
         Ok(Self {
             disk,
+            fork,
             previous,
             compare,
+            ownership,
             devices,
             limits,
             order: OrderCheck::new(),
@@ -149,8 +154,60 @@ impl Receiver {
         Ok(if complete { Next::Complete } else { Next::More })
     }
 
+    /// What was only read until now is written to from here on: the caller gives a clone of it, and all goes on there. What was kept is the
+    /// same inodes in the clone, so that open files stay right.
+    fn own(&mut self) -> Result<()> {
+        let Some(fork) = self.fork.take() else { return Ok(()) };
+        let (dir, index) = fork()?;
+        let before = std::mem::replace(&mut self.disk, Disk::open(&dir, self.ownership)?);
+        self.previous = index;
+        for open in &mut self.open {
+            open.fd = self.disk.dir(&open.path)?;
+        }
+        // What could not be linked there (an inode has only so many links) has been compared, and will not be sent: it is copied.
+        let mut left_out: Vec<u32> = self.kept.iter().copied().collect();
+        left_out.retain(|id| self.previous.get(&self.entries[*id as usize].path).is_none());
+        left_out.sort_unstable();
+        for id in left_out {
+            self.copy_from(&before, id)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an entry as it is in `before`.
+    fn copy_from(&self, before: &Disk, id: u32) -> Result<()> {
+        let Entry { path, stat, .. } = &self.entries[id as usize];
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let to = self.disk.dir(parent)?;
+        match &stat.kind {
+            FileKind::Regular { size } => {
+                let old = before.open_file(before.dir(parent)?.as_fd(), path)?;
+                let mut new = self.disk.create(to.as_fd(), path)?;
+                copy_start(&old, *size, path, &mut |piece| {
+                    new.write_all(piece).map_err(failed("write", path))
+                })?;
+                self.disk.set_metadata(new.as_fd(), stat, path)
+            }
+            FileKind::Symlink { target } => {
+                self.disk.symlink(to.as_fd(), target, path)?;
+                self.disk.set_metadata_at(to.as_fd(), stat, path, true)
+            }
+            FileKind::HardLink { target } => self.disk.link(target, path),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether an announced directory is not what it was.
+    fn is_changed(&self, entry: &Entry) -> bool {
+        entry.stat.kind == FileKind::Directory
+            && self.previous.get(&entry.path).is_none_or(|earlier| earlier.stat != entry.stat)
+    }
+
     /// Makes the hard links, sets the directories' metadata, and notes what is on disk.
     pub(crate) fn complete(mut self) -> Result<Received> {
+        if !self.links.is_empty() || self.entries.iter().any(|entry| self.is_changed(entry)) {
+            self.own()?;
+        }
         for id in std::mem::take(&mut self.links) {
             let entry = &self.entries[id as usize];
             let FileKind::HardLink { target } = &entry.stat.kind else { continue };
@@ -178,6 +235,9 @@ impl Receiver {
     fn settle(&self, position: usize, parent: &mut Option<(PathBuf, OwnedFd)>) -> Result<OnDisk> {
         let entry = &self.entries[position];
         if entry.stat.kind == FileKind::Directory {
+            if self.fork.is_some() {
+                return Ok(OnDisk::default());
+            }
             let dir = self.disk.dir(&entry.path)?;
             self.disk.drop_stale_xattrs(dir.as_fd(), &entry.stat, &entry.path)?;
             self.disk.set_metadata(dir.as_fd(), &entry.stat, &entry.path)?;
@@ -267,6 +327,9 @@ impl Receiver {
     /// Closes the innermost directories: what has not been announced in them by now is gone at the client.
     fn leave(&mut self, count: usize) -> Result<()> {
         for _ in 0..count {
+            if self.open.last().is_some_and(|dir| !dir.unannounced.is_empty()) {
+                self.own()?;
+            }
             let Some(dir) = self.open.pop() else { break };
             for name in &dir.unannounced {
                 self.disk.remove(dir.fd.as_fd(), &dir.path.join(name))?;
@@ -275,13 +338,25 @@ impl Receiver {
         Ok(())
     }
 
+    /// The directory that takes entries now.
+    fn parent(&self) -> BorrowedFd<'_> {
+        self.open.last().expect("the root stays open until the list ends").fd.as_fd()
+    }
+
     fn directory(&mut self, path: &Path, present: bool) -> Result<()> {
-        let parent = self.open.last().expect("the root stays open until the list ends").fd.as_fd();
-        if present {
-            let is_dir = self.disk.stat(parent, path)?.is_some_and(|s| file_type(&s) == FileType::Directory);
-            if !is_dir {
-                self.disk.remove(parent, path)?;
-            }
+        let is_dir = present
+            && self.disk.stat(self.parent(), path)?.is_some_and(|s| file_type(&s) == FileType::Directory);
+        if is_dir
+            && self.fork.is_some()
+            && let Some((fd, unannounced)) = self.disk.look_into(self.parent(), path)?
+        {
+            self.open.push(OpenDir { fd, path: path.to_owned(), unannounced });
+            return Ok(());
+        }
+        self.own()?;
+        let parent = self.parent();
+        if present && !is_dir {
+            self.disk.remove(parent, path)?;
         }
         let name = path.file_name().expect("validated paths have a name");
         let (fd, unannounced) = self.disk.enter(parent, name, path)?;
@@ -297,21 +372,32 @@ impl Receiver {
         stat: &FileStat,
         present: bool,
     ) -> Result<Option<(Option<ContentDigest>, i64)>> {
-        let parent = self.open.last().expect("the root stays open until the list ends").fd.as_fd();
-        let Some(found) = (if present { self.disk.stat(parent, path)? } else { None }) else {
+        let Some(found) = (if present { self.disk.stat(self.parent(), path)? } else { None }) else {
             return Ok(None);
         };
         let kept = self.keepable(path, stat, &found).map(|earlier| (earlier.digest, earlier.seen_ns));
         match kept {
             Some(_) => drop(self.kept.insert(id)),
-            None => self.disk.remove(parent, path)?,
+            None => {
+                self.own()?;
+                self.disk.remove(self.parent(), path)?;
+            }
         }
         Ok(kept)
     }
 
     /// Makes, or asks for, anything but a directory.
     fn make(&mut self, id: u32, path: &Path, stat: &FileStat) -> Result<()> {
-        let parent = self.open.last().expect("the root stays open until the list ends").fd.as_fd();
+        if matches!(
+            stat.kind,
+            FileKind::Symlink { .. }
+                | FileKind::Fifo
+                | FileKind::CharDevice { .. }
+                | FileKind::BlockDevice { .. }
+        ) {
+            self.own()?;
+        }
+        let parent = self.parent();
         match &stat.kind {
             FileKind::Directory => return Ok(()),
             FileKind::Regular { .. } => {
@@ -348,9 +434,6 @@ impl Receiver {
 
     /// The earlier transfer's entry, if what is on disk is still what that put there and the client still announces the same.
     fn keepable(&self, path: &Path, stat: &FileStat, found: &rustix::fs::Stat) -> Option<&Entry> {
-        if self.compare == Compare::Nothing {
-            return None;
-        }
         let earlier = self.previous.get(path)?;
         if earlier.stat != *stat || earlier.on_disk != disk::on_disk(found) {
             return None;
@@ -399,7 +482,8 @@ impl Receiver {
         }
         incoming.target = match incoming.target {
             Target::Same(file)
-                if is_next(&file, data, incoming.got).map_err(failed("read", &entry.path))? =>
+                if is_next(&file, data, incoming.got)
+                    .map_err(failed("read", &self.entries[id as usize].path))? =>
             {
                 Target::Same(file)
             }
@@ -416,10 +500,14 @@ impl Receiver {
     }
 
     /// Opens what a file's data is compared with, or written to.
-    fn target(&self, id: u32) -> Result<Target> {
+    fn target(&mut self, id: u32) -> Result<Target> {
+        let kept = self.kept.contains(&id);
+        if !kept {
+            self.own()?;
+        }
         let path = &self.entries[id as usize].path;
         let dir = self.disk.dir(path.parent().unwrap_or(Path::new("")))?;
-        if self.kept.contains(&id) {
+        if kept {
             return Ok(Target::Same(self.disk.open_file(dir.as_fd(), path)?));
         }
         Ok(Target::New { file: self.disk.create(dir.as_fd(), path)?, hash: Sha256::new() })
@@ -427,6 +515,7 @@ impl Receiver {
 
     /// Puts a new file in the place of `old`, with its first `same` bytes: others may share the old one's inode.
     fn replace(&mut self, id: u32, old: &std::fs::File, same: u64) -> Result<Target> {
+        self.own()?;
         self.kept.remove(&id);
         let entry = &mut self.entries[id as usize];
         (entry.digest, entry.seen_ns) = (None, now_ns());
@@ -435,15 +524,10 @@ impl Receiver {
         self.disk.remove(dir.as_fd(), path)?;
         let mut file = self.disk.create(dir.as_fd(), path)?;
         let mut hash = Sha256::new();
-        let mut buffer = vec![0; PIECE];
-        let mut at = 0;
-        while at < same {
-            let piece = &mut buffer[..usize::try_from(same - at).map_or(PIECE, |left| left.min(PIECE))];
-            old.read_exact_at(piece, at).map_err(failed("read", path))?;
-            file.write_all(piece).map_err(failed("write", path))?;
-            hash.update(&*piece);
-            at += piece.len() as u64;
-        }
+        copy_start(old, same, path, &mut |piece| {
+            hash.update(piece);
+            file.write_all(piece).map_err(failed("write", path))
+        })?;
         Ok(Target::New { file, hash })
     }
 
@@ -461,6 +545,24 @@ impl Receiver {
 
 /// How much of a file is read at a time.
 const PIECE: usize = 64 * 1024;
+
+/// Gives the first `length` bytes of `file`, in pieces.
+fn copy_start(
+    file: &std::fs::File,
+    length: u64,
+    path: &Path,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < length {
+        let piece = &mut buffer[..usize::try_from(length - at).map_or(PIECE, |left| left.min(PIECE))];
+        file.read_exact_at(piece, at).map_err(failed("read", path))?;
+        take(piece)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
 
 /// Whether `file` goes on with `data` at `at`.
 fn is_next(file: &std::fs::File, data: &[u8], at: u64) -> std::io::Result<bool> {

@@ -5,6 +5,8 @@
 mod calls;
 mod common;
 mod content;
+mod forks;
 mod hostile_sync;
+mod outputs;
 mod send;
 mod sync;

@@ -53,9 +53,9 @@ impl LocalSpec {
         };
         let compare = match attrs.text("local.differ") {
             // BuildKit's default is metadata: then new contents of the old size and time are missed.
-            None => Compare::Content,
+            // BuildKit's "none" is to transfer everything; what is the same then is the same file here.
+            None | Some("none") => Compare::Content,
             Some("metadata") => Compare::Metadata,
-            Some("none") => Compare::Nothing,
             Some(differ) => return Err(attrs.invalid("local.differ", differ, "neither none nor metadata")),
         };
         let spec = Self {

@@ -1,13 +1,14 @@
 //! A directory of a client, transferred; and what transfers share: the tree of the last one, hard-linked.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use lapstrake_builder_cache::PreviousContext;
-use lapstrake_layerstore_store::{Draft, Tree};
+use lapstrake_layerstore_store::{Draft, OpenSnapshot, Tree};
 use lapstrake_session::{
-    Destination, Error, SessionCaller, SyncRequest, Wait,
-    fsutil::{Compare, Index},
+    Destination, Error, SessionCaller, SyncRequest, TransferError, Wait,
+    fsutil::{Fork, Index},
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Listing, LocalSpec};
@@ -55,36 +56,34 @@ async fn from(
     // BuildKit's shared key.
     let key = format!("{}:{}:{}", spec.name, spec.hint, caller.shared_key());
     let _turn = if known { Some(cx.or_canceled(shared.turns.take(&key)).await?) } else { None };
-    let (draft, index) = {
-        let (shared, spec, key) = (Arc::clone(shared), Arc::clone(spec), key.clone());
+    // The draft, once there is something to write.
+    let forked: Forked = Arc::default();
+    let (previous, destination) = {
+        let (shared, spec, key, forked) =
+            (Arc::clone(shared), Arc::clone(spec), key.clone(), Arc::clone(&forked));
         SourceError::blocking(move || {
             let reuse = if known { Reuse::find(&shared, &key)? } else { Reuse::nothing() };
-            reuse.begin(&shared, &spec)
+            reuse.destination(&shared, &spec, &forked)
         })
         .await?
     };
-    let open = {
-        let mount = draft.mount().clone();
-        SourceError::blocking(move || lapstrake_layerstore_store::OpenSnapshot::open(&mount)).await?
-    };
-    let dir = open.root().try_clone_to_owned().map_err(SourceError::io("open", "a new tree"))?;
     let request = SyncRequest {
         name: spec.name.clone(),
         include_patterns: spec.include.clone().unwrap_or_default(),
         exclude_patterns: spec.exclude.clone().unwrap_or_default(),
         follow_paths: spec.follow.clone().unwrap_or_default(),
     };
-    let destination = Destination {
-        compare: spec.compare,
-        limits: shared.limits.directory,
-        ..Destination::new(dir, index)
-    };
     let (bytes, seen) = watch::channel(0);
     let sync = caller.sync_dir(&request, destination, Some(&bytes), &cx.cancel);
     let received = watched(sync, seen, spec, cx).await.map_err(SourceError::session(&spec.origin()))?;
-    drop(open);
     let (shared, spec) = (Arc::clone(shared), Arc::clone(spec));
     SourceError::blocking(move || {
+        let Some((draft, open)) = forked.lock().take() else {
+            let (tree, _) = previous.expect("what begins with nothing has a draft");
+            shared.cache.context_used(&tree)?;
+            return Ok(tree);
+        };
+        drop(open);
         if !known {
             draft.mark_received()?;
             return Ok(draft.commit()?);
@@ -93,6 +92,13 @@ async fn from(
         Reuse::keep(&shared, &key, draft, &listing, &spec)
     })
     .await
+}
+
+/// The draft that a transfer writes to, if it does, and what keeps its root open.
+type Forked = Arc<Mutex<Option<(Draft, OpenSnapshot)>>>;
+
+fn root_of(open: &OpenSnapshot) -> Result<OwnedFd, SourceError> {
+    open.root().try_clone_to_owned().map_err(SourceError::io("open", "a tree"))
 }
 
 /// Tells progress while `work` goes on.
@@ -139,12 +145,65 @@ impl Reuse {
         Self { tree: None, listing: Listing::default() }
     }
 
+    /// Where the next transfer goes: to what the last one left, which it only reads, until there is something to write; then to a draft that
+    /// begins as that, left in `forked`. What is returned first must be kept until the transfer is done.
+    fn destination(
+        self,
+        shared: &Arc<Shared>,
+        spec: &Arc<LocalSpec>,
+        forked: &Forked,
+    ) -> Result<(Option<(Tree, OpenSnapshot)>, Destination), SourceError> {
+        let failed = |source| SourceError::Copy { origin: spec.origin(), source };
+        let before = match &self.tree {
+            Some(tree) => shared.stores.open(tree)?.map(|open| (tree.clone(), open)),
+            None => None,
+        };
+        let whole = match &before {
+            Some((_, open)) => self.listing.index.whole(open.root()).map_err(failed)?,
+            None => None,
+        };
+        let (previous, (dir, fork, index)) = match (before, whole) {
+            (Some((tree, open)), Some(index)) => {
+                let dir = root_of(&open)?;
+                let (shared, spec, forked) = (Arc::clone(shared), Arc::clone(spec), Arc::clone(forked));
+                let fork: Fork = Box::new(move || {
+                    let made = || -> Result<(OwnedFd, Index), SourceError> {
+                        let (draft, index) = self.begin(&shared, &spec)?;
+                        let open = draft.open()?;
+                        let dir = root_of(&open)?;
+                        *forked.lock() = Some((draft, open));
+                        Ok((dir, index))
+                    };
+                    made().map_err(|error| TransferError::Io {
+                        operation: "begin a draft of",
+                        path: spec.name.clone().into(),
+                        source: std::io::Error::other(error),
+                    })
+                });
+                (Some((tree, open)), (dir, Some(fork), index))
+            }
+            _ => {
+                let (draft, index) = self.begin(shared, spec)?;
+                let open = draft.open()?;
+                let dir = root_of(&open)?;
+                *forked.lock() = Some((draft, open));
+                (None, (dir, None, index))
+            }
+        };
+        let destination = Destination {
+            fork,
+            compare: spec.compare,
+            limits: shared.limits.directory,
+            ..Destination::new(dir, index)
+        };
+        Ok((previous, destination))
+    }
+
     /// A draft that begins as the last transfer's tree, and the index of what is in it.
     pub(super) fn begin(self, shared: &Shared, spec: &LocalSpec) -> Result<(Draft, Index), SourceError> {
         let draft = shared.stores.begin(&Tree::empty())?;
         let mut index = Index::default();
         if let Some(tree) = &self.tree
-            && spec.compare != Compare::Nothing
             && let Some(from) = shared.stores.open(tree)?
         {
             let to = draft.open()?;

@@ -139,8 +139,6 @@ async fn an_unchanged_file_is_linked_and_a_changed_one_copied_whatever_its_time_
     let third = from_directory(&bench, source.path(), &[]).await.unwrap();
     assert_eq!(inode(&bench, &second, "same"), inode(&bench, &third, "same"));
     assert_eq!(inode(&bench, &second, "changed"), inode(&bench, &third, "changed"));
-    let fresh = from_directory(&bench, source.path(), &[("local.differ", "none")]).await.unwrap();
-    assert_ne!(inode(&bench, &third, "same"), inode(&bench, &fresh, "same"));
 }
 
 #[tokio::test]
@@ -306,6 +304,20 @@ async fn new_contents_of_the_old_size_and_time_are_noticed() {
     let second = connection.get(&[]).await.unwrap();
     assert_eq!((bench.read(&first, "b"), bench.read(&second, "b")), (b"b".to_vec(), b"B".to_vec()));
     assert_eq!(inode(bench, &first, "a"), inode(bench, &second, "a"), "what is the same is stored once");
+}
+
+#[tokio::test]
+async fn a_directory_that_is_as_it_was_is_the_tree_of_the_last_time() {
+    let sent = tree([("a", dir(0o755)), ("a/x", file(0o644, b"xx")), ("b", file(0o600, b"b"))]);
+    let connection = Connection::new(sent).await;
+    for differ in ["metadata", "none"] {
+        let first = connection.get(&[("local.differ", differ)]).await.unwrap();
+        let again = connection.get(&[("local.differ", differ)]).await.unwrap();
+        assert_eq!(first.snapshot(), again.snapshot(), "{differ}");
+        connection.tree.lock().get_mut(Path::new("b")).unwrap().stat.mod_time += 1;
+        let changed = connection.get(&[("local.differ", differ)]).await.unwrap();
+        assert_ne!(first.snapshot(), changed.snapshot(), "{differ}");
+    }
 }
 
 #[tokio::test]
