@@ -409,7 +409,8 @@ fn read_summary(row: &rows::BuildRow) -> Result<BuildSummary, HistoryError> {
 }
 
 fn pack(vertices: &[VertexRecord]) -> io::Result<Vec<u8>> {
-    zstd::encode_all(serde_json::to_vec(vertices)?.as_slice(), 3)
+    // Its tables are as large as what it packs.
+    zstd::bulk::compress(&serde_json::to_vec(vertices)?, 3)
 }
 
 fn unpack(bytes: &[u8]) -> io::Result<Vec<VertexRecord>> {
@@ -465,12 +466,14 @@ impl Inner {
     /// Writes what later builds compare with, then the log, then the row; then drops what is over the limits.
     pub(crate) fn write_down(&self, id: &str, notes: &BuildNotes, runtime: &Handle) {
         let recipes = notes.take_recipes();
-        let noted = self.metadata.write_lazily(|txn| {
-            rows::put_recipes(txn, notes.project(), &recipes)
-                .map_err(StoreError::metadata("note what a build's steps were made of"))
-        });
-        if let Err(error) = noted {
-            tracing::warn!(%error, build = id, "what the steps of a build were made of is not recorded");
+        if !recipes.is_empty() {
+            let noted = self.metadata.write_lazily(|txn| {
+                rows::put_recipes(txn, notes.project(), &recipes)
+                    .map_err(StoreError::metadata("note what a build's steps were made of"))
+            });
+            if let Err(error) = noted {
+                tracing::warn!(%error, build = id, "what the steps of a build were made of is not recorded");
+            }
         }
         drop(recipes);
         if let Some(live) = self.state.lock().live.get_mut(id) {

@@ -89,7 +89,7 @@ impl Listing {
             bytes.extend(path);
             bytes.extend(value.to_le_bytes());
         }
-        zstd::encode_all(bytes.as_slice(), 1)
+        zstd::bulk::compress(&bytes, 1)
     }
 
     /// What cannot be read is as good as nothing: then files are not named.

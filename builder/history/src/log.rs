@@ -29,6 +29,9 @@ pub(crate) struct LogWriter<W: Write> {
 impl<W: Write> LogWriter<W> {
     pub(crate) fn new(to: W) -> io::Result<Self> {
         let mut encoder = zstd::stream::write::Encoder::new(to, LEVEL)?;
+        // The level's own tables, of 768 KiB, would be cleared for each build; most logs are a few KiB.
+        encoder.set_parameter(zstd::stream::raw::CParameter::HashLog(14))?;
+        encoder.set_parameter(zstd::stream::raw::CParameter::ChainLog(13))?;
         encoder.include_checksum(true)?;
         Ok(Self { encoder, digester: Digester::sha256(), bytes: 0 })
     }

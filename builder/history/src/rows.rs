@@ -75,9 +75,6 @@ pub(crate) fn put_recipes(
     project: &Project,
     recipes: &[Arc<PackedRecipe>],
 ) -> rusqlite::Result<()> {
-    if recipes.is_empty() {
-        return Ok(());
-    }
     let (image, context) = (project.image.map(signed), project.context.map(signed));
     // A project that has a name or a place keeps it when its Dockerfile changes.
     let dockerfile = if image.is_none() && context.is_none() { project.dockerfile.map(signed) } else { None };
@@ -123,30 +120,28 @@ pub(crate) fn put_build(
     vertices: Option<&[u8]>,
 ) -> rusqlite::Result<()> {
     let json = to_json(summary)?;
-    txn.execute(
+    txn.prepare_cached(
         "INSERT INTO history_build (id, created, completed, log_bytes, summary, vertices, log_digest)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (id) DO UPDATE SET completed = excluded.completed, log_bytes = excluded.log_bytes,
             summary = excluded.summary, vertices = excluded.vertices, log_digest = excluded.log_digest",
-        (
-            &summary.id,
-            nanos::of(summary.created),
-            summary.completed.map(nanos::of),
-            summary.log_bytes.map(u64::cast_signed),
-            json,
-            vertices,
-            summary.log.as_ref().map(|log| &log.digest),
-        ),
-    )?;
+    )?
+    .execute((
+        &summary.id,
+        nanos::of(summary.created),
+        summary.completed.map(nanos::of),
+        summary.log_bytes.map(u64::cast_signed),
+        json,
+        vertices,
+        summary.log.as_ref().map(|log| &log.digest),
+    ))?;
     Ok(())
 }
 
 /// Writes a document of a build that has a row; one that is there already stays.
 pub(crate) fn put_attachment(txn: &Transaction, id: &str, digest: &str, data: &[u8]) -> rusqlite::Result<()> {
-    txn.execute(
-        "INSERT OR IGNORE INTO history_attachment (build, digest, data) VALUES (?1, ?2, ?3)",
-        (id, digest, data),
-    )?;
+    txn.prepare_cached("INSERT OR IGNORE INTO history_attachment (build, digest, data) VALUES (?1, ?2, ?3)")?
+        .execute((id, digest, data))?;
     Ok(())
 }
 
@@ -187,7 +182,8 @@ pub(crate) fn change_build(
 /// Writes the row of a build that begins, unless it has one.
 pub(crate) fn begin_build(txn: &Transaction, summary: &BuildSummary) -> rusqlite::Result<()> {
     let values = (&summary.id, nanos::of(summary.created), to_json(summary)?);
-    txn.execute("INSERT OR IGNORE INTO history_build (id, created, summary) VALUES (?1, ?2, ?3)", values)?;
+    txn.prepare_cached("INSERT OR IGNORE INTO history_build (id, created, summary) VALUES (?1, ?2, ?3)")?
+        .execute(values)?;
     Ok(())
 }
 

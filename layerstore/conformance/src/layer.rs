@@ -8,6 +8,7 @@ use crate::{Check, Fixture};
 /// Each check is given a store of its own.
 pub const SUITE: &[(&str, Check)] = &[
     ("a layer is found by its snapshot and by its chain", finds),
+    ("a chain of snapshots is listed from its top, with the layers that are known", below),
     ("recording the same layer again is success, another is refused", record_again),
     ("a layer needs a committed snapshot", needs_snapshot),
     ("layers are recorded all or none", all_or_none),
@@ -39,6 +40,22 @@ fn finds(f: &Fixture) {
     f.layers.record(std::slice::from_ref(&layer)).expect("record");
     assert_eq!(f.layers.by_snapshot(&layer.snapshot).expect("by snapshot"), Some(layer.clone()));
     assert_eq!(f.layers.by_chain(&layer.chain_id).expect("by chain"), Some(layer));
+}
+
+fn below(f: &Fixture) {
+    let bottom = layer(f, "bottom");
+    let middle = f.snapshot(Some(&bottom.snapshot));
+    let top = Layer { snapshot: f.snapshot(Some(&middle)), ..layer(f, "top") };
+    f.layers.record(&[bottom.clone(), top.clone()]).expect("record");
+    let expected = [
+        (top.snapshot.clone(), Some(top.clone())),
+        (middle, None),
+        (bottom.snapshot.clone(), Some(bottom.clone())),
+    ];
+    assert_eq!(f.layers.below(&top.snapshot).expect("below"), expected);
+    assert_eq!(f.layers.below(&bottom.snapshot).expect("below"), expected[2..]);
+    let nobody = f.layers.below(&SnapshotName::new("nobody's")).expect_err("refused");
+    assert!(matches!(nobody, StoreError::NotFound { kind: "snapshot", .. }), "{nobody}");
 }
 
 fn record_again(f: &Fixture) {

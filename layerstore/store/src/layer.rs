@@ -24,6 +24,11 @@ pub trait LayerStore: Send + Sync {
     /// The layer that a snapshot is, if its tar stream was ever computed or it was made from one.
     fn by_snapshot(&self, snapshot: &SnapshotName) -> Result<Option<Layer>, StoreError>;
 
+    /// A snapshot and those below it, the uppermost first, with the layers that those are which are known as such.
+    ///
+    /// Errors: [`StoreError::NotFound`] when there is no such committed snapshot.
+    fn below(&self, top: &SnapshotName) -> Result<Vec<(SnapshotName, Option<Layer>)>, StoreError>;
+
     /// A layer with this chain id, if any snapshot has it.
     fn by_chain(&self, chain: &ChainId) -> Result<Option<Layer>, StoreError>;
 

@@ -11,16 +11,11 @@ use crate::{ManifestForm, TransferError, blob_content, described};
 /// The layers of a tree, bottom first. Diff ids that are not known yet are computed, by streaming each layer's tar into its digest, and
 /// remembered: nothing is written but the answer. Blocks.
 pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError> {
-    let mut snapshots: Vec<SnapshotName> = Vec::new();
-    let mut next = tree.snapshot().cloned();
-    while let Some(name) = next {
-        next = stores.snapshots.stat(&name)?.parent;
-        snapshots.push(name);
-    }
+    let snapshots = tree.snapshot().map_or(Ok(Vec::new()), |top| stores.layers.below(top))?;
     let mut layers: Vec<Layer> = Vec::with_capacity(snapshots.len());
     let mut learnt = Vec::new();
-    for snapshot in snapshots.into_iter().rev() {
-        let layer = match stores.layers.by_snapshot(&snapshot)? {
+    for (snapshot, known) in snapshots.into_iter().rev() {
+        let layer = match known {
             Some(layer) => layer,
             None => {
                 let source = stores.snapshots.diff_source(&snapshot)?;
@@ -70,10 +65,8 @@ pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<
 /// None where a layer has no blob. Nothing is made or computed. Blocks.
 pub fn blob_chains(stores: &Stores, top: &SnapshotName) -> Result<Vec<Vec<Descriptor>>, TransferError> {
     let mut all: Vec<Vec<Descriptor>> = Vec::new();
-    let mut next = Some(top.clone());
-    while let Some(name) = next {
-        next = stores.snapshots.stat(&name)?.parent;
-        let Some(layer) = stores.layers.by_snapshot(&name)? else { return Ok(Vec::new()) };
+    for (_, layer) in stores.layers.below(top)? {
+        let Some(layer) = layer else { return Ok(Vec::new()) };
         let blobs = stores.layers.blobs(&layer.diff_id)?;
         if blobs.is_empty() {
             return Ok(Vec::new());

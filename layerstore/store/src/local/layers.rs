@@ -1,7 +1,7 @@
 //! Layer records in the metadata database.
 
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest};
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, types::ValueRef};
 
 use super::{LocalContent, Metadata, records::exists, schema};
 use crate::{ContentStore, Layer, LayerStore, SnapshotName, StoreError};
@@ -46,6 +46,31 @@ impl LocalLayers {
 impl LayerStore for LocalLayers {
     fn by_snapshot(&self, snapshot: &SnapshotName) -> Result<Option<Layer>, StoreError> {
         self.one(BY_SNAPSHOT, snapshot.as_str())
+    }
+
+    fn below(&self, top: &SnapshotName) -> Result<Vec<(SnapshotName, Option<Layer>)>, StoreError> {
+        // A child's `seq` is greater than its parent's.
+        let sql = "WITH RECURSIVE below (seq, name, up) AS (
+                       SELECT seq, name, parent FROM snapshot WHERE name = ?1
+                       UNION ALL
+                       SELECT snapshot.seq, snapshot.name, snapshot.parent FROM below JOIN snapshot ON snapshot.name = up
+                   ) SELECT name, diff_id, chain_id, size FROM below LEFT JOIN layer ON layer.snapshot = name ORDER BY seq DESC";
+        let below: Vec<_> = self.metadata.read(|db| {
+            let failed = || StoreError::metadata("read layers");
+            let mut select = db.prepare_cached(sql).map_err(failed())?;
+            let mut rows = select.query([top.as_str()]).map_err(failed())?;
+            let mut below = Vec::new();
+            while let Some(row) = rows.next().map_err(failed())? {
+                let name = SnapshotName::new(row.get::<_, String>(0).map_err(failed())?);
+                let is_layer = row.get_ref(1).map_err(failed())? != ValueRef::Null;
+                let columns = is_layer.then(|| columns(row)).transpose().map_err(failed())?;
+                let layer =
+                    columns.map(|columns| parse(&self.metadata, name.clone(), columns)).transpose()?;
+                below.push((name, layer));
+            }
+            Ok(below)
+        })?;
+        if below.is_empty() { Err(StoreError::not_found("snapshot", top)) } else { Ok(below) }
     }
 
     fn by_chain(&self, chain: &ChainId) -> Result<Option<Layer>, StoreError> {
@@ -120,19 +145,32 @@ pub(super) fn by_snapshot(
 }
 
 fn layer(metadata: &Metadata, db: &Connection, sql: &str, id: &str) -> Result<Option<Layer>, StoreError> {
-    let row: Option<(String, String, String, i64)> = db
+    let row: Option<(String, Columns)> = db
         .prepare_cached(sql)
-        .and_then(|mut select| {
-            select.query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).optional()
-        })
+        .and_then(|mut select| select.query_row([id], |row| Ok((row.get(0)?, columns(row)?))).optional())
         .map_err(StoreError::metadata("read layer"))?;
-    let Some((snapshot, diff_id, chain_id, size)) = row else { return Ok(None) };
-    Ok(Some(Layer {
-        snapshot: SnapshotName::new(snapshot),
+    row.map(|(snapshot, columns)| parse(metadata, SnapshotName::new(snapshot), columns)).transpose()
+}
+
+/// A layer's diff id, chain id and size, as they are stored.
+type Columns = (String, String, i64);
+
+/// Of a row that has the snapshot first.
+fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
+    Ok((row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn parse(
+    metadata: &Metadata,
+    snapshot: SnapshotName,
+    (diff_id, chain_id, size): Columns,
+) -> Result<Layer, StoreError> {
+    Ok(Layer {
+        snapshot,
         diff_id: DiffId(schema::column(metadata, "layer.diff_id", Digest::parse(&diff_id))?),
         chain_id: ChainId(schema::column(metadata, "layer.chain_id", Digest::parse(&chain_id))?),
         size: schema::column(metadata, "layer.size", u64::try_from(size))?,
-    }))
+    })
 }
 
 /// A descriptor for a column.

@@ -128,7 +128,11 @@ fn kill_9_leaves_what_was_acknowledged_and_nothing_by_half() {
     let (mut present, mut absent) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let mut victim = Command::new(env::current_exe().expect("this binary"))
-            .args(["--exact", "kill_9_leaves_what_was_acknowledged_and_nothing_by_half", "--nocapture"])
+            .args([
+                "--exact",
+                "crash::kill_9_leaves_what_was_acknowledged_and_nothing_by_half",
+                "--nocapture",
+            ])
             .env(VICTIM, format!("{round} {}", directory.path().display()))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
