@@ -71,6 +71,8 @@ pub struct DockerfileOptions {
     pub local_sessions: BTreeMap<String, String>,
     /// What else was said and does not matter to the plan (`vcs:…`, `attest:…`, `frontend.caps`, …); passed through.
     pub passed: BTreeMap<String, String>,
+    /// Names of options that nobody here knows.
+    pub unknown: Vec<String>,
     /// All of it as it was said, for another frontend; empty where it was not said in these words.
     pub attrs: BTreeMap<String, String>,
 }
@@ -107,6 +109,7 @@ impl DockerfileOptions {
             session_id: None,
             local_sessions: BTreeMap::new(),
             passed: BTreeMap::new(),
+            unknown: Vec::new(),
             attrs: BTreeMap::new(),
         }
     }

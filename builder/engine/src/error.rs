@@ -449,7 +449,7 @@ pub enum StepError {
         oom: Option<OutOfMemory>,
     },
     /// The process could not be run.
-    #[error("failed to run {:?}: {source}", args.join(" "))]
+    #[error("process {:?} did not complete successfully: {source}", args.join(" "))]
     Run {
         /// Its command line.
         args: Vec<String>,
@@ -457,7 +457,7 @@ pub enum StepError {
         source: ExecError,
     },
     /// The process is for a platform that this machine does not run.
-    #[error("failed to run {:?}: {source}: {}", args.join(" "), emulator_advice(platform))]
+    #[error("process {:?} did not complete successfully: {source}: {}", args.join(" "), emulator_advice(platform))]
     Foreign {
         /// Its command line.
         args: Vec<String>,

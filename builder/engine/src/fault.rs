@@ -63,6 +63,27 @@ pub(crate) fn in_dockerfile(error: EngineError, options: &DockerfileOptions, fac
     }
 }
 
+/// An error of a frontend that the Dockerfile names at `asked`: with those lines, unless it says better ones itself.
+pub(crate) fn of_frontend(
+    error: EngineError,
+    asked: Option<LineRange>,
+    options: &DockerfileOptions,
+    facts: &Facts,
+) -> EngineError {
+    let is_placed = match error.inner() {
+        EngineError::Returned(returned) => {
+            returned.details.iter().any(|detail| detail.type_url.ends_with("errdefs.Source+json"))
+        }
+        _ => error.fault().is_some() || error.is_canceled(),
+    };
+    match (asked, source_info(options, facts)) {
+        (Some(lines), Ok(source)) if !is_placed => {
+            at(error, Fault { places: vec![Place { source, ranges: by_line(lines) }], mark: None })
+        }
+        _ => error,
+    }
+}
+
 /// An error of a step, with the lines that the step comes from.
 pub(crate) fn in_graph(error: EngineError, definition: &Definition) -> EngineError {
     let found = error.failed_vertex().and_then(|vertex| {

@@ -32,7 +32,7 @@ use crate::{
     classic::{unreadable, why_missing},
     engine::internal_vertex,
     epoch::epoch_of,
-    fault::in_dockerfile,
+    fault::{in_dockerfile, of_frontend},
     frontend::Frontend,
     scope::BuildScope,
 };
@@ -140,8 +140,9 @@ impl Engine {
         let located = |error| in_dockerfile(error, options, &facts);
         match Frontend::choose(options, &facts.dockerfile, self.frontends()).map_err(located)? {
             Frontend::Gateway(image) => {
+                let asked = image.lines;
                 let run: BoxFuture<'_, _> = Box::pin(self.run_frontend(image, options, inputs, build));
-                let result = run.await.map_err(located)?;
+                let result = run.await.map_err(|error| of_frontend(error, asked, options, &facts))?;
                 return Ok(Answered::Elsewhere(result));
             }
             Frontend::BuiltIn { newer: None } => {}
@@ -151,6 +152,13 @@ impl Engine {
                 tell(vec![told], options, &definition, &facts, progress)?;
             }
         }
+        let of = |name: &String| Told {
+            short: format!("unknown frontend option {name:?} is ignored"),
+            detail: Vec::new(),
+            url: String::new(),
+            lines: Vec::new(),
+        };
+        tell(options.unknown.iter().map(of).collect(), options, &definition, &facts, progress)?;
         Ok(Answered::BuiltIn(Loaded { facts, definition }))
     }
 

@@ -178,9 +178,6 @@ pub enum LowerError {
     /// An option that is wrong.
     #[error("{0}")]
     Option(String),
-    /// An option that this builder does not know, and cannot ignore.
-    #[error("unsupported frontend option {}", go_quote(.0))]
-    UnknownOption(String),
     /// `RUN --device` in a file that is not read by a frontend of the labs channel.
     #[error("device feature is only supported in Dockerfile frontend 1.14.0-labs or later")]
     DevicesAreLabs,

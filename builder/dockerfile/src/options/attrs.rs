@@ -42,8 +42,8 @@ impl DockerfileOptions {
     /// `session_id` is the session that local contexts are in unless they say otherwise. `inputs` are the names of the graphs that the
     /// client gave: one named `context` or `dockerfile` takes the place of the local directory.
     ///
-    /// Fails for a value that is malformed, and for an option that this builder does not know: an option that is silently dropped is a
-    /// build that is silently wrong.
+    /// Fails for a value that is malformed. An option that this builder does not know is [`DockerfileOptions::unknown`]: it changes nothing, as
+    /// with BuildKit, and the client is to be told.
     pub fn from_frontend_attrs(
         attrs: &Attrs,
         build_platform: Platform,
@@ -148,7 +148,7 @@ impl DockerfileOptions {
             "override-copy-image" => {
                 return Err(refuse("support for \"override-copy-image\" was removed in BuildKit 0.11"));
             }
-            _ => return Err(LowerError::UnknownOption(key.to_owned()).nowhere()),
+            _ => self.unknown.push(key.to_owned()),
         }
         Ok(())
     }
@@ -393,7 +393,13 @@ mod tests {
     }
 
     #[test]
-    fn malformed_and_unknown_options_are_refused_by_name() {
+    fn options_that_nobody_knows_change_nothing() {
+        let options = read(&[("surprise", "1"), ("target", "x")], &[]).unwrap();
+        assert_eq!((options.unknown, options.target.as_deref()), (vec!["surprise".to_owned()], Some("x")));
+    }
+
+    #[test]
+    fn malformed_options_are_refused_by_name() {
         for (key, value, message) in [
             ("platform", "*", "failed to parse target platform *"),
             ("image-resolve-mode", "x", "invalid image-resolve-mode: x"),
@@ -409,7 +415,6 @@ mod tests {
                 "1",
                 "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was",
             ),
-            ("surprise", "1", "unsupported frontend option \"surprise\""),
             (
                 "build-arg:BUILDKIT_DOCKERFILE_CHECK",
                 "x",

@@ -14,7 +14,9 @@ use super::{Bridge, BuildParts, FrontendResult, Ref, Refs, Target, wire::invalid
 use crate::{
     CacheSource, Engine, EngineError, FrontendRequest, SourcePolicy,
     attest::{Asked, Attests},
-    engine::internal_vertex, frontend::Frontend, plan::Answered,
+    engine::internal_vertex,
+    frontend::Frontend,
+    plan::Answered,
 };
 
 /// What a frontend asks to be solved.
@@ -50,7 +52,8 @@ impl Bridge {
             (None, None) => FrontendResult::default(),
         };
         if evaluate {
-            futures::future::try_join_all(result.refs.iter().map(|reference| self.evaluate(reference))).await?;
+            futures::future::try_join_all(result.refs.iter().map(|reference| self.evaluate(reference)))
+                .await?;
         }
         // From now on the frontend may give the graphs to another one.
         result.refs.iter().for_each(|made| self.engine.producers().note(made.definition(), made.trail()));
@@ -145,19 +148,23 @@ impl Engine {
         options: BTreeMap<String, String>,
         inputs: BTreeMap<String, Definition>,
     ) -> Result<FrontendResult, EngineError> {
-        let session = build.scope.session.as_ref().map(SessionId::to_string);
-        let names: Vec<String> = inputs.keys().cloned().collect();
-        let options = DockerfileOptions::from_frontend_attrs(&options, Platform::host(), session, &names)?;
         if inputs.values().any(|input| input.is_scratch() && input.metadata.is_empty()) {
             return Err(invalid("invalid nil input definition to definition op"));
         }
-        if options.subrequest.is_some() {
+        let missing = missing_cap(&options)?;
+        let session = build.scope.session.as_ref().map(SessionId::to_string);
+        let names: Vec<String> = inputs.keys().cloned().collect();
+        let options = DockerfileOptions::from_frontend_attrs(&options, Platform::host(), session, &names)?;
+        if options.subrequest.is_some() && missing.is_none() {
             let reply = self.answer(&options, &inputs, build).await?;
             return Ok(FrontendResult { metadata: reply.metadata, ..FrontendResult::default() });
         }
         match self.plan(&options, &inputs, build).await? {
             Answered::Elsewhere(result) => Ok(result),
             Answered::BuiltIn((plan, _)) => {
+                if let Some(name) = missing {
+                    return Err(EngineError::FrontendCap { name });
+                }
                 let mut result = self.planned(&plan, &options, build)?;
                 if let Some(order) = Attests::parse(&options.attrs)?.sbom {
                     self.scan_plan(&order, &plan, &mut result, build).await?;
@@ -215,5 +222,52 @@ impl Engine {
         }
         result.finish(&targets);
         Ok(result)
+    }
+}
+
+/// What the built-in Dockerfile frontend can, by the names that clients ask for.
+const CAPS: [&str; 4] = [
+    "moby.buildkit.frontend.inputs",
+    "moby.buildkit.frontend.subrequests",
+    "moby.buildkit.frontend.contexts",
+    "moby.buildkit.frontend.gitquerystring",
+];
+/// Behind a capability's name: it is asked of whoever the Dockerfile names.
+const FORWARD: &str = "+forward";
+
+/// What is asked of the built-in frontend that it cannot. It is an error, unless another frontend may answer.
+fn missing_cap(options: &BTreeMap<String, String>) -> Result<Option<String>, EngineError> {
+    let asked = options.get("frontend.caps").map(String::as_str).unwrap_or_default();
+    let mut missing = None;
+    for cap in asked.split(',').filter(|cap| !cap.is_empty()) {
+        let name = cap.split('+').next().unwrap_or_default();
+        if CAPS.contains(&name) {
+            continue;
+        }
+        if !cap.contains(FORWARD) {
+            return Err(EngineError::FrontendCap { name: name.to_owned() });
+        }
+        missing = Some(name.to_owned());
+    }
+    Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_frontend_says_what_it_cannot() {
+        let missing = |asked: &str| {
+            missing_cap(&[("frontend.caps".to_owned(), asked.to_owned())].into())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(missing(""), Ok(None));
+        assert_eq!(
+            missing("moby.buildkit.frontend.inputs,moby.buildkit.frontend.contexts+forward"),
+            Ok(None)
+        );
+        assert_eq!(missing("x.y"), Err("unsupported frontend capability x.y".to_owned()));
+        assert_eq!(missing("x.y+forward"), Ok(Some("x.y".to_owned())));
     }
 }
