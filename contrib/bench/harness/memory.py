@@ -9,7 +9,7 @@ import os
 import threading
 
 # Programs that belong to a daemon; anything else beneath it is a build's own.
-HELPERS = ("lapstrake", "dockerd", "containerd", "containerd-shim", "runc", "crun", "buildkitd", "docker-init", "git")
+HELPERS = ("lapstrake", "dockerd", "containerd", "containerd-shim", "runc", "crun", "buildkitd", "docker-init", "git", "buildah")
 
 
 def _status(pid):
@@ -26,19 +26,20 @@ def _status(pid):
     return sizes
 
 
-def _parents():
-    """Parent of each process of this machine."""
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
+def _children(pid):
+    """The processes that each thread of a process has started."""
+    found = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
         try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
-                # The name, in parentheses, may itself hold spaces and parentheses.
-                parents[int(entry)] = int(stat.read().rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):
-            continue
-    return parents
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as children:
+                found += map(int, children.read().split())
+        except OSError:
+            pass  # it ended meanwhile
+    return found
 
 
 def _is_helper(pid):
@@ -51,15 +52,12 @@ def _is_helper(pid):
 
 def tree(root):
     """The process `root` and those of its descendants that belong to it as helpers."""
-    children = {}
-    for pid, parent in _parents().items():
-        children.setdefault(parent, []).append(pid)
     found, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
         if pid == root or _is_helper(pid):
             found.append(pid)
-        waiting.extend(children.get(pid, ()))
+        waiting.extend(_children(pid))
     return found
 
 
@@ -81,7 +79,7 @@ def processor_seconds(root):
 
 
 class Peak:
-    """While it is entered: the highest sum of the tree's high-water marks.
+    """While it is entered: the highest sum of the high-water marks of a peer's processes, in `bytes`.
 
     The marks are set back first, so that the peak is this scenario's. The kernel keeps them, so that nothing is missed of processes
     that live to the end; of short-lived ones it is what a look ten times a second sees.
@@ -89,32 +87,33 @@ class Peak:
 
     INTERVAL = 0.1
 
-    def __init__(self, root):
+    def __init__(self, roots):
         self.bytes = 0
-        self._root = root
+        # A function, as a peer's processes come and go.
+        self._roots = roots
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
-        if self._root is not None:
-            for pid in tree(self._root):
-                try:
-                    with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as marks:
-                        marks.write("5")
-                except OSError:
-                    pass  # it ended, or is not ours: its mark then includes what went before
-            self._thread.start()
+        for pid in self._pids():
+            try:
+                with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as marks:
+                    marks.write("5")
+            except OSError:
+                pass  # it ended, or is not ours: its mark then includes what went before
+        self._thread.start()
         return self
 
     def __exit__(self, *_):
-        if self._root is not None:
-            self._done.set()
-            self._thread.join()
-            self._look()
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _pids(self):
+        return [pid for root in self._roots() for pid in tree(root)]
 
     def _look(self):
-        total = sum(_status(pid).get("VmHWM", 0) for pid in tree(self._root))
-        self.bytes = max(self.bytes, total)
+        self.bytes = max(self.bytes, sum(_status(pid).get("VmHWM", 0) for pid in self._pids()))
 
     def _watch(self):
         while not self._done.wait(self.INTERVAL):
