@@ -77,7 +77,7 @@ pub(super) async fn resolve(
         return Ok(found);
     }
     let found = cx.or_canceled(resolve_now(shared, spec, cx, &key)).await??;
-    shared.downloads.keep(cx, &key, &found, &shared.sessions.ids());
+    shared.downloads.keep(cx, &key, &found, &shared.sessions);
     Ok(found)
 }
 

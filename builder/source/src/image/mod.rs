@@ -192,10 +192,34 @@ impl ImageSource {
                     .tree
             }
         };
+        self.refuse_windows_layers(&tree).await?;
         match wanted {
             Some(chain) if self.spec.layer_limit.is_some() => self.below(tree, chain).await,
             _ => Ok(tree),
         }
+    }
+
+    /// Windows' own layers have all files below `Files`, and beside that what only Windows makes something of: what is copied to or from such a tree would
+    /// be in the wrong place.
+    async fn refuse_windows_layers(&self, tree: &Tree) -> Result<(), SourceError> {
+        if self.spec.platform.os != "windows" {
+            return Ok(());
+        }
+        let (stores, tree) = (self.shared.stores.clone(), tree.clone());
+        let origin = self.spec.reference.to_string();
+        SourceError::blocking(move || {
+            let Some(open) = stores.open(&tree)? else { return Ok(()) };
+            let is_directory =
+                |name| open.path().join(name).symlink_metadata().is_ok_and(|stat| stat.is_dir());
+            match ["Files", "Hives"].into_iter().all(is_directory) {
+                true => Err(SourceError::Unsupported {
+                    origin,
+                    what: "an image of Windows' own layers".to_owned(),
+                }),
+                false => Ok(()),
+            }
+        })
+        .await
     }
 
     /// The tree of some of the layers of `whole`.

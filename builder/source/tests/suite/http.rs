@@ -327,6 +327,24 @@ async fn a_build_without_a_session_asks_once_even_where_a_server_has_no_entity_t
 }
 
 #[tokio::test]
+async fn a_file_is_in_use_as_long_as_its_build_and_no_longer() {
+    let server = Server::start(|_| body("x")).await;
+    let bench = Bench::new();
+    let build = BuildMark::default();
+    let cx = SourceContext { builds: vec![build.clone()], ..bench.context() };
+    let (_, tree) = bench.get(&cx, &server.url("/a.txt"), &[]).await.unwrap();
+    drop(tree);
+    // The build goes on: what it has seen stays, whatever is pruned.
+    assert!(!bench.stores.leases.all_held().is_empty());
+    bench.get(&cx, &server.url("/a.txt"), &[]).await.unwrap();
+    assert_eq!(server.count("GET"), 1);
+    drop((build, cx));
+    while !bench.stores.leases.all_held().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_url_that_is_a_context_may_be_an_archive_or_a_dockerfile() {
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();

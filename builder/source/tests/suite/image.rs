@@ -218,6 +218,32 @@ async fn a_local_image_for_another_platform_is_passed_over() {
 }
 
 #[tokio::test]
+async fn an_image_of_windows_own_layers_is_refused() {
+    let (registry, bench) = (Registry::start(), Bench::new());
+    let windows = Platform::new("windows", "amd64");
+    let own = pb::Platform {
+        os: "windows".to_owned(),
+        architecture: "amd64".to_owned(),
+        ..pb::Platform::default()
+    };
+    for (tag, files, is_own) in [
+        ("own", &[("Files/a", "1"), ("Hives/b", "2")][..], true),
+        ("plain", &[("Files/a", "1"), ("Hives", "2")], false),
+    ] {
+        Image::new(&windows, files).push(&registry, "base", tag).await;
+        let source = op(&format!("docker-image://{}/base:{tag}", registry.host()), &[]);
+        let fetched = bench.sources.open(&source, Some(&own)).unwrap().fetch(&bench.context()).await;
+        match fetched {
+            Ok(_) => assert!(!is_own, "{tag}"),
+            Err(error) => assert!(
+                is_own && error.to_string().contains("Windows' own layers is not supported"),
+                "{error}"
+            ),
+        }
+    }
+}
+
+#[tokio::test]
 async fn cancelling_ends_a_wait_for_a_registry() {
     // It accepts connections, and never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
