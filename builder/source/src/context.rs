@@ -19,15 +19,32 @@ use crate::{Material, SourceError};
 /// Stands for one build, from its first fact to its last step: a build sees one state of what is not pinned, however often it
 /// asks. What is remembered for a build is forgotten with the last clone of its mark.
 #[derive(Debug, Clone, Default)]
-pub struct BuildMark(Arc<()>);
+pub struct BuildMark(Arc<Running>);
+
+/// Tells when the last clone of a mark is gone.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    ended: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
 
 impl BuildMark {
-    /// What tells whether the build is still there, without keeping it.
-    pub(crate) fn watch(&self) -> Weak<()> {
+    /// What tells whether it is the same build, without keeping it.
+    pub(crate) fn watch(&self) -> Weak<Running> {
         Arc::downgrade(&self.0)
     }
 
-    pub(crate) fn is_of(&self, watch: &Weak<()>) -> bool {
+    /// Cancelled when the build is over.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.0.ended.clone()
+    }
+
+    pub(crate) fn is_of(&self, watch: &Weak<Running>) -> bool {
         std::ptr::eq(Arc::as_ptr(&self.0), watch.as_ptr())
     }
 }

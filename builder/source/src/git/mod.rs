@@ -295,7 +295,7 @@ impl GitSource {
         let access = cx.or_canceled(self.access(cx)).await??;
         let from = cx.or_canceled(self.from(cx, &access)).await??;
         let found = cx.or_canceled(Pinned::ask(&self.git(cx, &access, from))).await??;
-        self.shared.pins.keep(cx, &key, &found, &self.shared.sessions.ids());
+        self.shared.pins.keep(cx, &key, &found, &self.shared.sessions);
         Ok(found)
     }
 
@@ -419,8 +419,8 @@ impl Source for GitSource {
             let Pinned { object, .. } = self.pinned(cx).await?;
             let spec = &self.spec;
             let url = match spec.reference.as_str() {
-                "" => spec.remote.url.clone(),
-                reference => format!("{}#{reference}", spec.remote.url),
+                "" => spec.remote.masked(),
+                reference => format!("{}#{reference}", spec.remote.masked()),
             };
             let secrets = [&spec.token_secret, &spec.header_secret].into_iter().flatten().cloned();
             Ok(Material::Git {
