@@ -49,6 +49,13 @@ impl Remote {
         format!("{}{}", self.host, clean_path(&format!("/{path}")))
     }
 
+    /// For those who read how something came to be: that there was a login, and none of it.
+    pub(super) fn masked(&self) -> String {
+        let Some((_, password)) = &self.login else { return self.url.clone() };
+        let login = if password.is_empty() { "xxxxx@" } else { "xxxxx:xxxxx@" };
+        self.url.replacen("://", &format!("://{login}"), 1)
+    }
+
     /// Everything before the path, with the slash.
     pub(super) fn server(&self) -> &str {
         let after = self.url.find("://").map_or(0, |at| at + 3);
@@ -189,6 +196,8 @@ mod tests {
         assert_eq!(remote.host, "example.org:8443");
         assert_eq!(remote.server(), "https://example.org:8443/");
         assert!(!format!("{remote} {remote:?}").contains("p@ss") && !remote.to_string().contains("p%40ss"));
+        assert_eq!(remote.masked(), "https://xxxxx:xxxxx@example.org:8443/a/b.git");
+        assert_eq!(Remote::parse("https://t0ken@h/a").expect("a URL").masked(), "https://xxxxx@h/a");
         assert_eq!(Remote::parse("github.com/a/b").expect("a URL").url, "https://github.com/a/b");
         let ssh = Remote::parse("git@github.com:a/b.git").expect("a URL");
         assert_eq!((ssh.transport, ssh.host.as_str()), (Transport::Ssh, "github.com"));
