@@ -472,6 +472,12 @@ pub enum StepError {
         /// Its id.
         id: String,
     },
+    /// The step needs an ssh agent, and the client forwards none.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    NoSshAgent {
+        /// Its id.
+        id: String,
+    },
     /// Something of the client's could not be had.
     #[error(transparent)]
     Session(#[from] lapstrake_session::Error),

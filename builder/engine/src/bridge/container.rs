@@ -9,7 +9,10 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     os::fd::BorrowedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -50,6 +53,8 @@ const INPUT_BYTES: usize = 64 << 10;
 const ORDERS: usize = 16;
 /// BuildKit's, for who says nothing else.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The same where the container is said to be for Windows: all that a platform means there.
+const WINDOWS_PATH: &str = r"PATH=c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0";
 const TERM: &str = "TERM=xterm";
 /// A terminal's size until its owner says it.
 const TERMINAL: WindowSize = WindowSize { rows: 24, columns: 80 };
@@ -64,6 +69,7 @@ pub(crate) struct Container {
     build: Arc<BuildParts>,
     network: pb::NetMode,
     hostname: String,
+    path: &'static str,
     extra_hosts: Vec<ExtraHost>,
     /// The snapshots that are mounted, in the order in which they were asked for.
     shown: Vec<Option<SnapshotMount>>,
@@ -73,6 +79,8 @@ pub(crate) struct Container {
     /// Ends its processes.
     cancel: CancellationToken,
     processes: TaskTracker,
+    /// Whether a process was ended by that.
+    is_interrupted: AtomicBool,
 }
 
 /// How far a container is.
@@ -130,11 +138,15 @@ impl Bridge {
         self.containers.0.lock().get(id).cloned()
     }
 
-    /// Ends all that runs in a container, and forgets it.
+    /// Ends all that runs in a container, and forgets it. As with BuildKit, it is an error if something did.
     pub(super) async fn release_container(&self, id: &str) -> Result<(), EngineError> {
         let found = self.containers.0.lock().remove(id);
         let found = found.ok_or_else(|| invalid(format!("container details for {id} not found")))?;
-        found.release().await
+        found.release().await?;
+        match found.is_interrupted.load(Ordering::Relaxed) {
+            true => Err(EngineError::Canceled),
+            false => Ok(()),
+        }
     }
 
     /// Ends all containers: their build is done.
@@ -151,12 +163,11 @@ impl Bridge {
     async fn prepare(&self, request: NewContainerRequest) -> Result<Container, EngineError> {
         let network = pb::NetMode::try_from(request.network)
             .map_err(|_| invalid(format!("unknown network mode {}", request.network)))?;
-        if let Some(platform) = request.platform.as_ref().filter(|platform| !platform.os.is_empty())
-            && platform.os != "linux"
-        {
-            let what = format!("running processes for {}", platform.os);
-            return Err(EngineError::Unsupported { what });
-        }
+        let path = match request.platform.as_ref().map_or("", |platform| platform.os.as_str()) {
+            "" | "linux" => PATH,
+            "windows" => WINDOWS_PATH,
+            os => return Err(EngineError::Unsupported { what: format!("running processes for {os}") }),
+        };
         let mut extra_hosts = Vec::with_capacity(request.extra_hosts.len());
         for host in &request.extra_hosts {
             let ip = host.ip.parse().map_err(|_| invalid(format!("failed to parse IP {}", host.ip)))?;
@@ -199,12 +210,14 @@ impl Bridge {
             engine,
             network,
             hostname: request.hostname,
+            path,
             extra_hosts,
             shown,
             life,
             plan: Mutex::new(Some(plan)),
             cancel,
             processes: TaskTracker::new(),
+            is_interrupted: AtomicBool::new(false),
             build,
         })
     }
@@ -232,7 +245,7 @@ impl Container {
             return Err(invalid(format!("more than {MAX_PROCESSES} processes of one container")));
         }
         let mut env = meta.env.clone();
-        default_env(&mut env, PATH);
+        default_env(&mut env, self.path);
         if terminal {
             default_env(&mut env, TERM);
         }
@@ -269,7 +282,13 @@ impl Container {
         };
         let meta = pb::Meta { env, ..meta };
         let this = Arc::clone(self);
-        let work = async move { this.run(meta, security, io, starts).await };
+        let work = async move {
+            let ended = this.run(meta, security, io, starts).await;
+            if matches!(ended, Err(EngineError::Canceled)) {
+                this.is_interrupted.store(true, Ordering::Relaxed);
+            }
+            ended
+        };
         let ended = self.processes.spawn(work);
         Ok(Process { stdin, stdout, stderr, orders, started, ended })
     }

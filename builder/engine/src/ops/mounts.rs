@@ -256,6 +256,10 @@ impl MountPlan {
                 }))
             }
             Err(_) if options.optional => Ok(None),
+            // The client forwards none at all.
+            Err(lapstrake_session::Error::Unsupported { .. }) => {
+                Err(StepError::NoSshAgent { id: options.id })
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -246,6 +246,21 @@ async fn what_a_container_writes_is_seen_and_thrown_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_containers_platform_is_where_programs_are_looked_for() {
+    let bench = Workbench::new();
+    let mut asked = ask(&bench).await;
+    let root = asked.solve(busybox()).await;
+    let windows = pb::Platform { os: "windows".to_owned(), ..pb::Platform::default() };
+    let request = NewContainerRequest { platform: Some(windows), ..container("c1", &root) };
+    asked.bridge.new_container(request).await.unwrap();
+    let args = ["/bin/sh", "-c", "echo $PATH"].map(str::to_owned).to_vec();
+    let meta = Some(pb::Meta { args, ..pb::Meta::default() });
+    let heard = run_in(&mut asked, InitMessage { meta, ..init("c1", "") }).await;
+    assert!(heard.stdout.starts_with(r"c:\Windows\System32;c:\Windows;"), "{heard:?}");
+    finish(asked).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_released_container_ends_with_all_that_runs_in_it() {
     let bench = Workbench::new();
     let mut asked = ask(&bench).await;
@@ -254,7 +269,9 @@ async fn a_released_container_ends_with_all_that_runs_in_it() {
     let mut talk = Talk::with(&mut asked.bridge).await;
     talk.say("p", Input::Init(init("c1", "echo on; sleep 1000"))).await;
     talk.hear("p", Some("on")).await.unwrap();
-    asked.bridge.release_container(ReleaseContainerRequest { container_id: "c1".to_owned() }).await.unwrap();
+    let release = ReleaseContainerRequest { container_id: "c1".to_owned() };
+    let status = asked.bridge.release_container(release).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (tonic::Code::Cancelled, "context canceled"));
     let heard = talk.hear_rest().await;
     assert_eq!(heard, Some(255));
     // And so does a build's whose client has gone on without a word.
@@ -319,7 +336,7 @@ async fn a_container_gains_nothing_that_the_build_was_not_granted() {
         assert_eq!((heard.stdout.as_str(), heard.code), ("", Some(255)), "{heard:?}");
         let unknown = InitMessage { security: 17, ..init("insecure", probe) };
         let heard = run_in(&mut asked, unknown).await;
-        assert!(heard.error.contains("unknown security mode 17"), "{heard:?}");
+        assert!(heard.error.contains("invalid security mode 17"), "{heard:?}");
         finish(asked).await;
     }
 }

@@ -211,6 +211,9 @@ async fn an_ssh_mount_needs_a_session_unless_it_is_optional() {
     solve(&bench, &llb, &ran).await.unwrap();
     let ran = llb.exec(&[&busybox], "true", vec![bind("/", 0, 0), ssh(false)]);
     assert!(solve(&bench, &llb, &ran).await.is_err());
+    let session = Client::default().connect(&bench.sessions);
+    let error = solve_with(&bench, session, &llb, &ran).await.unwrap_err().to_string();
+    assert!(error.contains("no SSH key \"default\" forwarded from the client"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
