@@ -43,7 +43,7 @@ use tonic::{
 pub use self::{
     files::{Entry, Tree},
     llb::{Llb, digest},
-    session::{Client, Received, Session},
+    session::{Asked, Client, Received, Session},
 };
 
 /// The metadata key that tells which build a call of the bridge is about.

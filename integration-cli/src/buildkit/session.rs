@@ -18,6 +18,11 @@ use lapstrake_api_proto::{
         auth_server::{Auth, AuthServer},
     },
     control::{BytesMessage, control_client::ControlClient},
+    exporter::{
+        ExporterRequest, FinalizeExportRequest, FinalizeExportResponse, FindExportersRequest,
+        FindExportersResponse,
+        exporter_server::{Exporter, ExporterServer},
+    },
     filesync::{
         bytes as in_bytes, directory,
         file_sync_server::{FileSync, FileSyncServer},
@@ -67,6 +72,10 @@ pub struct Client {
     logins: HashMap<String, (String, String)>,
     /// Outputs that are directories, by the number of their exporter; all others are files.
     directory_outputs: Vec<u32>,
+    /// Outputs that it has already.
+    there: Vec<u32>,
+    /// What it wants when it is asked for further outputs; `None` for a client that is never asked.
+    wanted: Option<Vec<(String, HashMap<String, String>)>>,
 }
 
 /// What came of an output.
@@ -112,6 +121,20 @@ impl Client {
         self
     }
 
+    /// The same, which has the file of the exporter of this number already.
+    #[must_use]
+    pub fn has_output(mut self, exporter: u32) -> Self {
+        self.there.push(exporter);
+        self
+    }
+
+    /// The same, which wants this output when it is asked for further ones.
+    #[must_use]
+    pub fn wants(mut self, kind: &str, attrs: HashMap<String, String>) -> Self {
+        self.wanted.get_or_insert_default().push((kind.to_owned(), attrs));
+        self
+    }
+
     /// Opens the session on a connection of its own, as buildx's docker driver does: `POST /session`.
     pub async fn open(self, socket: &Path) -> Session {
         let (ours, theirs) = tokio::io::duplex(256 << 10);
@@ -139,15 +162,26 @@ impl Client {
             METHODS.map(|method| ("x-docker-expose-session-grpc-method".to_owned(), method.to_owned())),
         );
         let received: Arc<Mutex<BTreeMap<u32, Received>>> = Arc::default();
-        let answers = Answers { client: Arc::new(self), received: Arc::clone(&received) };
+        let asked = Arc::default();
+        let answers =
+            Answers { client: Arc::new(self), received: Arc::clone(&received), asked: Arc::clone(&asked) };
         let serving = tokio::spawn(async move {
             let service = service_fn(move |request| answers.clone().answer(request));
             let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             // A session that ends is no error.
             let _ = http.serve_connection(TokioIo::new(io), service).await;
         });
-        Session { id, headers, received, tasks: Mutex::new(vec![serving]) }
+        Session { id, headers, received, asked, tasks: Mutex::new(vec![serving]) }
     }
+}
+
+/// What a client was told that was asked for further outputs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Asked {
+    /// Names of the results.
+    pub refs: Vec<String>,
+    /// What the exporters answered in the end.
+    pub finished: Option<HashMap<String, String>>,
 }
 
 /// A live session. Dropping it ends it.
@@ -156,6 +190,7 @@ pub struct Session {
     id: String,
     headers: Vec<(String, String)>,
     received: Arc<Mutex<BTreeMap<u32, Received>>>,
+    asked: Arc<Mutex<Asked>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -173,6 +208,11 @@ impl Session {
     /// What came of the exporter of this number.
     pub fn received(&self, exporter: u32) -> Option<Received> {
         lock(&self.received).get(&exporter).cloned()
+    }
+
+    /// What it was told when it was asked for further outputs.
+    pub fn asked(&self) -> Asked {
+        lock(&self.asked).clone()
     }
 
     /// A file that came of the exporter of this number.
@@ -258,6 +298,7 @@ pub(super) fn metadata(headers: &[(String, String)]) -> MetadataMap {
 struct Answers {
     client: Arc<Client>,
     received: Arc<Mutex<BTreeMap<u32, Received>>>,
+    asked: Arc<Mutex<Asked>>,
 }
 
 impl Answers {
@@ -271,6 +312,7 @@ impl Answers {
             "moby.filesync.v1.FileSync" => FileSyncServer::new(self).call(request).await,
             "moby.filesync.v1.Auth" => AuthServer::new(self).call(request).await,
             "moby.buildkit.secrets.v1.Secrets" => SecretsServer::new(self).call(request).await,
+            "moby.exporter.v1.Exporter" => ExporterServer::new(self).call(request).await,
             "moby.filesync.v1.FileSend" => {
                 let number = request.headers().get(EXPORTER).and_then(|value| value.to_str().ok());
                 let number = number.and_then(|number| number.parse().ok()).unwrap_or(0);
@@ -343,6 +385,9 @@ impl in_bytes::file_send_server::FileSend for Answers {
         request: Request<Streaming<in_bytes::BytesMessage>>,
     ) -> Result<Response<Self::DiffCopyStream>, Status> {
         let number = Self::exporter(request.metadata());
+        if self.client.there.contains(&number) {
+            return Err(Status::already_exists("target already exists"));
+        }
         let said = request.metadata().clone().into_headers();
         let said = said.iter().filter_map(|(name, value)| {
             let name = name.as_str().strip_prefix(METADATA)?;
@@ -356,6 +401,28 @@ impl in_bytes::file_send_server::FileSend for Answers {
         }
         lock(&self.received).insert(number, Received::File(data, said));
         Ok(Response::new(Box::pin(tokio_stream::empty())))
+    }
+}
+
+#[tonic::async_trait]
+impl Exporter for Answers {
+    async fn find_exporters(
+        &self,
+        request: Request<FindExportersRequest>,
+    ) -> Result<Response<FindExportersResponse>, Status> {
+        let wanted = self.client.wanted.clone();
+        let wanted = wanted.ok_or_else(|| Status::unavailable("no exporter callback registered"))?;
+        lock(&self.asked).refs = request.into_inner().refs;
+        let exporters = wanted.into_iter().map(|(r#type, attrs)| ExporterRequest { r#type, attrs }).collect();
+        Ok(Response::new(FindExportersResponse { exporters }))
+    }
+
+    async fn finalize_export(
+        &self,
+        request: Request<FinalizeExportRequest>,
+    ) -> Result<Response<FinalizeExportResponse>, Status> {
+        lock(&self.asked).finished = Some(request.into_inner().exporter_response);
+        Ok(Response::new(FinalizeExportResponse {}))
     }
 }
 

@@ -40,5 +40,6 @@ mod platforms;
 mod policies_grpc;
 mod prune;
 mod registry;
+mod requests_grpc;
 mod rootless;
 mod secrets;

@@ -50,7 +50,7 @@ impl Content for Layouts {
 }
 
 /// A session with a client that offers these services.
-async fn connect(services: Routes) -> SessionCaller {
+pub(crate) async fn connect(services: Routes) -> SessionCaller {
     let sessions = Sessions::new();
     let info = SessionInfo::new(SessionId::parse("test").unwrap());
     let (daemon, client) = tokio::io::duplex(64 << 10);

@@ -8,5 +8,6 @@ mod content;
 mod forks;
 mod hostile_sync;
 mod outputs;
+mod outputs;
 mod send;
 mod sync;

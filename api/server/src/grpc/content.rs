@@ -131,6 +131,10 @@ impl content_server::Content for Content {
     ) -> Result<Response<BoxStream<'static, Result<ListContentResponse, Status>>>, Status> {
         let filters = Filters::parse(&request.into_inner().filters)?;
         let state = Arc::clone(&self.0);
+        // A client that was told of its build's end finds what was recorded of it.
+        if let Some(history) = state.history.get() {
+            history.settle().await;
+        }
         let (sender, receiver) = mpsc::channel(2);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = list(&state, &filters, &sender) {
