@@ -152,7 +152,7 @@ async fn each_step_is_told_with_its_layers_as_far_as_there_are_blobs() {
         let layers = &predicate["runDetails"]["metadata"]["buildkit_metadata"]["layers"];
         let of = |step: &Value| &layers[format!("{}:0", step["id"].as_str().unwrap())];
         let steps = internal["buildConfig"]["llbDefinition"].as_array().unwrap();
-        let op = |kind: &str| steps.iter().filter(move |step| step["op"]["Op"][kind].is_object());
+        let op = |kind: &'static str| steps.iter().filter(move |step| step["op"]["Op"][kind].is_object());
         let base = of(op("source").next().unwrap());
         assert_eq!(base.as_array().unwrap().len(), 1, "once, though two ways lead there: {layers}");
         let whole = &image["layers"];

@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use lapstrake_api_proto::{
-    gateway::{self, Ref, ReturnRequest, result::Result as Refs},
+    gateway::{
+        self, Ref, ResolveSourceImageRequest, ResolveSourceMetaRequest, ReturnRequest, result::Result as Refs,
+    },
     llb as pb,
 };
 use lapstrake_builder_engine::{Destination, Input, Output};
-use lapstrake_tests::Workbench;
+use lapstrake_integration_cli::Registry;
+use lapstrake_tests::{Context, Workbench};
 use serde_json::Value;
 
 use crate::bridge::{
@@ -99,4 +102,59 @@ async fn a_clients_own_graph_is_nobodys() {
     asked.end().await.unwrap();
     let request = request_in(to.path());
     assert_eq!((request.get("frontend"), request.get("args"), request.get("root")), (None, None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_attested_of_an_image_can_be_asked_before_it_is_used() {
+    const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
+    let (bench, registry) = (Workbench::new(), Registry::start());
+    let name = registry.image("team/app:1");
+    let mut pushed = bench.request(Context::new("FROM busybox\nRUN true > /x\n"), "unused").await.unwrap();
+    let Input::Dockerfile { options, .. } = &mut pushed.input else { panic!("a Dockerfile") };
+    options.build_args.insert("BUILDKIT_ATTEST_PROVENANCE".to_owned(), "mode=min".to_owned());
+    let attrs = [("name", name.as_str()), ("push", "true")];
+    let attrs = attrs.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    pushed.outputs = vec![Output::parse("image", &attrs).unwrap()];
+    let root = bench.run(pushed).await.1.unwrap().exported.manifest.unwrap().digest.to_string();
+    let mut asked = ask(&bench).await;
+    assert!(
+        asked
+            .bridge
+            .ping(gateway::PingRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .frontend_api_caps
+            .iter()
+            .any(|cap| cap.id == "source.metaresolver.image.attestations" && cap.enabled)
+    );
+    // From the registry, and from the store.
+    for resolve_mode in ["pull", "default"] {
+        let source = pb::SourceOp { identifier: format!("docker-image://{name}"), ..Default::default() };
+        let image = ResolveSourceImageRequest {
+            no_config: true,
+            attestation_chain: false,
+            resolve_attestations: vec![PROVENANCE.to_owned()],
+        };
+        let request = ResolveSourceMetaRequest {
+            source: Some(source),
+            resolve_mode: resolve_mode.to_owned(),
+            image: Some(image),
+            ..Default::default()
+        };
+        let answer = asked.bridge.resolve_source_meta(request).await.unwrap().into_inner().image.unwrap();
+        assert!(answer.config.is_empty());
+        assert_eq!(answer.digest, root);
+        let chain = answer.attestation_chain.unwrap();
+        assert_eq!(chain.root, root);
+        let json = |digest: &str| -> Value { serde_json::from_slice(&chain.blobs[digest].data).unwrap() };
+        assert_eq!(json(&chain.root)["manifests"][0]["digest"], chain.image_manifest.as_str());
+        let layer = &json(&chain.attestation_manifest)["layers"][0];
+        assert_eq!(layer["annotations"]["in-toto.io/predicate-type"], PROVENANCE);
+        let statement = json(layer["digest"].as_str().unwrap());
+        let about = statement["subject"][0]["digest"]["sha256"].as_str().unwrap();
+        assert_eq!(format!("sha256:{about}"), chain.image_manifest);
+    }
+    asked.give_nothing().await;
+    asked.end().await.unwrap();
 }
