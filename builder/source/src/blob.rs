@@ -83,6 +83,15 @@ impl BlobSpec {
         Ok(spec)
     }
 
+    /// What it is, for those who say what something was made of.
+    pub(crate) fn material(&self) -> Material {
+        Material::Blob {
+            reference: self.reference.to_string(),
+            digest: self.digest.clone(),
+            is_local: matches!(self.place, Place::Layout { .. }),
+        }
+    }
+
     pub(crate) fn origin(&self) -> String {
         format!("{}://{}", self.scheme, self.reference)
     }
@@ -235,12 +244,7 @@ impl Source for BlobSource {
     }
 
     fn material<'a>(&'a self, _: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
-        let BlobSpec { reference, digest, place, .. } = &self.spec;
-        Box::pin(std::future::ready(Ok(Material::Blob {
-            reference: reference.to_string(),
-            digest: digest.clone(),
-            is_local: matches!(place, Place::Layout { .. }),
-        })))
+        Box::pin(std::future::ready(Ok(self.spec.material())))
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {

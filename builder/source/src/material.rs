@@ -35,6 +35,8 @@ pub enum Material {
         secrets: Vec<String>,
         /// An SSH agent that gave access.
         ssh_agent: Option<String>,
+        /// The blob that took the repository's place.
+        bundle: Option<Box<Material>>,
     },
     /// A file of a server.
     Http {

@@ -51,6 +51,8 @@ pub(crate) struct BlobUsed {
 pub(crate) struct GitUsed {
     pub(crate) url: String,
     pub(crate) commit: String,
+    /// The blob that took the repository's place.
+    pub(crate) bundle: Option<BlobUsed>,
 }
 
 /// A server's file. No credentials are in the URL.
@@ -116,8 +118,14 @@ impl Capture {
                     self.blobs.push(blob);
                 }
             }
-            Material::Git { url, commit, secrets, ssh_agent } => {
-                let git = GitUsed { url: redact(&url).into_owned(), commit };
+            Material::Git { url, commit, secrets, ssh_agent, bundle } => {
+                let bundle = bundle.and_then(|blob| match *blob {
+                    Material::Blob { reference, digest, is_local } => {
+                        Some(BlobUsed { reference, digest, is_local })
+                    }
+                    _ => None,
+                });
+                let git = GitUsed { url: redact(&url).into_owned(), commit, bundle };
                 if !self.git.iter().any(|known| known.url == git.url) {
                     self.git.push(git);
                 }
@@ -166,8 +174,11 @@ impl Capture {
             let BlobUsed { reference, digest, is_local } = blob;
             self.add(Material::Blob { reference, digest, is_local });
         }
-        for GitUsed { url, commit } in other.git.iter().cloned() {
-            self.add(Material::Git { url, commit, secrets: Vec::new(), ssh_agent: None });
+        for GitUsed { url, commit, bundle } in other.git.iter().cloned() {
+            let bundle = bundle.map(|BlobUsed { reference, digest, is_local }| {
+                Box::new(Material::Blob { reference, digest, is_local })
+            });
+            self.add(Material::Git { url, commit, secrets: Vec::new(), ssh_agent: None, bundle });
         }
         for HttpUsed { url, digest } in other.http.iter().cloned() {
             self.add(Material::Http { url, digest });
@@ -253,7 +264,8 @@ mod tests {
         let url = "https://user:s3cret@host.example/x".to_owned();
         capture.add(Material::Http { url: url.clone(), digest: Digest::sha256_of("x") });
         let secrets = vec!["token".to_owned()];
-        capture.add(Material::Git { url, commit: "c".to_owned(), secrets, ssh_agent: Some(String::new()) });
+        let (commit, ssh_agent) = ("c".to_owned(), Some(String::new()));
+        capture.add(Material::Git { url, commit, secrets, ssh_agent, bundle: None });
         assert_eq!(capture.http[0].url, "https://xxxxx:xxxxx@host.example/x");
         assert_eq!(capture.git[0].url, "https://xxxxx:xxxxx@host.example/x");
         assert_eq!(capture.secrets, [("token".to_owned(), true)].into());

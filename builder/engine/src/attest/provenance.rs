@@ -386,6 +386,11 @@ fn dependencies(capture: &Capture) -> Result<Vec<Dependency>, EngineError> {
     }
     for git in &capture.git {
         all.push(Dependency { uri: git.url.clone(), digest: commit(&git.commit) });
+        if let Some(bundle) = &git.bundle {
+            let also = [("ref_type", "bundle"), ("vcs_url", git.url.as_str())];
+            let uri = package_url(kind(bundle.is_local), &name(&bundle.reference)?, None, &also);
+            all.push(Dependency { uri, digest: digests(&bundle.digest) });
+        }
     }
     for http in &capture.http {
         all.push(Dependency { uri: http.url.clone(), digest: digests(&http.digest) });

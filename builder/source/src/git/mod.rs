@@ -428,6 +428,7 @@ impl Source for GitSource {
                 commit: object,
                 secrets: secrets.collect(),
                 ssh_agent: spec.ssh_agent.clone(),
+                bundle: spec.bundle.as_ref().map(|blob| Box::new(blob.material())),
             })
         })
     }

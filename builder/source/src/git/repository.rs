@@ -19,7 +19,7 @@ use lapstrake_layerstore_oci::Digest;
 
 use super::{
     Git, GitSpec,
-    program::{GitCommand, GitFailure},
+    program::{GitCommand, GitFailure, GitOutput},
     url::{is_commit, is_reference},
 };
 use crate::SourceError;
@@ -202,25 +202,16 @@ impl Repository {
         // Only that state: all of it, and nothing before it.
         let wanted =
             if is_commit(&pinned.reference) || git.spec.fetch_by_commit { object } else { &pinned.reference };
-        let shallow = self.fetch_command(git, &["--depth=1", "--no-tags"], &[format!("+{wanted}:{kept}")]);
-        let first = match git.tell(shallow).await {
-            // An old server, or one of plain files.
-            Err(GitFailure::Failed { output, .. })
-                if ["--depth", "shallow"].iter().any(|word| output.stderr.contains(word)) =>
-            {
-                git.tell(self.fetch_command(git, &["--no-tags"], &[format!("+{wanted}:{kept}")])).await
-            }
-            result => result,
-        };
+        let first = self.fetch_one(git, wanted, &kept).await;
         if first.is_ok() && self.has(git, object).await? {
             return self.keep(git, object, &kept).await;
         }
         // It has moved since it was pinned. Some servers give what they do not list.
-        if wanted != object {
-            let itself = self.fetch_command(git, &["--depth=1", "--no-tags"], &[format!("+{object}:{kept}")]);
-            if git.attempt(itself).await.is_ok() && self.has(git, object).await? {
-                return self.keep(git, object, &kept).await;
-            }
+        if wanted != object
+            && self.fetch_one(git, object, &kept).await.is_ok()
+            && self.has(git, object).await?
+        {
+            return self.keep(git, object, &kept).await;
         }
         // The others: then it is somewhere in the history.
         let mut options = vec!["--tags", "--force"];
@@ -235,6 +226,20 @@ impl Repository {
             (Ok(_), Ok(_)) => {
                 Err(SourceError::GitNotFound { origin: git.spec.origin(), what: format!("commit {object}") })
             }
+        }
+    }
+
+    /// Fetches something by a name that the remote knows: without what was before it, where the remote can do that.
+    async fn fetch_one(&self, git: &Git<'_>, wanted: &str, kept: &str) -> Result<GitOutput, GitFailure> {
+        let refspec = [format!("+{wanted}:{kept}")];
+        match git.tell(self.fetch_command(git, &["--depth=1", "--no-tags"], &refspec)).await {
+            // An old server, or one of plain files.
+            Err(GitFailure::Failed { output, .. })
+                if ["--depth", "shallow"].iter().any(|word| output.stderr.contains(word)) =>
+            {
+                git.tell(self.fetch_command(git, &["--no-tags"], &refspec)).await
+            }
+            result => result,
         }
     }
 

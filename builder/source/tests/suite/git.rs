@@ -412,6 +412,29 @@ async fn plain_files(upstream: &Upstream, authorization: &'static str) -> Server
 }
 
 #[tokio::test]
+async fn a_tag_that_was_replaced_since_it_was_pinned_is_fetched_by_its_own_name() {
+    let upstream = Upstream::new();
+    git(&upstream.path("repo"), &["tag", "-a", "v1", "-m", "one"]);
+    upstream.commit("repo", &[("a", "changed")]);
+    // x-access-token:t0ken
+    let server = plain_files(&upstream, "basic eC1hY2Nlc3MtdG9rZW46dDBrZW4=").await;
+    let client = Client {
+        secrets: HashMap::from([("GIT_AUTH_TOKEN".to_owned(), b"t0ken\n".to_vec())]),
+        ..Client::default()
+    };
+    let connected = client.connect_as(session::info("s1")).await;
+    let bench = Bench::with(SourceLimits::default(), connected.sessions.clone());
+    let (cx, url) = (bench.context_of("s1"), server.url("/r.git"));
+    let attrs = [("git.fullurl", url.as_str()), ("git.authtokensecret", "GIT_AUTH_TOKEN")];
+    let source = bench.open("git://h/r#v1", &attrs).unwrap();
+    source.pin(&cx).await.unwrap();
+    let bare = upstream.path("bare");
+    git(&bare, &["tag", "-f", "v1", "main"]);
+    git(&bare, &["update-server-info"]);
+    assert_eq!(bench.read(&source.fetch(&cx).await.unwrap(), "a"), b"1");
+}
+
+#[tokio::test]
 async fn a_clients_token_opens_a_private_repository_on_a_server_of_plain_files() {
     let upstream = Upstream::new();
     // x-access-token:t0ken

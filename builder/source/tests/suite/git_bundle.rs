@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lapstrake_builder_source::{ErrorKind, SourceError};
+use lapstrake_builder_source::{ErrorKind, Material, SourceError};
 use lapstrake_layerstore_conformance::docker_registry::Registry;
 use lapstrake_layerstore_oci::{Descriptor, Digest, MediaType};
 use lapstrake_layerstore_registry::{ClientOptions, RegistryClient, RegistryConfig};
@@ -96,6 +96,14 @@ async fn a_bundle_takes_the_remotes_place() {
         assert_eq!(bench.read(&tree, file), text.as_bytes(), "{fragment}");
         assert_eq!(digest, key(&expected), "{fragment}: the key is the commit's, wherever it is from");
     }
+    let identifier = "git://127.0.0.1:1/repo#main";
+    let source = bench.open(identifier, &[("git.bundle", branch), ("git.checksum", &head)]).unwrap();
+    let Material::Git { bundle: Some(blob), commit, .. } = source.material(&bench.context()).await.unwrap()
+    else {
+        panic!("a bundle is told");
+    };
+    assert_eq!(commit, head);
+    assert!(matches!(*blob, Material::Blob { is_local: false, .. }), "{blob:?}");
     let kept = [("git.bundle", branch.as_str()), ("git.checksum", &head), ("git.keepgitdir", "true")];
     let (_, tree) = unpack(&bench, "#main", &kept).await.unwrap();
     assert!(bench.names(&tree).contains(&".git/HEAD".to_owned()));
