@@ -1,16 +1,14 @@
 //! Why a build failed.
 
-use std::collections::BTreeMap;
-
 use lapstrake_builder_dockerfile::LineRange;
 use lapstrake_builder_executor::ExecError;
 use lapstrake_builder_llb::{PolicyError, caps::CapError};
 use lapstrake_builder_solver::SolveError;
 use lapstrake_builder_source::{ErrorKind, SourceError};
 use lapstrake_layerstore_oci::{Digest, Platform};
-use lapstrake_layerstore_store::{StoreError, Tree};
+use lapstrake_layerstore_store::StoreError;
 
-use crate::{Entitlement, FailedImage, Fault, Refusal};
+use crate::{Entitlement, FailedImage, Fault, Left, Refusal, ShownStep};
 
 /// Why a build failed: what was being done, on what, and the cause.
 #[derive(Debug, thiserror::Error)]
@@ -535,41 +533,6 @@ pub enum StepError {
     /// Nobody waits for it any more.
     #[error("context canceled")]
     Canceled,
-}
-
-/// The trees of a step that failed. They are held as long as somebody has the error.
-#[derive(Debug, Default)]
-pub struct Left {
-    /// What it began with: of a process by its mounts, of file actions by their op's inputs, otherwise the one that could not be read.
-    pub(crate) inputs: Vec<Option<Tree>>,
-    /// What was there at its end: of a process by its mounts, of file actions by their number.
-    pub(crate) ends: Vec<Option<Tree>>,
-    /// What of it failed, where that is not all of it.
-    pub(crate) part: Option<FailedPart>,
-}
-
-/// What of a step failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FailedPart {
-    /// The file action of this number.
-    Action(usize),
-    /// Finding out what the input of this number is to the cache.
-    Content(usize),
-}
-
-/// A step that failed, as a frontend is told of it: BuildKit's `errdefs.Solve`.
-#[derive(Debug)]
-pub struct ShownStep {
-    /// The op.
-    pub(crate) op: serde_json::Value,
-    /// What its author says of it.
-    pub(crate) description: BTreeMap<String, String>,
-    /// Names of its inputs, which containers may be made of; empty where there is none.
-    pub(crate) inputs: Vec<String>,
-    /// Names of what it left.
-    pub(crate) ends: Vec<String>,
-    /// What of it failed, where that is not all of it.
-    pub(crate) part: Option<FailedPart>,
 }
 
 /// What to do about a platform that this machine does not run.

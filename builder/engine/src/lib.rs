@@ -25,6 +25,7 @@ mod fault;
 mod frontend;
 mod history;
 mod kept;
+mod left;
 mod op_json;
 mod ops;
 mod outputs;
@@ -39,8 +40,8 @@ mod session_outputs;
 
 pub use ask::Question;
 pub use bridge::{
-    Bridge, BridgeService, FileError, FrontendResult, GatewayAttestation, Ref, Refs, bridge_service,
-    bridges_service, llb_caps, status_of,
+    Bridge, BridgeService, FileError, FrontendResult, GatewayAttestation, Ref, Refs, Serving, bridge_service,
+    bridges_service, health_service, llb_caps, status_of,
 };
 pub use caches::{
     CacheExportOptions, CacheFault, CacheForm, CacheMode, CacheSource, CacheTarget, LocalManifest,
@@ -49,13 +50,14 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use entitlements::{Entitlement, Grants, Refusal};
-pub use error::{EngineError, FrontendRun, Left, OutOfMemory, Returned, ShownStep, StepError};
+pub use error::{EngineError, FrontendRun, OutOfMemory, Returned, StepError};
 pub use fault::{Fault, Place};
 pub use frontend::{DOCKERFILE_VERSION, Frontends};
 pub use kept::{
     FAILED_BUILD_LABEL, FAILED_CODE_LABEL, FAILED_IMAGES, FAILED_OOM_LABEL, FAILED_REPOSITORY,
     FAILED_STEP_LABEL, FailedImage, KeepFailed,
 };
+pub use left::{Left, ShownStep};
 pub use platforms::platforms;
 pub use policy::SourcePolicy;
 pub use request::{BuildId, BuildRequest, ContextInput, FrontendRequest, Input};

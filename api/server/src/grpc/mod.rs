@@ -29,14 +29,9 @@ use lapstrake_api_proto::{
     content::content_server::ContentServer,
     control::control_server::ControlServer,
     google::protobuf::Timestamp,
-    health::{
-        HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
-        health_check_response::ServingStatus,
-        health_server::{Health, HealthServer},
-    },
 };
-use lapstrake_builder_engine::bridges_service;
-use tonic::{Response, Status, codegen::Service};
+use lapstrake_builder_engine::{bridges_service, health_service};
+use tonic::{Status, codegen::Service};
 
 use crate::{
     ApiError, AppState,
@@ -88,7 +83,7 @@ pub(crate) async fn respond(state: &Arc<AppState>, request: Request<Incoming>) -
         Some("containerd.services.content.v1.Content") => {
             ContentServer::new(content::Content(Arc::clone(state))).call(request).await
         }
-        Some("grpc.health.v1.Health") => HealthServer::new(Serving).call(request).await,
+        Some("grpc.health.v1.Health") => health_service().call(request).await,
         // Clients offer their traces to whoever takes them, and ask nobody before. In BuildKit's words.
         Some("opentelemetry.proto.collector.trace.v1.TraceService") => {
             Ok(Status::unavailable("trace collector not configured").into_http())
@@ -99,45 +94,6 @@ pub(crate) async fn respond(state: &Arc<AppState>, request: Request<Incoming>) -
         Ok(answer) => answer.map(Body::Grpc),
         Err(never) => match never {},
     }
-}
-
-/// Says that the daemon serves.
-struct Serving;
-
-#[tonic::async_trait]
-impl Health for Serving {
-    async fn check(
-        &self,
-        request: tonic::Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckResponse>, Status> {
-        match request.into_inner().service.as_str() {
-            "" => Ok(Response::new(serving())),
-            other => Err(Status::not_found(format!("unknown service {other}"))),
-        }
-    }
-
-    async fn list(
-        &self,
-        _: tonic::Request<HealthListRequest>,
-    ) -> Result<Response<HealthListResponse>, Status> {
-        Ok(Response::new(HealthListResponse { statuses: [(String::new(), serving())].into() }))
-    }
-
-    type WatchStream = futures::stream::BoxStream<'static, Result<HealthCheckResponse, Status>>;
-
-    async fn watch(
-        &self,
-        _: tonic::Request<HealthCheckRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        // While it is there it serves, and when it is not, the stream ends.
-        let first = futures::stream::iter([Ok(serving())]);
-        let stream = futures::StreamExt::chain(first, futures::stream::pending());
-        Ok(Response::new(Box::pin(stream)))
-    }
-}
-
-fn serving() -> HealthCheckResponse {
-    HealthCheckResponse { status: ServingStatus::Serving.into() }
 }
 
 /// Runs blocking work. A panic in it is passed on.

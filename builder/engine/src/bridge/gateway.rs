@@ -32,7 +32,7 @@ use tokio::{
 };
 use tonic::transport::Server;
 
-use super::{Bridge, BuildParts, FrontendResult, service::bridge_service};
+use super::{Bridge, BuildParts, FrontendResult, health::health_service, service::bridge_service};
 use crate::{Engine, EngineError, StepError, error::FrontendRun, frontend::GatewayFrontend};
 
 /// What the image can do, and whether it wants a network.
@@ -225,7 +225,7 @@ fn serve(bridge: Arc<Bridge>, stream: DuplexStream) -> Served {
     // Without an end, so that the server does not go before its only connection does.
     let connections = futures::StreamExt::chain(connection, futures::stream::pending());
     Served(tokio::spawn(async move {
-        let server = Server::builder().add_service(bridge_service(bridge));
+        let server = Server::builder().add_service(bridge_service(bridge)).add_service(health_service());
         if let Err(error) = server.serve_with_incoming(connections).await {
             tracing::warn!(%error, "a frontend's connection");
         }

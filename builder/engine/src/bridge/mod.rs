@@ -16,6 +16,7 @@ mod exec;
 mod failed;
 mod files;
 mod gateway;
+mod health;
 mod meta;
 mod read;
 mod reference;
@@ -43,6 +44,7 @@ use self::container::Containers;
 pub use self::{
     caps::llb_caps,
     files::FileError,
+    health::{Serving, health_service},
     reference::Ref,
     result::{FrontendResult, GatewayAttestation, Refs},
     service::{BridgeService, bridge_service, bridges_service},

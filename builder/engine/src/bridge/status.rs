@@ -9,7 +9,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-use crate::{EngineError, ErrorKind, Place, ShownStep, error::FailedPart, history::chain};
+use crate::{EngineError, ErrorKind, Place, ShownStep, history::chain, left::FailedPart};
 
 /// Most bytes of an op that a client is told: an answer's end are headers, of which there are not to be many.
 const MAX_SOLVE: usize = 256 << 10;

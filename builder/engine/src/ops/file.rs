@@ -10,7 +10,7 @@ use lapstrake_builder_solver::OpContext;
 use lapstrake_layerstore_store::Tree;
 
 use super::{KeyedStep, Workshop, classic};
-use crate::{Left, StepError, error::FailedPart, scope::EngineTypes};
+use crate::{Left, StepError, left::FailedPart, scope::EngineTypes};
 
 pub(crate) struct FileStep {
     workshop: Arc<Workshop>,

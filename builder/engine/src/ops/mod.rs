@@ -34,7 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     Engine, Left, StepError,
-    error::FailedPart,
+    left::FailedPart,
     reasons::{self, Missed, Running},
     scope::EngineTypes,
 };

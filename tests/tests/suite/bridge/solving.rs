@@ -126,6 +126,12 @@ async fn errors_have_the_details_that_clients_read() {
     let status = asked.bridge.solve(order).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert_eq!(find(&details(&status), "errdefs.Subrequest+json").unwrap()["name"], "frontend.nonsense");
+    // What the frontend is to be able to.
+    let order = of_dockerfile("FROM busybox\n", &[("frontend.caps", "moby.buildkit.frontend.nonsense")]);
+    let status = asked.bridge.solve(order).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    let cap = find(&details(&status), "errdefs.FrontendCap+json").unwrap();
+    assert_eq!(cap["name"], "moby.buildkit.frontend.nonsense");
     asked.give_nothing().await;
     asked.end().await.unwrap();
 }
@@ -149,7 +155,10 @@ async fn a_client_that_fails_says_why_the_build_does() {
     assert_eq!(error.to_string(), "no luck");
     let status = lapstrake_builder_engine::status_of(&error);
     assert_eq!((status.code(), status.message()), (Code::Aborted, "no luck"));
-    assert_eq!(rpc::Status::decode(status.details()).unwrap().details, [detail]);
+    let details = rpc::Status::decode(status.details()).unwrap().details;
+    assert_eq!(details.last(), Some(&detail));
+    // And where it comes from.
+    assert!(details[0].type_url.ends_with("stack.Stack+json"), "{details:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,8 +299,62 @@ async fn malformed_calls_are_errors() {
         ..Default::default()
     };
     asked.bridge.solve(order).await.unwrap();
+    // A graph in place of a directory that is none.
+    let mut none = of_dockerfile("FROM scratch\n", &[]);
+    none.frontend_inputs.insert("context".to_owned(), pb::Definition::default());
+    let status = asked.bridge.solve(none).await.unwrap_err();
+    assert!(status.message().contains("invalid nil input definition"), "{status:?}");
     asked.give_nothing().await;
     asked.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_without_platforms_or_config_are_refused() {
+    let bench = Workbench::new();
+    for (name, why) in [
+        ("containerimage.config", "invalid null image config for export"),
+        ("refs.platforms", "invalid empty platforms index for exporter"),
+    ] {
+        let mut asked = ask_for_image(&bench, "app").await;
+        let result = gateway::Result {
+            metadata: [(name.to_owned(), b"null".to_vec())].into(),
+            ..gateway::Result::default()
+        };
+        asked.bridge.r#return(ReturnRequest { result: Some(result), error: None }).await.unwrap();
+        let error = asked.end().await.unwrap_err();
+        assert!(error.to_string().contains(why), "{name}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_for_other_platforms_than_asked_for_is_warned_of() {
+    let bench = Workbench::new();
+    let options = [("platform".to_owned(), "linux/amd64,linux/arm64".to_owned())];
+    let input = Input::Client { options: options.into(), inputs: BTreeMap::new() };
+    let mut request = request(&bench, input, "unused").await;
+    request.outputs = Vec::new();
+    let mut asked = begin(&bench, request).await;
+    let one = asked.solve(run("true")).await;
+    asked.give(&one).await;
+    let warned = asked.told().await.into_iter().filter_map(|event| match event {
+        Event::Warning(warning) => Some(String::from_utf8(warning.short).unwrap()),
+        _ => None,
+    });
+    let words = "Multiple platforms requested but result is not multi-platform";
+    assert_eq!(warned.collect::<Vec<_>>(), [words]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_that_nobody_knows_are_warned_of() {
+    let bench = Workbench::new();
+    let mut asked = ask(&bench).await;
+    asked.bridge.solve(of_dockerfile("FROM busybox\n", &[("surprise", "1")])).await.unwrap();
+    asked.give_nothing().await;
+    let warned = asked.told().await.into_iter().filter_map(|event| match event {
+        Event::Warning(warning) => Some(String::from_utf8(warning.short).unwrap()),
+        _ => None,
+    });
+    assert_eq!(warned.collect::<Vec<_>>(), ["unknown frontend option \"surprise\" is ignored"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
