@@ -184,3 +184,30 @@ fn trees_deeper_than_a_path_can_be_long_are_measured_copied_and_removed() {
         assert_eq!(fs::read_dir(source.parent().unwrap()).map_or(0, Iterator::count), 0);
     }
 }
+
+#[test]
+fn deletions_go_with_their_snapshot() {
+    for kind in [DriverKind::Overlay2, DriverKind::Vfs] {
+        let root = tempfile::tempdir().unwrap();
+        let records = Arc::new(MemoryRecords::default());
+        let adapter = Adapter::new(kind.open(root.path()).unwrap(), records.clone());
+        let file_of = |name: &str| {
+            let (DiffSource::OverlayUpper { deletions, .. } | DiffSource::Trees { deletions, .. }) =
+                adapter.diff_source(&SnapshotName::new(name)).unwrap();
+            deletions.expect("both have a place for them")
+        };
+        for (name, parent) in [("a", None), ("b", Some("a"))] {
+            commit(&adapter, name, parent);
+            fs::write(file_of(name), "gone\0").unwrap();
+        }
+        let (of_a, of_b) = (file_of("a"), file_of("b"));
+        assert_ne!(of_a, of_b);
+        adapter.collect_orphans().unwrap();
+        adapter.remove(&SnapshotName::new("b")).unwrap();
+        assert!(of_a.exists() && !of_b.exists(), "{kind}");
+        // Forgotten by a daemon that was killed before it removed anything.
+        records.remove(&SnapshotName::new("a")).unwrap();
+        adapter.collect_orphans().unwrap();
+        assert!(!of_a.exists(), "{kind}");
+    }
+}
