@@ -413,6 +413,10 @@ impl BuildCache for EngineBuilds {
                 min_free: query.min_free_space,
             },
         };
+        // What of pulled images is at hand is no entry of the cache, but goes with all of it.
+        if request.all {
+            self.engine.forget_images();
+        }
         let cache = self.engine.cache();
         let (pruned, freed) =
             self.collector.collect_after(|| cache.prune(&request)).map_err(|error| cache_error(&error))?;

@@ -186,6 +186,11 @@ impl Engine {
         Some(history.begin(history::building(request), progress))
     }
 
+    /// Holds no documents any more of images that no build waits for: pruning frees them.
+    pub fn forget_images(&self) {
+        self.0.workshop.sources.forget_images();
+    }
+
     /// Cancels a running build.
     pub fn cancel(&self, id: &BuildId) -> Result<(), EngineError> {
         match self.0.running.lock().get(id) {

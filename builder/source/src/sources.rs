@@ -205,6 +205,11 @@ impl Sources {
         }
     }
 
+    /// Holds no documents any more of images that no build waits for: pruning frees them.
+    pub fn forget_images(&self) {
+        self.shared.images.forget();
+    }
+
     /// The registry client with the logins of those who wait: for what is no image, such as an exported cache.
     pub fn registry(&self, cx: &SourceContext) -> RegistryClient {
         self.shared.images.client(cx)

@@ -51,6 +51,10 @@ pub(super) async fn prune(
     };
     let (state, cache) = (Arc::clone(state), Arc::clone(worker.engine.cache()));
     let collector = Arc::clone(&worker.collector);
+    // What of pulled images is at hand is no entry of the cache, but goes with all of it.
+    if request.all {
+        worker.engine.forget_images();
+    }
     blocking(move || {
         let pruned = collector.collect_after(|| cache.prune(&request));
         let (pruned, freed) = pruned.map_err(|error: CacheError| told(&error))?;

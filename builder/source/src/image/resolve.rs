@@ -289,6 +289,13 @@ impl Images {
         Some(Found::Remote { image: Arc::clone(&found.image), _lease: Arc::clone(&found.lease) })
     }
 
+    /// Holds no documents any more of images that were resolved a while ago.
+    pub(crate) fn forget(&self) {
+        // The leases go without the lock.
+        let recent = std::mem::take(&mut *self.recent.lock());
+        drop(recent);
+    }
+
     fn remember(&self, name: String, platform: Platform, image: Arc<ResolvedImage>, lease: Arc<Lease>) {
         let mut recent = self.recent.lock();
         recent.retain(|resolution| {

@@ -72,6 +72,20 @@ async fn what_was_resolved_is_fetched_by_digest_without_asking_for_documents_and
 }
 
 #[tokio::test]
+async fn documents_that_no_build_waits_for_go_when_they_are_forgotten() {
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let name = format!("{}/team/app:1", registry.host());
+    bench.sources.resolve_image(&bench.context(), &query(&name, ResolveMode::Default)).await.unwrap();
+    let is_there = || bench.stores.content.info(&image.digest()).unwrap().is_some();
+    bench.collect();
+    assert!(is_there());
+    bench.sources.forget_images();
+    bench.collect();
+    assert!(!is_there());
+}
+
+#[tokio::test]
 async fn a_limit_takes_the_lower_layers() {
     let (registry, bench, image) = (Registry::start(), Bench::new(), app());
     image.push(&registry, "team/app", "1").await;
