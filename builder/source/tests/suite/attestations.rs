@@ -134,7 +134,7 @@ async fn a_chain_leads_from_the_name_to_statements_and_one_signature_of_them() {
         assert_eq!(chain.attestation_manifest.as_ref(), Some(&signed.attestation));
         // A bundle goes before cosign's older form, wherever it stands.
         let signature = &signed.signatures[1].digest;
-        assert_eq!(chain.signature_manifests, [signature.clone()]);
+        assert_eq!(chain.signature_manifests, std::slice::from_ref(signature));
         let bundle = Digest::sha256_of(format!("signed by {BUNDLE}"));
         let expected = [&chain.root, &signed.attestation, signature, &bundle, &signed.statements[0]];
         assert_eq!(digests(&chain), expected, "and neither the image's manifest nor other statements");
