@@ -272,7 +272,6 @@ async fn what_is_not_there_is_named() {
     let build = || dockerfile_build(&session);
     let frontend = SolveRequest { frontend: "cobol.v0".to_owned(), ..build() };
     let output = SolveRequest { exporters: vec![exporter("vinyl", &[])], ..build() };
-    let option = SolveRequest { frontend_attrs: attrs(&[("colour", "red")]), ..build() };
     let grant = SolveRequest { entitlements: vec!["everything".to_owned()], ..build() };
     let cache = lapstrake_api_proto::control::CacheOptions {
         exports: vec![lapstrake_api_proto::control::CacheOptionsEntry {
@@ -286,7 +285,6 @@ async fn what_is_not_there_is_named() {
     for (request, why) in [
         (frontend, "cobol.v0"),
         (output, "vinyl"),
-        (option, "colour"),
         (grant, "everything"),
         (cache, "tape"),
         (lost, "no active session for nobody"),
