@@ -132,16 +132,15 @@ impl ExecStep {
         };
         let (workshop, is_classic) = (Arc::clone(&self.workshop), self.is_classic);
         // What the process wrote may be much to delete.
-        let ends =
-            StepError::blocking(move || -> Result<Vec<(usize, Result<Tree, StepError>)>, StepError> {
-                let wanted = plan.leave().into_iter().filter(|(mount, _)| is_wanted(*mount));
-                let commit = |draft: Draft| match is_classic {
-                    true => classic::commit(&workshop.stores, draft),
-                    false => draft.commit().map_err(StepError::from),
-                };
-                Ok(wanted.map(|(mount, draft)| (mount, commit(draft))).collect())
-            })
-            .await?;
+        let ends = StepError::blocking(move || -> Result<Vec<End>, StepError> {
+            let wanted = plan.leave().into_iter().filter(|(mount, _)| is_wanted(*mount));
+            let commit = |draft: Draft| match is_classic {
+                true => classic::commit(&workshop.stores, draft),
+                false => draft.commit().map_err(StepError::from),
+            };
+            Ok(wanted.map(|(mount, draft)| (mount, commit(draft))).collect())
+        })
+        .await?;
         if let Some((code, oom)) = exit {
             let of_root = ends.iter().find(|(mount, _)| Some(*mount) == root).map(|(_, end)| end);
             let left = match of_root {
@@ -324,6 +323,9 @@ impl KeyedStep for ExecStep {
         Box::pin(self.process(vertex, cx, inputs))
     }
 }
+
+/// What a mount of this number was committed as.
+type End = (usize, Result<Tree, StepError>);
 
 /// Where a step's program is looked for, if its graph does not say: as in BuildKit, and as there no part of the cache key.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
