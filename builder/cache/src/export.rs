@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Facts: `solver/exporter.go` in moby/buildkit. Records are those of the build's own keys: other ways to the same keys, which other builds
-//! found, are left out wherever the build has one of its own, so that the document depends on the build and not on the cache's past.
+//! found, are left out wherever the build has one of its own, so that the document depends on the build and not on the cache's past. Ways that the caches
+//! have which the build brought with it go on, as with BuildKit: a build that found everything by what an image carries leaves the same image.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,7 +16,7 @@ use std::{
 
 use lapstrake_builder_llb::cache_key::Versions;
 use lapstrake_builder_solver::KeyId;
-use lapstrake_layerstore_oci::{Digest, Timestamp};
+use lapstrake_layerstore_oci::{ChainId, DiffId, Digest, Timestamp};
 use lapstrake_layerstore_store::{SnapshotName, StoreError};
 use rusqlite::{Connection, OptionalExtension};
 use time::OffsetDateTime;
@@ -23,7 +24,7 @@ use time::OffsetDateTime;
 use crate::{
     BuildCache, CacheDocument, CacheError, ImportedResult, OlderNames,
     document::{DocumentBuilder, Record, RecordChain, RecordInput, RecordResult},
-    import::ImportedCache,
+    import::{BroughtLink, ImportedCache},
     older::Leading,
 };
 
@@ -33,7 +34,7 @@ pub enum ExportedResults<'a> {
     /// Those that are layers of the image (`mode=min`): their snapshots, bottom first.
     Layers(&'a [SnapshotName]),
     /// All of the build (`mode=max`); those that are not here, from the caches that the build brought with it.
-    All(&'a [Arc<ImportedCache>]),
+    All,
 }
 
 /// A result that a document may name.
@@ -56,13 +57,23 @@ pub struct ExportedRecords {
 
 impl BuildCache {
     /// What leads to the results of a build, which are known by `targets`. `keys` are those of all its outputs, one set for each
-    /// (`Build::keys` of the solver). Blocks.
+    /// (`Build::keys` of the solver). `brought` are the caches that the build brought with it. Blocks.
     pub fn records_of(
         &self,
         keys: &[Vec<KeyId>],
         targets: &[KeyId],
         wanted: ExportedResults<'_>,
+        brought: &[Arc<ImportedCache>],
     ) -> Result<ExportedRecords, CacheError> {
+        let backwards: HashMap<&KeyId, Vec<BroughtLink<'_>>> =
+            brought.iter().flat_map(|cache| cache.backwards()).collect();
+        let mut layers = HashMap::new();
+        if let (ExportedResults::Layers(names), false) = (wanted, brought.is_empty()) {
+            for name in names {
+                let layer = self.stores.layers.by_snapshot(name)?;
+                layers.extend(layer.map(|layer| (layer.chain_id, name)));
+            }
+        }
         let mut own = HashSet::new();
         let mut foreign: HashMap<&str, Vec<&KeyId>> = HashMap::new();
         for set in keys {
@@ -77,9 +88,14 @@ impl BuildCache {
                 own,
                 foreign,
                 wanted,
+                brought,
+                layers,
+                backwards,
+                same: HashMap::new(),
                 exported: ExportedRecords::default(),
                 known: HashMap::new(),
             };
+            walk.unite(keys)?;
             for key in targets.iter().filter(|key| !key.is_foreign()) {
                 walk.add(key.as_str())?;
             }
@@ -182,6 +198,13 @@ struct Walk<'a> {
     /// Keys of brought caches that mean the same.
     foreign: HashMap<&'a str, Vec<&'a KeyId>>,
     wanted: ExportedResults<'a>,
+    brought: &'a [Arc<ImportedCache>],
+    /// The layers that are wanted, where brought results may be among them.
+    layers: HashMap<ChainId, &'a SnapshotName>,
+    /// What leads to keys of brought caches.
+    backwards: HashMap<&'a KeyId, Vec<BroughtLink<'a>>>,
+    /// Keys of brought caches that are called as one of the build's, and mean the same.
+    same: HashMap<&'a KeyId, &'a str>,
     exported: ExportedRecords,
     known: HashMap<String, Option<usize>>,
 }
@@ -189,12 +212,40 @@ struct Walk<'a> {
 struct Incoming {
     source: String,
     input: usize,
-    output: u32,
-    digest: Digest,
+    /// What the op is called, with its output.
+    name: Option<Digest>,
     selector: String,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// Finds out which keys of brought caches are the build's own.
+    fn unite(&mut self, keys: &'a [Vec<KeyId>]) -> Result<(), StoreError> {
+        for set in keys.iter().filter(|set| set.iter().any(KeyId::is_foreign)) {
+            for own in set.iter().filter(|key| !key.is_foreign()) {
+                let Some(name) = self.name(own.as_str())? else { continue };
+                for foreign in set.iter().filter(|key| key.is_foreign()) {
+                    if self.backwards.get(foreign).is_some_and(|links| *links[0].name == name) {
+                        self.same.insert(foreign, own.as_str());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the op of a key is called, with its output.
+    fn name(&self, key: &str) -> Result<Option<Digest>, StoreError> {
+        let failed = "look up a cache key";
+        let found = self
+            .db
+            .prepare_cached("SELECT digest, output FROM cache_link WHERE target = ?1 LIMIT 1")
+            .and_then(|mut statement| {
+                statement.query_row([key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))).optional()
+            })
+            .map_err(StoreError::metadata(failed))?;
+        Ok(found.and_then(|(digest, output)| Digest::parse(KeyId::root(digest, output).as_str()).ok()))
+    }
+
     /// Adds a key's record after those of its inputs; `None` for a key that nothing common to all builders leads to. A chain of steps may be
     /// long, so the walk keeps its own stack.
     fn add(&mut self, key: &str) -> Result<(), StoreError> {
@@ -231,7 +282,7 @@ impl Walk<'_> {
             record.digest = Some(digest);
             return Ok(Some(self.push(record, None)));
         };
-        record.digest = Digest::parse(KeyId::root(&first.digest, first.output).as_str()).ok();
+        record.digest = first.name.clone();
         for (place, (input, links)) in incoming.into_iter().enumerate() {
             let mut alternatives: Vec<RecordInput> = Vec::new();
             for link in links {
@@ -277,8 +328,8 @@ impl Walk<'_> {
             };
             let (source, input, output, digest, selector) = get().map_err(StoreError::metadata(failed))?;
             if let Ok(digest) = Digest::parse(&digest) {
-                let input = input as usize;
-                links.entry(input).or_default().push(Incoming { source, input, output, digest, selector });
+                let (input, name) = (input as usize, Digest::parse(KeyId::root(&digest, output).as_str()).ok());
+                links.entry(input).or_default().push(Incoming { source, input, name, selector });
             }
         }
         for list in links.values_mut() {
@@ -291,7 +342,33 @@ impl Walk<'_> {
             }
             debug_assert!(list.iter().all(|link| link.input == list[0].input));
         }
+        for link in self.brought_links(key) {
+            let source = self.same.get(link.source).copied().unwrap_or(link.source.as_str()).to_owned();
+            let selector = link.selector.map(Digest::to_string).unwrap_or_default();
+            let (input, name) = (link.input as usize, Some(link.name.clone()));
+            links.entry(input).or_default().push(Incoming { source, input, name, selector });
+        }
         Ok(links)
+    }
+
+    /// What leads to a key in brought caches.
+    fn brought_links(&self, key: &str) -> Vec<BroughtLink<'a>> {
+        let is_it = |foreign: &&KeyId| self.same.get(*foreign).is_some_and(|own| *own == key);
+        let same = self.foreign.get(key).into_iter().flatten().copied().filter(is_it);
+        let itself = self.backwards.get_key_value(&KeyId::new(key)).map(|(key, _)| *key);
+        same.chain(itself.filter(|key| key.is_foreign()))
+            .filter_map(|key| self.backwards.get(key))
+            .flatten()
+            .copied()
+            .collect()
+    }
+
+    /// A result that a brought cache has of a key, and which of them.
+    fn brought_results(&self, key: &str) -> impl Iterator<Item = (usize, Arc<ImportedResult>)> {
+        let keys = self.foreign.get(key).into_iter().flatten();
+        keys.flat_map(|key| {
+            self.brought.iter().enumerate().filter_map(|(place, cache)| Some((place, cache.result(key)?)))
+        })
     }
 
     fn result(&self, key: &str) -> Result<Option<ExportedResult>, StoreError> {
@@ -301,18 +378,25 @@ impl Walk<'_> {
         match self.wanted {
             ExportedResults::Layers(layers) => {
                 let mut results = self.results(key)?.into_iter();
-                Ok(results.find(|result| result.snapshot.as_ref().is_some_and(|name| layers.contains(name))))
+                let here =
+                    results.find(|result| result.snapshot.as_ref().is_some_and(|name| layers.contains(name)));
+                // It may be a layer although nobody asked for it by this key.
+                Ok(here.or_else(|| {
+                    self.brought_results(key).find_map(|(_, result)| {
+                        let diff_ids: Option<Vec<DiffId>> =
+                            result.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+                        let name = self.layers.get(&ChainId::of(&diff_ids?)?)?;
+                        let snapshot = Some((*name).clone());
+                        Some(ExportedResult { snapshot, brought: None, created_at: result.created_at.clone() })
+                    })
+                }))
             }
-            ExportedResults::All(brought) => {
+            ExportedResults::All => {
                 let here = self.results(key)?.into_iter().next();
                 if here.is_some() || self.is_empty_tree(key)? {
                     return Ok(here);
                 }
-                let keys = self.foreign.get(key).into_iter().flatten();
-                let mut found = keys.flat_map(|key| {
-                    brought.iter().enumerate().filter_map(|(place, cache)| Some((place, cache.result(key)?)))
-                });
-                Ok(found.next().map(|(place, result)| ExportedResult {
+                Ok(self.brought_results(key).next().map(|(place, result)| ExportedResult {
                     snapshot: None,
                     created_at: result.created_at.clone(),
                     brought: Some((place, result)),

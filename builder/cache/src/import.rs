@@ -45,6 +45,16 @@ pub trait LayerSource: Send + Sync {
     fn tree<'a>(&'a self, result: &'a ImportedResult) -> BoxFuture<'a, Result<Tree, CacheStoreError>>;
 }
 
+/// A link of a brought cache, seen from where it leads to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BroughtLink<'a> {
+    pub(crate) source: &'a KeyId,
+    pub(crate) input: u32,
+    /// What the op is called, with its output.
+    pub(crate) name: &'a Digest,
+    pub(crate) selector: Option<&'a Digest>,
+}
+
 /// Another builder's records, as a cache that a build brings with it.
 pub struct ImportedCache {
     /// How keys lead to records.
@@ -116,6 +126,18 @@ impl ImportedCache {
     /// A result as a tree.
     pub async fn fetch(&self, result: &ImportedResult) -> Result<Tree, CacheStoreError> {
         self.layers.tree(result).await
+    }
+
+    /// All links backwards: what leads to each key.
+    pub(crate) fn backwards(&self) -> HashMap<&KeyId, Vec<BroughtLink<'_>>> {
+        let mut all: HashMap<&KeyId, Vec<BroughtLink<'_>>> = HashMap::new();
+        for ((source, input, name, selector), targets) in &self.links {
+            let link = BroughtLink { source, input: *input, name, selector: selector.as_ref() };
+            for target in targets {
+                all.entry(target).or_default().push(link);
+            }
+        }
+        all
     }
 
     /// How many keys have results.

@@ -9,7 +9,7 @@ use std::{
 
 use base64::Engine as _;
 use futures::future::BoxFuture;
-use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, OlderNames};
+use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, ImportedCache, OlderNames};
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions};
 use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor, Ulimit};
 use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
@@ -391,7 +391,7 @@ impl Engine {
         let mut results = Vec::with_capacity(done.len());
         for (mut target, (tree, keys)) in done {
             if inline {
-                self.carry_cache(&mut target.config, &tree, &keys).await?;
+                self.carry_cache(&mut target.config, &tree, &keys, build.imports.caches()).await?;
             }
             if leaves_cache {
                 solved.trees.push(tree.clone());
@@ -565,12 +565,14 @@ impl Engine {
         config: &mut ImageConfig,
         tree: &Tree,
         keys: &BuildKeys,
+        brought: Vec<Arc<ImportedCache>>,
     ) -> Result<(), EngineError> {
         let (stores, cache, tree) = (self.stores().clone(), Arc::clone(self.cache()), tree.clone());
         let (target, all, older) = (Arc::clone(&keys.target), keys.all(), Arc::clone(&keys.older));
         let records = StepError::blocking(move || -> Result<_, StepError> {
             let layers = snapshots(&stores, &tree)?;
-            let records = cache.records_of(&all, &target, ExportedResults::Layers(&layers))?;
+            let wanted = ExportedResults::Layers(&layers);
+            let records = cache.records_of(&all, &target, wanted, &brought)?;
             Ok(records.with_older(&older).inline(&layers))
         })
         .await?;

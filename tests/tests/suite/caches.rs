@@ -54,7 +54,7 @@ async fn a_cache_in_a_directory_has_every_step_for_an_empty_store() {
             let at = dir.path().display();
             let to =
                 format!("type=local,dest={at},mode={mode},compression={compression},force-compression=true");
-            build(&bench, context(), &[], &[&to]).await;
+            let first = build(&bench, context(), &[], &[&to]).await;
             let both = bench.read("app", "both");
             let manifest = manifest(dir.path());
             assert_eq!(manifest.config.media_type, MediaType::BUILDKIT_CACHE_CONFIG);
@@ -66,6 +66,8 @@ async fn a_cache_in_a_directory_has_every_step_for_an_empty_store() {
             let again = build(&bench, context(), &[&format!("type=local,src={at}")], &[]).await;
             assert_eq!(again.ran(), Vec::<String>::new(), "{compression} {mode}");
             assert_eq!(bench.read("app", "both"), both);
+            // To the byte, with the times at which it was made.
+            assert_eq!(again.exported.image, first.exported.image, "{compression} {mode}");
 
             // What was brought once is here.
             let third = build(&bench, context(), &[], &[]).await;
@@ -87,12 +89,14 @@ async fn a_cache_in_a_registry_has_every_step_for_an_empty_store() {
         ("docker", ",mode=max,oci-mediatypes=false"),
     ] {
         let reference = registry.image(&format!("cache:{tag}"));
-        build(&bench, context(), &[], &[&format!("type=registry,ref={reference}{options}")]).await;
+        let first =
+            build(&bench, context(), &[], &[&format!("type=registry,ref={reference}{options}")]).await;
         let both = bench.read("app", "both");
         bench.forget("app");
         let again = build(&bench, context(), &[&reference], &[]).await;
         assert_eq!(again.ran(), Vec::<String>::new(), "{tag}: {}", again.warnings());
         assert_eq!(bench.read("app", "both"), both, "{tag}");
+        assert_eq!(again.exported.image, first.exported.image, "{tag}");
         bench.forget("app");
     }
 }

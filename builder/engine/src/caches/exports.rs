@@ -86,7 +86,7 @@ impl Engine {
             };
             let vertex = internal_vertex(progress, name);
             let brought = match options.mode {
-                CacheMode::Min => Vec::new(),
+                CacheMode::Min => imports.here(),
                 CacheMode::Max => imports.all().await,
             };
             let export = Export {
@@ -385,9 +385,9 @@ impl Export {
             }
             let wanted = match mode {
                 CacheMode::Min => ExportedResults::Layers(&names),
-                CacheMode::Max => ExportedResults::All(&brought),
+                CacheMode::Max => ExportedResults::All,
             };
-            Ok(workshop.cache.records_of(&keys, &targets, wanted)?)
+            Ok(workshop.cache.records_of(&keys, &targets, wanted, &brought)?)
         })
         .await
     }

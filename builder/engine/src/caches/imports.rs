@@ -59,6 +59,16 @@ impl Imports {
         Self { coming: Mutex::default(), tasks: Mutex::default(), unneeded: cancel.child_token() }
     }
 
+    /// What has come; what the build found something in is among it.
+    pub(super) fn here(&self) -> Vec<Brought> {
+        self.coming.lock().iter().flat_map(|(_, coming)| coming.found().to_vec()).collect()
+    }
+
+    /// The caches of it.
+    pub(crate) fn caches(&self) -> Vec<Arc<ImportedCache>> {
+        self.here().into_iter().map(|brought| brought.cache).collect()
+    }
+
     /// Waits for all, and tells what came.
     pub(super) async fn all(&self) -> Vec<Brought> {
         let coming: Vec<_> = self.coming.lock().iter().map(|(_, coming)| Arc::clone(coming)).collect();
@@ -465,11 +475,7 @@ impl Import {
         }
         let blobs_of_layers = manifest.layers.iter().cloned().zip(diff_ids.iter().cloned()).zip(made);
         let layers: Vec<ImportedLayer> = blobs_of_layers
-            .map(|((blob, diff_id), made)| ImportedLayer {
-                blob,
-                diff_id: Some(diff_id),
-                created: made,
-            })
+            .map(|((blob, diff_id), made)| ImportedLayer { blob, diff_id: Some(diff_id), created: made })
             .collect();
         let read = move || {
             let digests: Vec<Digest> = layers.iter().map(|layer| layer.blob.digest.clone()).collect();
