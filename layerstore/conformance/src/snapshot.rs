@@ -395,7 +395,9 @@ fn diff_source(f: &SnapshotFixture) {
         }
     }
     match f.snapshots.diff_source(&base).expect("diff") {
-        DiffSource::OverlayUpper { upper, lower, .. } => assert!(upper.join("low").exists() && lower.is_empty()),
+        DiffSource::OverlayUpper { upper, lower, .. } => {
+            assert!(upper.join("low").exists() && lower.is_empty())
+        }
         DiffSource::Trees { upper, lower, .. } => assert!(upper.join("low").exists() && lower.is_none()),
     }
 }

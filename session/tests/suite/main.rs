@@ -8,6 +8,5 @@ mod content;
 mod forks;
 mod hostile_sync;
 mod outputs;
-mod outputs;
 mod send;
 mod sync;

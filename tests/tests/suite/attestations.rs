@@ -159,7 +159,7 @@ async fn each_step_is_told_with_its_layers_as_far_as_there_are_blobs() {
         assert_eq!(base[0][0]["digest"], whole[0]["digest"]);
         let copied = of(op("file").next().unwrap());
         assert_eq!(copied[0].as_array().unwrap()[..], whole.as_array().unwrap()[..2]);
-        let last = of(op("exec").last().unwrap());
+        let last = of(op("exec").next_back().unwrap());
         assert_eq!(last, &serde_json::json!([whole]));
         // Nobody compressed what the image does not have.
         assert_eq!(of(op("exec").next().unwrap()), &Value::Null);
