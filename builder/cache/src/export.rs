@@ -109,7 +109,7 @@ impl ExportedRecords {
     /// The same, and what other versions of BuildKit find the same results by.
     #[must_use]
     pub fn with_older(mut self, names: &OlderNames) -> Self {
-        self.records = names.extend(self.records);
+        self.records = merged(names.extend(self.records));
         self
     }
 
@@ -191,6 +191,28 @@ impl Record {
     }
 }
 
+/// Each record once: what a brought cache calls by older names is called so by this build, too. Records come after those that they are linked from.
+fn merged(records: Vec<Leading>) -> Vec<Leading> {
+    let mut merged: Vec<Leading> = Vec::with_capacity(records.len());
+    let (mut places, mut known) = (Vec::with_capacity(records.len()), BTreeMap::new());
+    for mut leading in records {
+        for alternatives in &mut leading.record.inputs {
+            alternatives.iter_mut().for_each(|input| input.link = places[input.link]);
+            alternatives.sort();
+            alternatives.dedup();
+        }
+        let name = (leading.record.digest.clone(), leading.record.inputs.clone());
+        let place = *known.entry(name).or_insert(merged.len());
+        places.push(place);
+        match merged.get_mut(place) {
+            None => merged.push(leading),
+            Some(there) if there.result.is_none() => *there = leading,
+            Some(_) => {}
+        }
+    }
+    merged
+}
+
 struct Walk<'a> {
     db: &'a Connection,
     /// The build's own keys.
@@ -240,7 +262,9 @@ impl<'a> Walk<'a> {
             .db
             .prepare_cached("SELECT digest, output FROM cache_link WHERE target = ?1 LIMIT 1")
             .and_then(|mut statement| {
-                statement.query_row([key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))).optional()
+                statement
+                    .query_row([key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?)))
+                    .optional()
             })
             .map_err(StoreError::metadata(failed))?;
         Ok(found.and_then(|(digest, output)| Digest::parse(KeyId::root(digest, output).as_str()).ok()))
@@ -328,7 +352,8 @@ impl<'a> Walk<'a> {
             };
             let (source, input, output, digest, selector) = get().map_err(StoreError::metadata(failed))?;
             if let Ok(digest) = Digest::parse(&digest) {
-                let (input, name) = (input as usize, Digest::parse(KeyId::root(&digest, output).as_str()).ok());
+                let (input, name) =
+                    (input as usize, Digest::parse(KeyId::root(&digest, output).as_str()).ok());
                 links.entry(input).or_default().push(Incoming { source, input, name, selector });
             }
         }
@@ -387,7 +412,11 @@ impl<'a> Walk<'a> {
                             result.layers.iter().map(|layer| layer.diff_id.clone()).collect();
                         let name = self.layers.get(&ChainId::of(&diff_ids?)?)?;
                         let snapshot = Some((*name).clone());
-                        Some(ExportedResult { snapshot, brought: None, created_at: result.created_at.clone() })
+                        Some(ExportedResult {
+                            snapshot,
+                            brought: None,
+                            created_at: result.created_at.clone(),
+                        })
                     })
                 }))
             }
@@ -439,6 +468,28 @@ impl<'a> Walk<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_twice_is_written_once() {
+        let name = |text: &str| Some(Digest::sha256_of(text));
+        let base = Record { digest: name("base"), ..Record::default() };
+        let step = |links: &[usize]| Record {
+            digest: name("step"),
+            inputs: vec![
+                links.iter().map(|link| RecordInput { selector: String::new(), link: *link }).collect(),
+            ],
+            ..Record::default()
+        };
+        let leading = |record, result| Leading { record, result, in_order: false };
+        let records = vec![
+            leading(base.clone(), None),
+            leading(base.clone(), None),
+            leading(step(&[0]), None),
+            leading(step(&[1, 0]), Some(7)),
+        ];
+        let merged: Vec<_> = merged(records).into_iter().map(|one| (one.record, one.result)).collect();
+        assert_eq!(merged, [(base, None), (step(&[0]), Some(7))]);
+    }
 
     #[test]
     fn a_document_that_is_too_long_goes_without_older_names() {
