@@ -123,7 +123,8 @@ async fn a_graph_of_a_client_is_attested_if_the_client_says_so() {
     request.input = Input::Definition { definition, options };
     request.outputs = vec![Output::local(Destination::Path(to.path().to_owned()))];
     bench.run(request).await.1.unwrap();
-    let parameters = &json(&to.path().join("provenance.json"))["predicate"]["buildDefinition"]["externalParameters"];
+    let parameters =
+        &json(&to.path().join("provenance.json"))["predicate"]["buildDefinition"]["externalParameters"];
     assert_eq!(parameters["request"], serde_json::json!({"compatibilityVersion": 30}));
 }
 
@@ -240,7 +241,10 @@ async fn every_build_is_recorded_with_how_it_came_to_be_and_with_nobodys_secrets
     let predicate: Value = serde_json::from_str(&text).unwrap();
     let source = &predicate["runDetails"]["metadata"]["buildkit_metadata"]["source"];
     let [dockerfile] = &source["infos"].as_array().unwrap()[..] else { panic!("{source}") };
-    assert_eq!((&dockerfile["filename"], &dockerfile["language"]), (&"Dockerfile".into(), &"Dockerfile".into()));
+    assert_eq!(
+        (&dockerfile["filename"], &dockerfile["language"]),
+        (&"Dockerfile".into(), &"Dockerfile".into())
+    );
     assert!(dockerfile["llbDefinition"].is_array(), "where it came from");
     assert_eq!(predicate["buildDefinition"]["internalParameters"].get("buildConfig"), None);
 }

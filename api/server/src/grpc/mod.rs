@@ -26,8 +26,7 @@ use std::{sync::Arc, time::SystemTime};
 use http::{HeaderMap, Request, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use lapstrake_api_proto::{
-    content::content_server::ContentServer,
-    control::control_server::ControlServer,
+    content::content_server::ContentServer, control::control_server::ControlServer,
     google::protobuf::Timestamp,
 };
 use lapstrake_builder_engine::{bridges_service, health_service};

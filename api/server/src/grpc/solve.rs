@@ -13,8 +13,8 @@ use lapstrake_api_proto::{
 };
 use lapstrake_api_types::bool_value;
 use lapstrake_builder_engine::{
-    BuildId, BuildRequest, CacheSource, CacheTarget, Compatibility, EngineError, FrontendRequest, Grants, Input, KeepFailed,
-    Output, SourcePolicy, status_of,
+    BuildId, BuildRequest, CacheSource, CacheTarget, Compatibility, EngineError, FrontendRequest, Grants,
+    Input, KeepFailed, Output, SourcePolicy, status_of,
 };
 use lapstrake_builder_llb::{Definition, SourcePolicies};
 use lapstrake_builder_progress::{Limits, Progress};

@@ -125,10 +125,7 @@ impl<'a> Scan<'a> {
     pub(super) fn path(&mut self, path: &OsStr, last: Last) -> Result<Digest, FilesError> {
         let missing = || {
             let path = path.to_string_lossy();
-            FilesError::NotFound {
-                tree: None,
-                path: if path == "/" { "".into() } else { path.into_owned() },
-            }
+            FilesError::NotFound { tree: None, path: if path == "/" { "".into() } else { path.into_owned() } }
         };
         let resolved = at::resolve(self.root, path, last)?;
         let stat = at::lstat(self.root, &resolved).map_err(FilesError::io("lstat", &resolved))?;

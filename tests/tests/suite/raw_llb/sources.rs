@@ -63,7 +63,11 @@ async fn sources_that_mean_nothing_are_refused_by_name() {
         ("https://x/y", &[("http.checksum", "1")], "invalid http.checksum"),
         ("https://x/y", &[("http.perm", "999999999999")], "invalid http.perm"),
         ("https://x/y", &[("http.sig.pubkey", "key")], "requires both pubkey and signature"),
-        ("local://x", &[("local.metadatatransfer", "true")], "attribute local.metadatatransfer is not supported"),
+        (
+            "local://x",
+            &[("local.metadatatransfer", "true")],
+            "attribute local.metadatatransfer is not supported",
+        ),
         ("git://x/y", &[("git.checksum", "zz")], "expected hex commit hash"),
         ("git://-x/y", &[], "invalid source git://-x/y"),
         ("git://file:///etc", &[], "invalid source"),
