@@ -188,7 +188,10 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.driver.sync()
+        // Taken first: what is committed meanwhile may miss this flush.
+        let last = self.records.last_commit()?;
+        self.driver.sync()?;
+        self.records.note_flush(last)
     }
 
     fn forget(&self, keys: &[SnapshotKey], names: &[SnapshotName]) -> Result<Leftovers, StoreError> {

@@ -12,7 +12,9 @@ use lapstrake_builder_history::History;
 use lapstrake_builder_source::{SourceLimits, Sources, SourcesOptions};
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind};
 use lapstrake_layerstore_registry::{ClientOptions, RegistryClient};
-use lapstrake_layerstore_store::{Collector, Holder, LocalStore, Metadata, Stores};
+use lapstrake_layerstore_store::{
+    Collector, Holder, LocalRecords, LocalStore, Metadata, SnapshotRecords as _, Stores,
+};
 use lapstrake_session::Sessions;
 use serde_json::Map;
 
@@ -34,6 +36,7 @@ pub(crate) struct OpenStore {
     pub(crate) driver: DriverKind,
     // How the cache is pruned without being asked.
     rules: Arc<[PruneRequest]>,
+    records: Arc<LocalRecords>,
 }
 
 impl OpenStore {
@@ -58,7 +61,19 @@ impl OpenStore {
         let collector = Arc::new(Collector::new(stores.clone(), holders));
         let disk = cache.disk()?.total;
         let rules = settings.gc.rules(disk)?.iter().map(|rule| rule.request(disk)).collect();
-        Ok(Self { stores, metadata: store.metadata, cache, history, collector, driver, rules })
+        let LocalStore { metadata, records, .. } = store;
+        Ok(Self { stores, metadata, cache, history, collector, driver, rules, records })
+    }
+
+    /// Makes the cache durable as well, so that it is still there after the machine was started anew. Takes seconds where much was written.
+    pub(crate) async fn flush(&self) {
+        let (snapshots, records) = (Arc::clone(&self.stores.snapshots), Arc::clone(&self.records));
+        let flush = move || if records.last_commit()? > 0 { snapshots.sync() } else { Ok(()) };
+        match tokio::task::spawn_blocking(flush).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the cache is not flushed"),
+            Err(error) => tracing::error!(%error, "flushing the cache ended in a panic"),
+        }
     }
 
     /// How the cache is pruned without being asked.

@@ -20,6 +20,9 @@ use crate::{
 /// How long the end waits for the last builds to be written down.
 const WRITE_DOWN: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// How long it waits for the cache to be on disk.
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Runs until a signal.
 pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
     // Taken before anything is opened: their numbers are known by heart.
@@ -65,6 +68,9 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<(), ProgramError> {
         }
         if tokio::time::timeout(WRITE_DOWN, assembly.store.history.settle()).await.is_err() {
             tracing::warn!("the last builds are not written down");
+        }
+        if tokio::time::timeout(FLUSH, assembly.store.flush()).await.is_err() {
+            tracing::warn!("the cache is not flushed in time: what is missing on disk after a restart of the machine is forgotten");
         }
         drop(pid_file);
         Ok(())

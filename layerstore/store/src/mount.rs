@@ -65,7 +65,8 @@ impl OpenSnapshot {
                 let at = upper.as_ref().map(|upper| &upper.upper).or(lower.first());
                 let at = at.cloned().unwrap_or_default();
                 let upper = upper.as_ref().map(|upper| (upper.upper.as_path(), upper.work.as_path()));
-                let overlay = Overlay { lower, upper, volatile: false };
+                // Who publishes a snapshot flushes first (`Snapshotter::sync`); until then its files are as good as any others'.
+                let overlay = Overlay { lower, upper, volatile: true };
                 let mounted = match syntax {
                     OverlaySyntax::Appended => overlay.mount_appended(),
                     OverlaySyntax::Listed => overlay.mount_listed_elsewhere(),
@@ -95,13 +96,30 @@ pub struct Overlay<'a> {
     pub lower: &'a [PathBuf],
     /// The upper and the work directory.
     pub upper: Option<(&'a Path, &'a Path)>,
-    /// Whether overlayfs may leave flushing the upper directory to others.
+    /// Whether overlayfs may leave flushing the upper directory to others: unless it may, it flushes that whole file system when it is unmounted,
+    /// which may take seconds.
+    ///
+    /// It leaves a mark of that beside the upper directory, and refuses to mount that again. So a mark is removed *before* a mount: few
+    /// snapshots are ever mounted twice, and removing directories is what some disks take longest for (ext4 without a
+    /// journal waits for each one's discard: 3 ms).
     pub volatile: bool,
 }
 
 impl Overlay<'_> {
+    /// Removes the mark of an earlier volatile mount. Right as long as the machine has not crashed since (its files are then all in the page
+    /// cache, like anyone's): a snapshot that is still being written when it does is dropped by the next start.
+    fn forget_volatile(&self) {
+        let Some((_, work)) = self.upper else { return };
+        let mark = work.join("work/incompat/volatile");
+        // There is none, as a rule.
+        if std::fs::remove_file(mark.join("dirty")).is_ok() {
+            let _ = std::fs::remove_dir(&mark);
+        }
+    }
+
     /// Mounts it, attached nowhere, telling the kernel each lower directory by itself: any number, in paths of up to 255 bytes.
     pub fn mount_appended(&self) -> rustix::io::Result<OwnedFd> {
+        self.forget_volatile();
         let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for option in turned_off() {
             rustix::mount::fsconfig_set_string(fs.as_fd(), *option, "off")?;
@@ -133,6 +151,7 @@ impl Overlay<'_> {
     /// kernel's own limit of 500 directories. (Docker's short links of 29 bytes each end at about 140.) Where
     /// it does not fit all the same, the error is `E2BIG`.
     pub fn mount_listed(&self) -> rustix::io::Result<OwnedFd> {
+        self.forget_volatile();
         let lower = self.lower.iter().map(|path| open_directory(path)).collect::<Result<Vec<_>, _>>()?;
         let upper = match self.upper {
             Some((upper, work)) => Some((open_directory(upper)?, open_directory(work)?)),

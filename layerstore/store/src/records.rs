@@ -69,6 +69,18 @@ pub trait SnapshotRecords: Send + Sync {
     /// Says when a committed snapshot was made, where that was elsewhere. Errors: [`StoreError::NotFound`].
     fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError>;
 
+    /// A mark of all commits so far, for [`Self::note_flush`]. The default: none, for records that a power cut takes as well.
+    fn last_commit(&self) -> Result<i64, StoreError> {
+        Ok(0)
+    }
+
+    /// Notes that the files of all that was committed before the mark `last` was taken are on disk; those that are not are forgotten when the
+    /// machine has been started anew.
+    fn note_flush(&self, last: i64) -> Result<(), StoreError> {
+        let _ = last;
+        Ok(())
+    }
+
     /// Forgets a committed snapshot (and, in the same transaction, whatever else is recorded of it, such as its layer),
     /// and returns what was known.
     ///

@@ -99,10 +99,7 @@ pub(super) fn restrict(
 
 /// A snapshot's tree as a detached mount.
 ///
-/// A `volatile` overlay skips flushing the whole upper file system when it is unmounted, which may take seconds and is of
-/// no use: who publishes a snapshot flushes first (`Snapshotter::sync`). Overlayfs leaves a mark of that beside the upper directory and
-/// refuses to mount that again; so a mark is removed here, *before* a mount: few snapshots are ever mounted twice, and removing
-/// directories is what some disks take longest for (ext4 without a journal waits for each one's discard: 3 ms).
+/// What `volatile` means: [`Overlay::volatile`]. It is right for what is published later, by who flushes first (`Snapshotter::sync`).
 pub(super) fn tree(tree: &Tree, volatile: bool) -> Result<OwnedFd, Failure> {
     match tree {
         Tree::Bind { source, read_only } => {
@@ -114,9 +111,6 @@ pub(super) fn tree(tree: &Tree, volatile: bool) -> Result<OwnedFd, Failure> {
             Ok(mount)
         }
         Tree::Overlay { lower, upper, syntax } => {
-            if let Some((_, work)) = upper {
-                forget_volatile(work);
-            }
             overlay(lower, upper.as_ref(), *syntax, volatile).step(|| match upper {
                 Some((upper, _)) => format!("mount overlay on {}", upper.display()),
                 None => format!("mount overlay of {}", lower[0].display()),
@@ -146,16 +140,6 @@ fn overlay(
         OverlaySyntax::Appended => overlay.mount_appended(),
         // The mount namespace is the container's own.
         OverlaySyntax::Listed => overlay.mount_listed(),
-    }
-}
-
-/// Removes the mark of an earlier volatile mount. Right as long as the machine has not crashed since (its files are then all in the page
-/// cache, like anyone's): a snapshot that is still being written when it does is dropped by the next start.
-fn forget_volatile(work: &Path) {
-    let mark = work.join("work/incompat/volatile");
-    // There is none, as a rule.
-    if std::fs::remove_file(mark.join("dirty")).is_ok() {
-        let _ = std::fs::remove_dir(&mark);
     }
 }
 

@@ -12,6 +12,7 @@
 //! [`LocalStore::stores`].
 
 mod content;
+mod flushed;
 mod images;
 mod layers;
 mod metadata;
@@ -69,6 +70,10 @@ impl LocalStore {
         // with a new one would collect everything.
         let metadata = Metadata::open(&root.join("metadata.db"), !directory.exists(), lock)?;
         schema::migrate(&metadata)?;
+        // Without it nothing is known of power cuts, as on systems without /proc.
+        if let Ok(boot) = fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+            flushed::forget_after_boot(&metadata, boot.trim())?;
+        }
         let leases = Leases::default();
         let content = LocalContent::open(directory, metadata.clone(), leases.clone())?;
         let layers = LocalLayers::new(metadata.clone(), content.clone());

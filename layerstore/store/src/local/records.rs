@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::{Metadata, schema};
+use super::{Metadata, flushed, schema};
 use crate::{
     SnapshotId, SnapshotKey, SnapshotKind, SnapshotName, SnapshotRecord, SnapshotRecords, StoreError, Usage,
 };
@@ -79,7 +79,7 @@ impl SnapshotRecords for LocalRecords {
             txn.prepare_cached("UPDATE snapshot SET key = NULL, name = ?2 WHERE key = ?1")
                 .and_then(|mut update| update.execute((key.as_str(), name.as_str())))
                 .map_err(StoreError::metadata("commit snapshot"))?;
-            Ok(())
+            flushed::note_commit(txn, name)
         })
     }
 
@@ -137,6 +137,14 @@ impl SnapshotRecords for LocalRecords {
                 .map_err(StoreError::metadata("record when a snapshot was made"))?;
             if changed == 0 { Err(StoreError::not_found("snapshot", name)) } else { Ok(()) }
         })
+    }
+
+    fn last_commit(&self) -> Result<i64, StoreError> {
+        flushed::last_commit(&self.metadata)
+    }
+
+    fn note_flush(&self, last: i64) -> Result<(), StoreError> {
+        flushed::note_flush(&self.metadata, last)
     }
 
     fn remove(&self, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {

@@ -13,6 +13,12 @@
 //!   ├ created    nanoseconds since 1970
 //!   └ bytes, inodes                            usage, once measured
 //!
+//!  unflushed                                   committed snapshots that a power cut may take (flushed.rs)
+//!   ├ seq        in the order of their commits; never used twice
+//!   └ snapshot ► snapshot.name                 goes with the snapshot
+//!
+//!  boot                                        one row: which start of the machine the store was opened in last
+//!
 //!  layer                                       committed snapshots whose tar stream is known (layers.rs)
 //!   ├ snapshot ► snapshot.name                 goes with the snapshot
 //!   ├ diff_id, chain_id
@@ -47,7 +53,8 @@ use super::Metadata;
 use crate::StoreError;
 
 /// Only ever appended to: a file remembers how many it has seen.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE snapshot (
         seq     INTEGER PRIMARY KEY,
         id      TEXT NOT NULL UNIQUE,
@@ -101,7 +108,19 @@ const STEPS: &[&str] = &["
         target    TEXT
     ) STRICT;
     CREATE INDEX image_name_image ON image_name (image);
-"];
+",
+    "
+    CREATE TABLE unflushed (
+        seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+        snapshot TEXT NOT NULL UNIQUE REFERENCES snapshot (name) ON DELETE CASCADE
+    ) STRICT;
+
+    CREATE TABLE boot (
+        one INTEGER PRIMARY KEY CHECK (one = 0),
+        id  TEXT NOT NULL
+    ) STRICT;
+",
+];
 
 pub(super) fn migrate(metadata: &Metadata) -> Result<(), StoreError> {
     metadata.migrate("store", STEPS)

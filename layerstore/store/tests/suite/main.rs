@@ -8,6 +8,7 @@ mod concurrency;
 mod conformance;
 mod content_files;
 mod crash;
+mod flushed;
 mod full_disk;
 mod images_model;
 mod metadata;
