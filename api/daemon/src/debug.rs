@@ -118,8 +118,13 @@ fn options(args: &DumpLlb) -> Result<DockerfileOptions, ProgramError> {
         let name = args.file.file_name().map_or("Dockerfile".into(), |name| name.to_string_lossy());
         attrs.insert("filename".to_owned(), name.into_owned());
     }
-    DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), None, &[])
-        .map_err(|error| ProgramError::setting("options", error.to_string()))
+    let options = DockerfileOptions::from_frontend_attrs(&attrs, Platform::host(), None, &[])
+        .map_err(|error| ProgramError::setting("options", error.to_string()))?;
+    // A build only warns of it; here nobody else is asked who may know it.
+    match options.unknown.first() {
+        Some(key) => Err(ProgramError::setting(format!("--opt {key}"), "is no option of the frontend")),
+        None => Ok(options),
+    }
 }
 
 /// The config documents that were given, by full reference.
