@@ -252,11 +252,10 @@ async fn a_cache_mount_outlives_the_daemon_and_is_nobodys_then() {
         let marker = format!("6{:07}{round}", std::process::id());
         let mount = format!("--mount=type=cache,id=log{round},target=/c,sharing={sharing}");
         let writer = format!(
-            "FROM busybox\nRUN {mount} sleep {marker} & n=0; while true; do n=$((n+1)); echo line $n >> /c/log; done\n"
+            "FROM busybox\nRUN {mount} n=0; while true; do n=$((n+1)); echo line $n >> /c/log; if [ $n = 9 ]; then sleep {marker} & fi; done\n"
         );
         let mut build = begin(&daemon, &writer);
-        eventually("the step runs", || is_running(&marker)).await;
-        std::thread::sleep(Duration::from_millis(50));
+        eventually("the step has written", || is_running(&marker)).await;
         daemon.kill_and_restart();
         build.wait();
         // Had at once, whoever had it; what was written is there; and nobody writes to it any more.
