@@ -7,10 +7,7 @@ use lapstrake_builder_llb::pb;
 
 use crate::SourceError;
 
-/// Attributes that BuildKit honours, and that are not honoured here.
-const REFUSED: &[&str] = &["local.metadatatransfer"];
-
-/// An op's attributes, read one by one.
+/// An op's attributes, read one by one. What nobody knows means nothing, as in BuildKit.
 pub(crate) struct Attrs<'a> {
     op: &'a pb::SourceOp,
 }
@@ -78,12 +75,11 @@ impl<'a> Attrs<'a> {
         }
     }
 
-    /// Refuses what is known and not done: each asks for something that the client relies on. What nobody knows means nothing, as in BuildKit.
-    pub(crate) fn finish(self) -> Result<(), SourceError> {
-        let asked = |key: &str| self.op.attrs.get(key).is_some_and(|value| !value.is_empty());
-        match REFUSED.iter().find(|key| asked(key)) {
+    /// Refuses an attribute that BuildKit honours, and that is not honoured here: it asks for something that the client relies on.
+    pub(crate) fn refuse(&self, key: &str) -> Result<(), SourceError> {
+        match self.text(key) {
             None => Ok(()),
-            Some(key) => Err(SourceError::Unsupported {
+            Some(_) => Err(SourceError::Unsupported {
                 origin: shown(&self.op.identifier),
                 what: format!("attribute {key}"),
             }),

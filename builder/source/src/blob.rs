@@ -79,7 +79,6 @@ impl BlobSpec {
             gid: attrs.go_number("http.gid")?,
             place,
         };
-        attrs.finish()?;
         Ok(spec)
     }
 

@@ -21,6 +21,8 @@ pub(super) struct Access {
     /// Where servers of the login's URLs redirect to: from, to.
     moved: Mutex<Vec<(String, String)>>,
     pub(super) ssh: GitSsh,
+    /// What takes the remote's place: the URL of a repository of this machine.
+    pub(super) instead: Option<String>,
     _agent: Option<SshAgent>,
     _dir: Option<tempfile::TempDir>,
 }
@@ -33,6 +35,11 @@ struct Login {
 }
 
 impl Access {
+    /// Nothing but a repository of this machine, which nobody gives access to.
+    pub(super) fn to_repository_here(url: String) -> Self {
+        Self { instead: Some(url), ..Self::default() }
+    }
+
     /// Git configuration, with credentials in it.
     ///
     /// Git would send the header on to wherever the server redirects to. So it does not follow by itself where it has a header to send:

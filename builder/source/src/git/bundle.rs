@@ -14,11 +14,7 @@ use rustix::fs::OFlags;
 use tempfile::TempDir;
 use tokio_util::io::ReaderStream;
 
-use super::{
-    Git,
-    program::GitCommand,
-    repository::{Pinned, object_format},
-};
+use super::{Git, program::GitCommand, repository::Pinned};
 use crate::{
     SourceContext, SourceError,
     attrs::Attrs,
@@ -92,9 +88,7 @@ impl Staged {
         let listed = git.run(local(&["ls-remote", "--", &path])).await?.stdout;
         let object = listed.split('\t').next().unwrap_or_default();
         let repository = staged.repository();
-        std::fs::create_dir(&repository).map_err(SourceError::io("make", &repository))?;
-        let init = ["init", "--quiet", "--bare", "--object-format", object_format(object)];
-        git.run(local(&init).in_dir(&repository)).await?;
+        git.make_bare(&repository, object).await?;
         git.run(local(&["fetch", "--quiet", "--", &path, "+refs/*:refs/*"]).in_dir(&repository)).await?;
         std::fs::remove_file(&file).map_err(SourceError::io("remove", &file))?;
         Ok(staged)
@@ -114,9 +108,7 @@ impl Staged {
 pub(super) async fn write(shared: &Arc<Shared>, git: &Git<'_>, pinned: &Pinned) -> Result<Tree, SourceError> {
     let dir = fresh_dir(shared)?;
     let (repository, file) = (dir.path().join("repository"), dir.path().join(FILE));
-    std::fs::create_dir(&repository).map_err(SourceError::io("make", &repository))?;
-    let run = |args: &[&str]| git.run(GitCommand::new(args.iter().copied()).in_dir(&repository));
-    run(&["init", "--quiet", "--bare", "--object-format", object_format(&pinned.object)]).await?;
+    git.make_bare(&repository, &pinned.object).await?;
     let (name, object) = match pinned.reference.as_str() {
         tag if tag.starts_with("refs/tags/") => (tag, pinned.object.clone()),
         branch if branch.starts_with("refs/heads/") => (branch, format!("{}^{{commit}}", pinned.object)),
@@ -124,15 +116,15 @@ pub(super) async fn write(shared: &Arc<Shared>, git: &Git<'_>, pinned: &Pinned) 
     };
     let url = git.url();
     // What is shared with other builds has no history, and a bundle without it is of no use to anybody.
-    let fetch = |refspec: String| GitCommand {
-        from_here: git.from.is_some(),
-        ..GitCommand::new(["fetch", "--quiet", "--no-tags", "--", url, &refspec]).in_dir(&repository)
+    let fetch = |refspec: String| {
+        git.asking(["fetch", "--quiet", "--no-tags", "--", url, &refspec]).in_dir(&repository)
     };
     if git.tell(fetch(format!("+{}:refs/lapstrake/pinned", pinned.object))).await.is_err() {
         // A server that gives only what it lists.
         git.run(fetch("+refs/*:refs/lapstrake/*".to_owned())).await?;
     }
-    run(&["update-ref", "--no-deref", name, &rev(git, &repository, &object).await?]).await?;
+    let object = rev(git, &repository, &object).await?;
+    git.run(GitCommand::new(["update-ref", "--no-deref", name, &object]).in_dir(&repository)).await?;
     let path = file.to_string_lossy();
     // One thread: the same objects are the same bytes.
     let mut create = GitCommand::new(["bundle", "create", "--quiet", &path, name]).in_dir(&repository);

@@ -14,7 +14,7 @@ mod program;
 mod repository;
 mod url;
 
-use std::sync::Arc;
+use std::{ffi::OsString, path::Path, sync::Arc};
 
 use futures::future::BoxFuture;
 use lapstrake_builder_cache::RecordKind;
@@ -28,7 +28,7 @@ use self::{
     access::Access,
     bundle::Staged,
     program::{GitCommand, GitFailure, GitOutput, GitProgram, SystemGit},
-    repository::Repository,
+    repository::{Repository, object_format},
     url::{Remote, is_commit, is_reference, split_fragment},
 };
 use crate::{
@@ -177,7 +177,6 @@ impl GitSpec {
         if spec.bundle.is_some() && spec.reference.is_empty() && !is_whole(&spec.checksum) {
             return Err(bad("a git bundle without a reference requires a full commit SHA checksum"));
         }
-        attrs.finish()?;
         Ok(spec)
     }
 
@@ -293,30 +292,24 @@ impl GitSource {
             return Ok(found);
         }
         let access = cx.or_canceled(self.access(cx)).await??;
-        let from = cx.or_canceled(self.from(cx, &access)).await??;
-        let found = cx.or_canceled(Pinned::ask(&self.git(cx, &access, from))).await??;
+        let found = cx.or_canceled(Pinned::ask(&self.git(cx, &access))).await??;
         self.shared.pins.keep(cx, &key, &found, &self.shared.sessions);
         Ok(found)
     }
 
     async fn access(&self, cx: &SourceContext) -> Result<Access, SourceError> {
-        match &self.spec.bundle {
-            // Nobody else is asked.
-            Some(_) => Ok(Access::default()),
-            None => Access::find(&self.shared, &self.spec, cx).await,
-        }
-    }
-
-    /// What takes the remote's place.
-    async fn from(&self, cx: &SourceContext, access: &Access) -> Result<Option<String>, SourceError> {
-        let Some(blob) = &self.spec.bundle else { return Ok(None) };
-        let git = self.git(cx, access, None);
+        let Some(blob) = &self.spec.bundle else {
+            return Access::find(&self.shared, &self.spec, cx).await;
+        };
+        // Nobody else is asked.
+        let nobody = Access::default();
+        let git = self.git(cx, &nobody);
         let staged = self.staged.get_or_try_init(|| Staged::get(&self.shared, &git, blob, cx)).await?;
-        Ok(Some(staged.url()))
+        Ok(Access::to_repository_here(staged.url()))
     }
 
-    fn git<'a>(&'a self, cx: &'a SourceContext, access: &'a Access, from: Option<String>) -> Git<'a> {
-        Git { spec: &self.spec, program: &*self.program, access, cx, from }
+    fn git<'a>(&'a self, cx: &'a SourceContext, access: &'a Access) -> Git<'a> {
+        Git { spec: &self.spec, program: &*self.program, access, cx }
     }
 
     fn key(&self, pinned: &Pinned) -> String {
@@ -338,8 +331,7 @@ impl GitSource {
 
     async fn objects(&self, cx: &SourceContext, pinned: &Pinned) -> Result<CommitObjects, SourceError> {
         let access = self.access(cx).await?;
-        let from = self.from(cx, &access).await?;
-        let git = self.git(cx, &access, from);
+        let git = self.git(cx, &access);
         let repository = self.fetched(&git, pinned).await?;
         let commit = repository.commit(&git, pinned).await?;
         let tagged = (commit != pinned.object).then(|| commit.clone());
@@ -363,8 +355,7 @@ impl GitSource {
         }
         let work = async {
             let access = self.access(cx).await?;
-            let from = self.from(cx, &access).await?;
-            let git = self.git(cx, &access, from);
+            let git = self.git(cx, &access);
             if self.spec.as_bundle {
                 return bundle::write(&self.shared, &git, &pinned).await;
             }
@@ -444,14 +435,24 @@ struct Git<'a> {
     program: &'a dyn GitProgram,
     access: &'a Access,
     cx: &'a SourceContext,
-    /// What takes the remote's place: a repository of this machine.
-    from: Option<String>,
 }
 
 impl Git<'_> {
     /// Where to fetch from.
     fn url(&self) -> &str {
-        self.from.as_deref().unwrap_or(&self.spec.remote.url)
+        self.access.instead.as_deref().unwrap_or(&self.spec.remote.url)
+    }
+
+    /// A command that asks whatever is at [`Self::url`].
+    fn asking<I: IntoIterator<Item = A>, A: Into<OsString>>(&self, args: I) -> GitCommand {
+        GitCommand { from_here: self.access.instead.is_some(), ..GitCommand::new(args) }
+    }
+
+    /// Makes an empty bare repository, in a directory that is made for it, for objects of the kind that `object` is of.
+    async fn make_bare(&self, directory: &Path, object: &str) -> Result<(), SourceError> {
+        std::fs::create_dir(directory).map_err(SourceError::io("make", directory))?;
+        let init = ["init", "--quiet", "--bare", "--object-format", object_format(object)];
+        self.run(GitCommand::new(init).in_dir(directory)).await.map(drop)
     }
 
     /// Runs git with what gives access to the remote.

@@ -64,7 +64,7 @@ impl Pinned {
             // git matches from the end: `main` is also `refs/heads/main`.
             args.extend([spec.reference.clone(), format!("{}^{{}}", spec.reference)]);
         }
-        let command = GitCommand { from_here: git.from.is_some(), ..GitCommand::new(args) };
+        let command = git.asking(args);
         let listing = git.run(command).await?.stdout;
         let pinned = if spec.reference.is_empty() {
             default_branch(&listing)
@@ -162,9 +162,7 @@ impl Repository {
                 _ => {}
             }
         }
-        std::fs::create_dir(&fresh).map_err(SourceError::io("make", &fresh))?;
-        let init = ["init", "--quiet", "--bare", "--object-format", format];
-        git.run(GitCommand::new(init).in_dir(&fresh)).await?;
+        git.make_bare(&fresh, &pinned.object).await?;
         // Whole: what is there under its name is a repository.
         std::fs::rename(&fresh, &dir).map_err(SourceError::io("rename", &fresh))?;
         Ok(Self { dir, _directory: directory })
@@ -278,8 +276,7 @@ impl Repository {
         args.extend(options.iter().map(|option| (*option).to_owned()));
         args.extend(["--".to_owned(), git.url().to_owned()]);
         args.extend(refspecs.iter().cloned());
-        let mut command = GitCommand::new(args).in_dir(&self.dir);
-        command.from_here = git.from.is_some();
+        let mut command = git.asking(args).in_dir(&self.dir);
         // As a pack, which comes to be at once or not at all, and is durable before anything names it.
         let config = [("fetch.unpackLimit", "1"), ("core.fsync", "committed")];
         command.config.extend(config.map(|(key, value)| (key.to_owned(), value.to_owned())));

@@ -126,7 +126,6 @@ impl HttpSpec {
                 }
             },
         };
-        attrs.finish()?;
         Ok(spec)
     }
 

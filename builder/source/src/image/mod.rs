@@ -65,7 +65,6 @@ impl ImageSpec {
                 Some(Digest::parse(text).map_err(|error| attrs.invalid("image.checksum", text, error))?)
             }
         };
-        attrs.finish()?;
         Ok(Self {
             reference: reference.with_default_tag(),
             platform: platform.map_or_else(Platform::host, from_proto),

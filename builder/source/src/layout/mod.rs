@@ -58,7 +58,6 @@ impl LayoutSpec {
         }
         let layout = attrs.text("oci.store").ok_or_else(|| bad("no store".to_owned()))?.to_owned();
         let session = attrs.text("oci.session").map(str::to_owned);
-        attrs.finish()?;
         let platform = platform.map_or_else(Platform::host, from_proto);
         Ok(Self { reference, digest, platform, layout, session, layer_limit })
     }

@@ -58,7 +58,8 @@ impl LocalSpec {
             Some("metadata") => Compare::Metadata,
             Some(differ) => return Err(attrs.invalid("local.differ", differ, "neither none nor metadata")),
         };
-        let spec = Self {
+        attrs.refuse("local.metadatatransfer")?;
+        Ok(Self {
             name,
             session,
             ids,
@@ -67,9 +68,7 @@ impl LocalSpec {
             follow: attrs.list("local.followpaths")?,
             hint: attrs.text("local.sharedkeyhint").unwrap_or_default().to_owned(),
             compare,
-        };
-        attrs.finish()?;
-        Ok(spec)
+        })
     }
 
     /// What the patterns, without the paths to follow, select.
