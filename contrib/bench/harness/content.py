@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .client import BenchError
 
-FLOOR = Path(__file__).resolve().parents[1] / "floor.c"
+BENCH = Path(__file__).resolve().parents[1]
 DEBIAN = "bookworm"
 BUSYBOX = "/bin/busybox"
 BASE_IMAGE = "lapstrake-bench-base:latest"
@@ -29,14 +29,19 @@ def _add(archive, name, *, data=None, mode=0o755, kind=tarfile.REGTYPE, target="
     archive.addfile(entry, io.BytesIO(data or b""))
 
 
-def write_base(path):
-    """Debian's static busybox under all its names, as a tar file: what the tests in integration-cli build on, too."""
+def compile_program(source, program):
+    """Makes a static program of a C source beside this package."""
+    subprocess.run(["cc", "-O2", "-static", "-o", str(program), str(BENCH / source)], check=True)
+
+
+def write_base(path, writer):
+    """Debian's static busybox under all its names, and the program that writes many files, as a tar file."""
     applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
     with tarfile.open(path, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, mode in (("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("usr", 0o755)):
             _add(archive, name, mode=mode, kind=tarfile.DIRTYPE)
-        with open(BUSYBOX, "rb") as program:
-            _add(archive, "bin/busybox", data=program.read())
+        for name, program in (("busybox", Path(BUSYBOX)), ("write-files", writer)):
+            _add(archive, f"bin/{name}", data=program.read_bytes())
         for applet in applets:
             if applet != "busybox":
                 _add(archive, f"bin/{applet}", mode=0o777, kind=tarfile.SYMTYPE, target="busybox")
@@ -105,16 +110,13 @@ def _end_of_entries(path):
 
 
 def kernel_run(work):
-    """Seconds that the kernel alone takes for a RUN (floor.c); None without a C compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
+    """Seconds that the kernel alone takes for a RUN (floor.c)."""
     directory = work / "floor"
     (directory / "layers").mkdir(parents=True)
     try:
-        program = str(directory / "floor")
-        subprocess.run([compiler, "-O2", "-o", program, str(FLOOR)], check=True)
-        found = subprocess.run([program, str(directory / "layers"), BUSYBOX, "50"], check=True, capture_output=True, text=True)
+        compile_program("floor.c", directory / "floor")
+        command = [str(directory / "floor"), str(directory / "layers"), BUSYBOX, "50"]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
         return float(found.stdout.split()[1]) / 1000
     finally:
         shutil.rmtree(directory)

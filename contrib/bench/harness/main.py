@@ -28,7 +28,7 @@ def _scenarios(arguments, work):
     """The table's, and the further ones."""
     debian = Once(lambda: _debian(arguments.debian, work / "debian.tar"))
     kernel = Once(lambda: content.kernel_run(work))
-    return table(debian, work / "base.tar", kernel), further(arguments.lapstrake)
+    return table(debian, work, kernel), further(arguments.lapstrake)
 
 
 def _debian(given, path):
@@ -103,6 +103,8 @@ def _peers(parser, arguments, work):
     debian = "on Debian: apt-get install {}".format
     cargo = "cargo build --release -p lapstrake-api-daemon"
     check(content.BUSYBOX, debian("busybox-static"))
+    for name in ("cc", "make"):
+        check(shutil.which(name) or name, debian("gcc libc6-dev make"))
     docker, timeout = check(arguments.docker, debian("docker.io")), arguments.timeout
     peers = []
     for name in filter(None, arguments.peers.split(",")):
@@ -140,8 +142,9 @@ class _Run:
 
     def begin(self):
         """Makes the peers ready, gives each the base image, and lets it build once, so that nobody's first build is timed."""
-        base = self.work / "base.tar"
-        content.write_base(base)
+        base, writer = self.work / "base.tar", self.work / "write-files"
+        content.compile_program("write_files.c", writer)
+        content.write_base(base, writer)
         for peer in self.peers:
             peer.start()
             peer.client.import_image(base, content.BASE_IMAGE)

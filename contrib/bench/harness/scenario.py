@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import time
 import uuid
 from dataclasses import dataclass
@@ -104,12 +105,18 @@ def settle():
     os.sync()
 
 
-def timed(work):
-    """Seconds that a function takes."""
-    settle()
-    begin = time.monotonic()
-    work()
-    return time.monotonic() - begin
+def plain(directory, command, *, before="true"):
+    """Seconds that a shell command takes in an empty directory beneath `directory`, which is removed after it; `before` is not timed."""
+    place = directory / "plain"
+    empty(place)
+    try:
+        subprocess.run(["sh", "-ec", before], check=True, cwd=place)
+        settle()
+        begin = time.monotonic()
+        subprocess.run(["sh", "-ec", command], check=True, cwd=place, stdout=subprocess.DEVNULL)
+        return time.monotonic() - begin
+    finally:
+        shutil.rmtree(place)
 
 
 def run_chain(count, in_stage, first=""):

@@ -11,7 +11,7 @@ import uuid
 
 from . import content
 from .registry import Registry
-from .scenario import BASE, MIB, Row, Scenario, run_chain, settle, timed, write
+from .scenario import BASE, MIB, Row, Scenario, plain, run_chain, settle, write
 
 
 class Start(Scenario):
@@ -112,7 +112,15 @@ class Cached(Scenario):
         return found
 
 
-class RunChain(Scenario):
+class OneBuild(Scenario):
+    """One that is a single build of what `fresh` made."""
+
+    def measure(self, peer, directory):
+        settle()
+        return {"build": peer.client.build(directory, self.tag())}
+
+
+class RunChain(OneBuild):
     """Twenty RUN, each on the one before."""
 
     name = "run-20"
@@ -126,16 +134,11 @@ class RunChain(Scenario):
         self.count = 20 * size
         write(directory, run_chain(self.count, 20))
 
-    def measure(self, peer, directory):
-        settle()
-        return {"build": peer.client.build(directory, self.tag())}
-
     def floor(self, directory):
-        each = self.kernel.get()
-        return {"build": self.count * each} if each else {}
+        return {"build": self.count * self.kernel.get()}
 
 
-class FanIn(Scenario):
+class FanIn(OneBuild):
     """Stages that do not depend on each other, and one that needs them all."""
 
     name = "fan-in-32"
@@ -153,10 +156,6 @@ class FanIn(Scenario):
             text += gather if size > 1 else ""
             last += f"COPY --from=group{group} / /group{group}/\n" if size > 1 else gather.partition("\n")[2]
         write(directory, text + last)
-
-    def measure(self, peer, directory):
-        settle()
-        return {"build": peer.client.build(directory, self.tag())}
 
 
 class AtOnce(Scenario):
@@ -203,12 +202,7 @@ class SmallFiles(Scenario):
         return {"first": first, "changed": peer.client.build(directory / "context", self.tag())}
 
     def floor(self, directory):
-        out = directory / "out"
-        out.mkdir()
-        copy = f"tar -C {directory / 'context'} -cf - . | tar -C {out} -xf -"
-        seconds = timed(lambda: subprocess.run(["sh", "-c", copy], check=True))
-        shutil.rmtree(out)
-        return {"first": seconds}
+        return {"first": plain(directory, f"tar -C {directory / 'context'} -cf - . | tar -xf -")}
 
 
 class LargeFile(Scenario):
@@ -230,11 +224,7 @@ class LargeFile(Scenario):
         return {"build": seconds}
 
     def floor(self, directory):
-        file, copy = str(directory / "large"), directory / "copy"
-        commands = (["cp", file, str(copy)], ["sha256sum", str(copy)])
-        seconds = timed(lambda: [subprocess.run(command, check=True, stdout=subprocess.DEVNULL) for command in commands])
-        copy.unlink()
-        return {"build": seconds}
+        return {"build": plain(directory, f"cp {directory / 'large'} copy; sha256sum copy")}
 
 
 class Pull(Scenario):
@@ -266,22 +256,12 @@ class Pull(Scenario):
         return {"build": seconds}
 
     def floor(self, directory):
-        out = directory / "out"
-        out.mkdir()
-        unpack = f"gzip -dc {self.layer} | tar -C {out} -xf -"
-        seconds = timed(lambda: subprocess.run(["sh", "-c", unpack], check=True))
-        shutil.rmtree(out)
-        return {"build": seconds}
+        return {"build": plain(directory, f"gzip -dc {self.layer} | tar -xf -")}
 
 
-def _write_many(count):
-    """A shell command that writes so many files of 25 kB, by the shell itself: what it takes is no builder's time.
-
-    Four contents in turn, so that gzip, which looks 32 kB back, does not find the file before.
-    """
-    contents = "; ".join(f"{name}=$(head -c 18750 /dev/urandom | base64 | tr -d '\\n')" for name in "abcd")
-    writes = "; ".join(f"echo \"$i ${name}\" > {name}$i" for name in "abcd")
-    return f"mkdir out && cd out && echo {uuid.uuid4()} > seed && {contents}; for i in $(seq {count // 4}); do {writes}; done"
+def _write_files(directory, count, size):
+    """What a shell says to write so many files of so many bytes on average, which nobody has seen before."""
+    return f"write-files {directory} {count} {size} {uuid.uuid4().hex}"
 
 
 class RunWrites(Scenario):
@@ -295,15 +275,18 @@ class RunWrites(Scenario):
         "pushed": Row("the same, and pushed to a loopback registry", ratio=0.4),
     }
 
+    def __init__(self, programs):
+        self.programs = programs
+
     def fresh(self, directory, size):
         self.count = 10_000 * size
-        self.script = _write_many(self.count)
-        write(directory / "context", BASE + f"RUN {self.script}\n")
+        self.writes = _write_files("out", self.count, 25_000)
+        write(directory / "context", BASE + f"RUN {self.writes}\n")
 
     def measure(self, peer, directory):
         settle()
         store = peer.client.build(directory / "context", self.tag())
-        peer.client.at_least(self.tag(), self.count * 25_000)
+        peer.client.at_least(self.tag(), self.count * 24_900)
         try:
             with Registry(directory / "registry") as registry:
                 return {"store": store, "pushed": store + peer.client.push(self.tag(), f"{registry.host}/bench:latest")}
@@ -311,11 +294,7 @@ class RunWrites(Scenario):
             shutil.rmtree(directory / "registry", ignore_errors=True)
 
     def floor(self, directory):
-        out = directory / "floor"
-        out.mkdir()
-        seconds = timed(lambda: subprocess.run([content.BUSYBOX, "sh", "-c", self.script], check=True, cwd=out))
-        shutil.rmtree(out)
-        return {"store": seconds}
+        return {"store": plain(directory, f"PATH={self.programs}:$PATH {self.writes}")}
 
 
 class RunOci(Scenario):
@@ -331,7 +310,7 @@ class RunOci(Scenario):
 
     def fresh(self, directory, size):
         # Its base comes along: `lapstrake build` has a store of its own, which is empty.
-        write(directory / "context", f"FROM scratch\nADD base.tar /\nRUN {_write_many(10_000 * size)}\n")
+        write(directory / "context", f"FROM scratch\nADD base.tar /\nRUN {_write_files('out', 10_000 * size, 25_000)}\n")
         shutil.copy(self.base, directory / "context" / "base.tar")
 
     def measure(self, peer, directory):
@@ -350,10 +329,12 @@ class CopyFrom(Scenario):
     bytes = 500 * MIB
     rows = {"build": Row("`COPY --from` of 50,000 files, with export to the store", ratio=0.15)}
 
+    def __init__(self, programs):
+        self.programs = programs
+
     def fresh(self, directory, size):
-        loop = f"for d in $(seq {500 * size}); do mkdir o/$d; for f in $(seq 100); do echo {uuid.uuid4()} $d $f > o/$d/$f; done; done"
-        self.script = f"mkdir o; {loop}"
-        self.stage = f"{BASE.strip()} AS files\nRUN {self.script}\n"
+        self.writes = _write_files("o", 50_000 * size, 45)
+        self.stage = f"{BASE.strip()} AS files\nRUN {self.writes}\n"
 
     def measure(self, peer, directory):
         write(directory, self.stage)
@@ -363,12 +344,7 @@ class CopyFrom(Scenario):
         return {"build": peer.client.build(directory, self.tag())}
 
     def floor(self, directory):
-        out = directory / "floor"
-        out.mkdir()
-        subprocess.run([content.BUSYBOX, "sh", "-c", self.script], check=True, cwd=out)
-        seconds = timed(lambda: subprocess.run(["cp", "-a", str(out / "o"), str(out / "copy")], check=True))
-        shutil.rmtree(out)
-        return {"build": seconds}
+        return {"build": plain(directory, "cp -a o copy", before=f"PATH={self.programs}:$PATH {self.writes}")}
 
 
 class Project(Scenario):
@@ -401,6 +377,9 @@ class Project(Scenario):
         settle()
         return {"first": first, "changed": peer.client.build(directory, self.tag())}
 
+    def floor(self, directory):
+        return {"first": plain(directory, "make -s -C src", before=f"cp -r {directory / 'src'} src")}
+
     def leave(self, peer):
         peer.client.remove(self.IMAGE)
         peer.client.prune()
@@ -427,9 +406,9 @@ class Memory(Scenario):
         pass
 
 
-def table(debian, base, kernel):
-    """In the order in which they run and are shown. A Debian and the base image as tar files; the kernel's time for a RUN."""
+def table(debian, work, kernel):
+    """In the order in which they run and are shown. A Debian as a tar file; where the base image and the programs in it are; the kernel's time for a RUN."""
     return [
         Start(), Idle(), Cached(), RunChain(kernel), FanIn(), AtOnce(), SmallFiles(), LargeFile(), Pull(debian),
-        RunWrites(), RunOci(base), CopyFrom(), Project(debian), Memory(),
+        RunWrites(work), RunOci(work / "base.tar"), CopyFrom(work), Project(debian), Memory(),
     ]
