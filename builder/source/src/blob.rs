@@ -14,7 +14,7 @@ use lapstrake_layerstore_store::{BlobReader, StoreError, Tree};
 use tokio::sync::mpsc;
 
 use crate::{
-    Material, Source, SourceContext, SourceError, SourceKind,
+    BlobMaterial, Material, Source, SourceContext, SourceError, SourceKind,
     attrs::Attrs,
     http::{FileSpec, Saved, safe_name, save},
     layout::ClientLayout,
@@ -83,8 +83,8 @@ impl BlobSpec {
     }
 
     /// What it is, for those who say what something was made of.
-    pub(crate) fn material(&self) -> Material {
-        Material::Blob {
+    pub(crate) fn material(&self) -> BlobMaterial {
+        BlobMaterial {
             reference: self.reference.to_string(),
             digest: self.digest.clone(),
             is_local: matches!(self.place, Place::Layout { .. }),
@@ -243,7 +243,7 @@ impl Source for BlobSource {
     }
 
     fn material<'a>(&'a self, _: &'a SourceContext) -> BoxFuture<'a, Result<Material, SourceError>> {
-        Box::pin(std::future::ready(Ok(self.spec.material())))
+        Box::pin(std::future::ready(Ok(Material::Blob(self.spec.material()))))
     }
 
     fn fetch<'a>(&'a self, cx: &'a SourceContext) -> BoxFuture<'a, Result<Tree, SourceError>> {

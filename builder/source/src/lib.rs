@@ -37,5 +37,5 @@ pub use error::{ErrorKind, SourceError};
 pub use http::SuffixedDigest;
 pub use identifier::canonical_identifier;
 pub use image::AttestationChain;
-pub use material::Material;
+pub use material::{BlobMaterial, Material};
 pub use sources::{SourceLimits, Sources, SourcesOptions};

@@ -17,14 +17,7 @@ pub enum Material {
         is_local: bool,
     },
     /// A blob of a repository, as a file.
-    Blob {
-        /// With its digest.
-        reference: String,
-        /// Of it.
-        digest: Digest,
-        /// Whether it came of a client's layout.
-        is_local: bool,
-    },
+    Blob(BlobMaterial),
     /// A repository's tree.
     Git {
         /// Where, and `#` with what was asked for of it. May hold credentials.
@@ -36,7 +29,7 @@ pub enum Material {
         /// An SSH agent that gave access.
         ssh_agent: Option<String>,
         /// The blob that took the repository's place.
-        bundle: Option<Box<Material>>,
+        bundle: Option<BlobMaterial>,
     },
     /// A file of a server.
     Http {
@@ -50,4 +43,15 @@ pub enum Material {
         /// What the client calls it.
         name: String,
     },
+}
+
+/// A blob of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobMaterial {
+    /// With its digest.
+    pub reference: String,
+    /// Of it.
+    pub digest: Digest,
+    /// Whether it came of a client's layout.
+    pub is_local: bool,
 }

@@ -1,6 +1,10 @@
 //! All kinds of source, as one value to pass along.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
@@ -85,6 +89,12 @@ pub(crate) fn cache_key(key: &str) -> Digest {
     Digest::sha256_of(format!("buildkit.source.v0:{key}"))
 }
 
+/// A client for URLs, or why there is none. Made when it is first needed: it reads all the certificates that the machine trusts.
+pub(crate) type LazyClient = LazyLock<
+    Result<reqwest::Client, String>,
+    Box<dyn FnOnce() -> Result<reqwest::Client, String> + Send + Sync>,
+>;
+
 /// What all sources share.
 pub(crate) struct Shared {
     pub(crate) stores: Stores,
@@ -98,10 +108,10 @@ pub(crate) struct Shared {
     pub(crate) downloads: Resolutions<Resolved>,
     /// What references name.
     pub(crate) pins: Resolutions<Pinned>,
-    /// The client for URLs, or why there is none.
-    pub(crate) http: Result<reqwest::Client, String>,
+    /// The client for URLs.
+    pub(crate) http: LazyClient,
     /// The same, which is told of redirects and does not follow them.
-    pub(crate) http_once: Result<reqwest::Client, String>,
+    pub(crate) http_once: LazyClient,
     pub(crate) root: PathBuf,
 }
 
@@ -118,11 +128,14 @@ impl Sources {
         let SourcesOptions { stores, cache, sessions, registry, root, limits } = options;
         let images = Images::new(stores.clone(), sessions.clone(), registry, limits.resolutions);
         sweep(&root);
+        let (connect, stall) = (limits.http_connect, limits.http_stall);
         // It fails where the machine has no certificates: that is no reason to build nothing.
-        let client = |redirects| {
-            client(limits.http_connect, limits.http_stall, redirects).map_err(|error| chain(&error))
+        let client = |redirects: fn() -> Policy| -> LazyClient {
+            LazyLock::new(Box::new(move || {
+                client(connect, stall, redirects()).map_err(|error| chain(&error))
+            }))
         };
-        let (http, http_once) = (client(Policy::limited(MAX_REDIRECTS)), client(Policy::none()));
+        let (http, http_once) = (client(|| Policy::limited(MAX_REDIRECTS)), client(Policy::none));
         let shared = Shared {
             stores,
             cache,

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use lapstrake_builder_llb::{Graph, pb};
 use lapstrake_builder_progress::redact;
-use lapstrake_builder_source::Material;
+use lapstrake_builder_source::{BlobMaterial, Material};
 use lapstrake_layerstore_oci::{Digest, Platform, Reference};
 
 /// What results were made of. BuildKit's `provenance.Capture`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Capture {
     pub(crate) images: Vec<ImageUsed>,
-    pub(crate) blobs: Vec<BlobUsed>,
+    pub(crate) blobs: Vec<BlobMaterial>,
     pub(crate) git: Vec<GitUsed>,
     pub(crate) http: Vec<HttpUsed>,
     /// Clients' directories, by name.
@@ -37,22 +37,13 @@ pub(crate) struct ImageUsed {
     pub(crate) is_local: bool,
 }
 
-/// A blob of a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BlobUsed {
-    pub(crate) reference: String,
-    pub(crate) digest: Digest,
-    /// Whether it came of a client's layout.
-    pub(crate) is_local: bool,
-}
-
 /// A repository's tree. No credentials are in the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GitUsed {
     pub(crate) url: String,
     pub(crate) commit: String,
     /// The blob that took the repository's place.
-    pub(crate) bundle: Option<BlobUsed>,
+    pub(crate) bundle: Option<BlobMaterial>,
 }
 
 /// A server's file. No credentials are in the URL.
@@ -108,23 +99,15 @@ impl Capture {
             Material::Image { reference, platform, digest, is_local } => {
                 self.add_image(ImageUsed { reference, platform, digest, is_local });
             }
-            Material::Blob { reference, digest, is_local } => {
-                let blob = BlobUsed { reference, digest, is_local };
-                if !self
-                    .blobs
-                    .iter()
-                    .any(|known| known.reference == blob.reference && known.is_local == is_local)
-                {
+            Material::Blob(blob) => {
+                let is_same = |known: &BlobMaterial| {
+                    known.reference == blob.reference && known.is_local == blob.is_local
+                };
+                if !self.blobs.iter().any(is_same) {
                     self.blobs.push(blob);
                 }
             }
             Material::Git { url, commit, secrets, ssh_agent, bundle } => {
-                let bundle = bundle.and_then(|blob| match *blob {
-                    Material::Blob { reference, digest, is_local } => {
-                        Some(BlobUsed { reference, digest, is_local })
-                    }
-                    _ => None,
-                });
                 let git = GitUsed { url: redact(&url).into_owned(), commit, bundle };
                 if !self.git.iter().any(|known| known.url == git.url) {
                     self.git.push(git);
@@ -170,14 +153,8 @@ impl Capture {
     /// Adds what something else was made of.
     pub(crate) fn merge(&mut self, other: &Self) {
         other.images.iter().for_each(|image| self.add_image(image.clone()));
-        for blob in other.blobs.iter().cloned() {
-            let BlobUsed { reference, digest, is_local } = blob;
-            self.add(Material::Blob { reference, digest, is_local });
-        }
+        other.blobs.iter().for_each(|blob| self.add(Material::Blob(blob.clone())));
         for GitUsed { url, commit, bundle } in other.git.iter().cloned() {
-            let bundle = bundle.map(|BlobUsed { reference, digest, is_local }| {
-                Box::new(Material::Blob { reference, digest, is_local })
-            });
             self.add(Material::Git { url, commit, secrets: Vec::new(), ssh_agent: None, bundle });
         }
         for HttpUsed { url, digest } in other.http.iter().cloned() {

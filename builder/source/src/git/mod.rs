@@ -419,7 +419,7 @@ impl Source for GitSource {
                 commit: object,
                 secrets: secrets.collect(),
                 ssh_agent: spec.ssh_agent.clone(),
-                bundle: spec.bundle.as_ref().map(|blob| Box::new(blob.material())),
+                bundle: spec.bundle.as_ref().map(BlobSpec::material),
             })
         })
     }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use lapstrake_builder_dockerfile::{ImageFact, ImageQuery};
 use lapstrake_builder_llb::ResolveMode;
 use lapstrake_layerstore_oci::{
-    Descriptor, DiffId, Digest, ImageConfig, MediaType, Platform, PlatformMatcher, Reference,
+    Descriptor, DiffId, Digest, ImageConfig, Index, MediaType, Platform, PlatformMatcher, Reference,
 };
 use lapstrake_layerstore_registry::{
     ProgressFn, PullTarget, RegistryClient, RegistryError, Resolved, ResolvedImage,
@@ -85,8 +85,8 @@ enum Stored {
     InIndex { root: Box<Descriptor>, lease: Arc<Lease> },
 }
 
-/// The image that a name means, and the index that it has by that name. An index' digest means it in whatever repository it is: what was
-/// looked up by a tag is asked for again by that.
+/// The image that a name means, and the index that it has by that name. An index' digest means it where a tag of the same repository does: what was
+/// looked up by that is asked for again by the digest.
 pub(super) fn named(
     stores: &Stores,
     reference: &Reference,
@@ -102,8 +102,48 @@ pub(super) fn named(
     }
     let Some(digest) = reference.digest() else { return Ok(None) };
     let Some(record) = find(digest.as_str())? else { return Ok(None) };
-    let root = record.index_meant(digest.as_str()).cloned();
+    let of_repository = record.names.iter().filter(|name| name.reference.name() == reference.name());
+    let mut targets = of_repository.filter_map(|name| name.target.as_ref());
+    let root = targets.find(|target| target.media_type.is_index() && target.digest == *digest).cloned();
     Ok(root.map(|root| (record, Some(root))))
+}
+
+/// Whether an image here has the name of a repository, and the digest names that image or what it is of. Who names a digest has to have access to
+/// it: that something is here by another name says nothing about this one.
+fn is_of_repository(stores: &Stores, reference: &Reference, digest: &Digest) -> Result<bool, StoreError> {
+    for image in stores.images.list()? {
+        let mut names = image.names.iter().filter(|name| name.reference.name() == reference.name()).peekable();
+        if names.peek().is_none() {
+            continue;
+        }
+        if image.manifest.as_ref() == Some(digest) {
+            return Ok(true);
+        }
+        for target in names.filter_map(|name| name.target.as_ref()) {
+            if target.digest == *digest || index_names(stores, target, digest)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a target is an index, here, that names the digest.
+fn index_names(stores: &Stores, target: &Descriptor, digest: &Digest) -> Result<bool, StoreError> {
+    if !target.media_type.is_index() || target.size > MAX_MANIFEST {
+        return Ok(false);
+    }
+    let lease = stores.leases.create();
+    let is_here = {
+        let _guard = stores.leases.guard();
+        lease.hold(Resource::Blob(target.digest.clone()));
+        stores.content.info(&target.digest)?.is_some()
+    };
+    if !is_here {
+        return Ok(false);
+    }
+    let index = Index::from_json(&stores.content.read_small(&target.digest, MAX_MANIFEST)?);
+    Ok(index.is_ok_and(|index| index.manifests.iter().any(|manifest| manifest.digest == *digest)))
 }
 
 /// An error about an image's documents.
@@ -309,13 +349,22 @@ impl Images {
         }
     }
 
-    /// What a digest means, from the document itself if that is in the store.
+    /// Whether a registry said lately that a repository has a document.
+    fn was_found(&self, name: &str, digest: &Digest) -> bool {
+        self.recent.lock().iter().any(|resolution| {
+            let ResolvedImage { root, manifest_descriptor, .. } = &*resolution.image;
+            resolution.name == name && [&root.digest, &manifest_descriptor.digest].contains(&digest)
+        })
+    }
+
+    /// What a digest means, from the document itself if that is in the store and known to be of the repository.
     async fn stored(
         &self,
         reference: &Reference,
         digest: &Digest,
         lease: &Arc<Lease>,
     ) -> Result<Option<Resolved>, SourceError> {
+        let was_found = self.was_found(&reference.name(), digest);
         let (stores, lease, digest) = (self.stores.clone(), Arc::clone(lease), digest.clone());
         let reference = reference.clone();
         SourceError::blocking(move || {
@@ -325,6 +374,9 @@ impl Images {
                 stores.content.info(&digest)?
             };
             let Some(info) = info.filter(|info| info.size <= MAX_MANIFEST) else { return Ok(None) };
+            if !was_found && !is_of_repository(&stores, &reference, &digest)? {
+                return Ok(None);
+            }
             let bytes = stores.content.read_small(&digest, MAX_MANIFEST)?;
             // Something that is no manifest is for the registry to explain.
             let Some(media_type) = document_type(&bytes) else { return Ok(None) };

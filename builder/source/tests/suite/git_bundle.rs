@@ -103,7 +103,7 @@ async fn a_bundle_takes_the_remotes_place() {
         panic!("a bundle is told");
     };
     assert_eq!(commit, head);
-    assert!(matches!(*blob, Material::Blob { is_local: false, .. }), "{blob:?}");
+    assert!(!blob.is_local, "{blob:?}");
     let kept = [("git.bundle", branch.as_str()), ("git.checksum", &head), ("git.keepgitdir", "true")];
     let (_, tree) = unpack(&bench, "#main", &kept).await.unwrap();
     assert!(bench.names(&tree).contains(&".git/HEAD".to_owned()));

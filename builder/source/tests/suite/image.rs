@@ -72,6 +72,39 @@ async fn what_was_resolved_is_fetched_by_digest_without_asking_for_documents_and
 }
 
 #[tokio::test]
+async fn a_digest_that_is_here_is_served_only_by_names_that_it_is_known_by() {
+    let (registry, bench, image) = (Registry::start(), Bench::new(), app());
+    image.push(&registry, "team/app", "1").await;
+    let (cx, host) = (bench.context(), registry.host().to_owned());
+    let by = |repository: &str| format!("docker-image://{host}/{repository}@{}", image.digest());
+    let (_, tree) = bench.get(&cx, &by("team/app"), &[]).await.unwrap();
+    // The registry is asked, which does not have it there.
+    let error = bench.get(&cx, &by("team/other"), &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    // An image of the name has it.
+    let named = Reference::parse(&format!("{host}/team/named:2")).unwrap();
+    bench
+        .stores
+        .images
+        .put(NewImage {
+            config: image.config.clone(),
+            top: tree.snapshot().cloned(),
+            diff_ids: image.diff_ids.iter().cloned().map(DiffId::from).collect(),
+            parent: None,
+            manifest: Some(image.digest()),
+            names: vec![ImageName { reference: named, target: None }],
+        })
+        .unwrap();
+    bench.sources.forget_images();
+    drop(registry);
+    assert_eq!(bench.get(&cx, &by("team/named"), &[]).await.unwrap().1, tree);
+    for repository in ["team/app", "team/other"] {
+        let error = bench.get(&cx, &by(repository), &[]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    }
+}
+
+#[tokio::test]
 async fn documents_that_no_build_waits_for_go_when_they_are_forgotten() {
     let (registry, bench, image) = (Registry::start(), Bench::new(), app());
     image.push(&registry, "team/app", "1").await;
