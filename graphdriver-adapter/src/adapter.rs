@@ -1,6 +1,6 @@
 //! A graph driver and its records, as a Snapshotter.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use lapstrake_layerstore_store::{
     DiffSource, Leftovers, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount, SnapshotName,
@@ -164,8 +164,7 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
         // Removed meanwhile, it is not there, rather than unreadable.
         let usage =
             self.driver.usage(&record.id).or_else(|error| self.records.by_name(name).and(Err(error)))?;
-        self.records.set_usage(name, usage)?;
-        Ok(usage)
+        self.records.set_usage(name, usage)
     }
 
     fn usage_key(&self, key: &SnapshotKey) -> Result<Usage, StoreError> {
@@ -173,18 +172,29 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
         match (&record.kind, &record.parent) {
             // It has no directory of its own.
             (SnapshotKind::View(_), Some(_)) => Ok(Usage::default()),
-            _ => self.driver.usage(&record.id).or_else(|error| self.records.by_key(key).and(Err(error))),
+            _ => {
+                let files = self.driver.usage(&record.id);
+                let files = files.or_else(|error| self.records.by_key(key).and(Err(error)))?;
+                self.records.usage_of_key(key, files)
+            }
         }
     }
 
     fn remove(&self, name: &SnapshotName) -> Result<(), StoreError> {
-        let record = self.records.remove(name)?;
-        self.driver.remove(&record.id)?.delete()
+        self.forget(&[], std::slice::from_ref(name))?.delete().map(drop)
     }
 
     fn remove_key(&self, key: &SnapshotKey) -> Result<(), StoreError> {
-        let record = self.records.remove_key(key)?;
-        self.driver.remove(&record.id)?.delete()
+        self.forget(std::slice::from_ref(key), &[])?.delete().map(drop)
+    }
+
+    fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+        self.records.share(key, with, usage)
+    }
+
+    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<PathBuf>, StoreError> {
+        let directories = self.records.sharing_below(key)?.into_iter().map(|id| self.driver.directory(&id));
+        Ok(directories.collect())
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -195,10 +205,21 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
     }
 
     fn forget(&self, keys: &[SnapshotKey], names: &[SnapshotName]) -> Result<Leftovers, StoreError> {
+        for name in names {
+            // While all is there that has files in common with it.
+            if self.records.is_sharing(name)? {
+                self.usage(name)?;
+            }
+        }
         let mut leftovers = Leftovers::none();
-        for record in self.records.forget(keys, names)? {
-            match self.driver.remove(&record.id) {
-                Ok(deletion) => leftovers.push(move || deletion.delete()),
+        for gone in self.records.forget(keys, names)? {
+            let records = Arc::clone(&self.records);
+            match self.driver.remove(&gone.id) {
+                Ok(deletion) => leftovers.push(move || {
+                    let freed = deletion.delete()?;
+                    gone.heir.map_or(Ok(()), |heir| records.freed(&heir, freed))?;
+                    Ok(freed)
+                }),
                 // It is forgotten all the same: its directory is found at the next start.
                 Err(error) => leftovers.push(move || Err(error)),
             }

@@ -1,6 +1,11 @@
 //! What a graph driver is, and which there are.
 
-use std::{collections::BTreeSet, fmt, path::Path, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use lapstrake_layerstore_store::{DiffSource, Leftovers, SnapshotId, SnapshotMount, StoreError, Usage};
 
@@ -28,7 +33,10 @@ pub trait GraphDriver: Send + Sync + 'static {
     /// Where the difference to the nearest parent is.
     fn diff(&self, id: &SnapshotId, parents: &[SnapshotId]) -> DiffSource;
 
-    /// What a snapshot alone takes on disk. Walks its files.
+    /// The directory that a snapshot's own files are in.
+    fn directory(&self, id: &SnapshotId) -> PathBuf;
+
+    /// What a snapshot's files take on disk, also those that others link to. Walks them.
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError>;
 
     /// Puts a snapshot's directories out of the way; running what is returned deletes them. Success when there are none.
@@ -120,6 +128,9 @@ impl GraphDriver for Box<dyn GraphDriver> {
     }
     fn diff(&self, id: &SnapshotId, parents: &[SnapshotId]) -> DiffSource {
         (**self).diff(id, parents)
+    }
+    fn directory(&self, id: &SnapshotId) -> PathBuf {
+        (**self).directory(id)
     }
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError> {
         (**self).usage(id)

@@ -64,30 +64,34 @@ pub(crate) fn is_directory(stat: &Stat) -> bool {
 /// Deepest level that is walked with a descriptor for each level.
 const DEPTH: usize = 64;
 
-/// Deletes a tree; success when there is none.
+/// Deletes a tree, and says what that freed: files that others link to stay. Success when there is none.
 ///
 /// A directory deeper than a few levels is first moved up into the tree's root, so neither the stack nor the number of
 /// descriptors grows with what a build left behind.
-pub(crate) fn remove_tree(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn remove_tree(path: &Path) -> Result<Usage, StoreError> {
     let error = |errno: Errno| StoreError::io("remove", path)(errno.into());
     let root = match open_directory(CWD, path) {
         Ok(root) => root,
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(Usage::default()),
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            return rustix::fs::unlinkat(CWD, path, AtFlags::empty()).map_err(error);
+            let stat = rustix::fs::lstat(path).map_err(error)?;
+            rustix::fs::unlinkat(CWD, path, AtFlags::empty()).map_err(error)?;
+            return Ok(taken(&stat));
         }
         Err(errno) => return Err(error(errno)),
     };
+    let mut freed = taken(&rustix::fs::fstat(&root).map_err(error)?);
     let mut moved = 0u64;
     // Each round empties the root of what it held; what was moved up meanwhile is the next round's.
     loop {
         let before = moved;
-        empty(root.as_fd(), root.as_fd(), 0, &mut moved).map_err(error)?;
+        freed = freed + empty(root.as_fd(), root.as_fd(), 0, &mut moved).map_err(error)?;
         if moved == before {
             break;
         }
     }
-    rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR).map_err(error)
+    rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR).map_err(error)?;
+    Ok(freed)
 }
 
 fn empty(
@@ -95,14 +99,19 @@ fn empty(
     directory: BorrowedFd<'_>,
     depth: usize,
     moved: &mut u64,
-) -> rustix::io::Result<()> {
+) -> rustix::io::Result<Usage> {
+    let mut freed = Usage::default();
     for name in names(directory)? {
-        match rustix::fs::unlinkat(directory, &name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
-            Err(Errno::ISDIR) => {}
-            // POSIX's error for a directory; Linux file systems say EISDIR.
-            Err(Errno::PERM) if is_directory(&stat(directory, &name)?) => {}
-            Err(errno) => return Err(errno),
+        let stat = match stat(directory, &name) {
+            Err(Errno::NOENT) => continue,
+            stat => stat?,
+        };
+        if !is_directory(&stat) {
+            rustix::fs::unlinkat(directory, &name, AtFlags::empty())?;
+            if stat.st_nlink == 1 {
+                freed = freed + taken(&stat);
+            }
+            continue;
         }
         if depth == DEPTH {
             *moved += 1;
@@ -110,11 +119,16 @@ fn empty(
             continue;
         }
         let child = open_directory(directory, &name)?;
-        empty(root, child.as_fd(), depth + 1, moved)?;
+        freed = freed + taken(&stat) + empty(root, child.as_fd(), depth + 1, moved)?;
         drop(child);
         rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
     }
-    Ok(())
+    Ok(freed)
+}
+
+/// What an inode takes on disk.
+fn taken(stat: &Stat) -> Usage {
+    Usage { bytes: 512 * u64::try_from(stat.st_blocks).unwrap_or(0), inodes: 1 }
 }
 
 /// What a tree takes on disk: allocated blocks, and inodes; each inode once.
@@ -124,8 +138,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
     let root = open_directory(CWD, path).map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
     let mut add = |stat: &Stat| {
         if is_directory(stat) || stat.st_nlink < 2 || seen.insert((stat.st_dev, stat.st_ino)) {
-            usage.inodes += 1;
-            usage.bytes += 512 * u64::try_from(stat.st_blocks).unwrap_or(0);
+            usage = usage + taken(stat);
         }
     };
     let mut walk = || -> rustix::io::Result<()> {

@@ -64,12 +64,12 @@ impl Overlay2 {
         Ok(Self { home, syntax })
     }
 
-    fn directory(&self, id: &SnapshotId) -> PathBuf {
+    fn home_of(&self, id: &SnapshotId) -> PathBuf {
         self.home.join(id.as_str())
     }
 
     fn diff_directory(&self, id: &SnapshotId) -> PathBuf {
-        self.directory(id).join("diff")
+        self.home_of(id).join("diff")
     }
 
     fn lower(&self, parents: &[SnapshotId]) -> Vec<PathBuf> {
@@ -77,7 +77,7 @@ impl Overlay2 {
     }
 
     fn short_name(&self, id: &SnapshotId) -> Result<Option<String>, StoreError> {
-        let path = self.directory(id).join("link");
+        let path = self.home_of(id).join("link");
         match fs::read_to_string(&path) {
             Ok(short) if is_short_name(&short) => Ok(Some(short)),
             // Cut short by a crash, before anything referred to it.
@@ -88,7 +88,7 @@ impl Overlay2 {
     }
 
     fn fill(&self, id: &SnapshotId, parents: &[SnapshotId]) -> Result<(), StoreError> {
-        let directory = self.directory(id);
+        let directory = self.home_of(id);
         let diff = directory.join("diff");
         files::make_directory(&diff, 0o755)?;
         if let Some(parent) = parents.first() {
@@ -110,14 +110,14 @@ impl Overlay2 {
     fn lower_names(&self, parents: &[SnapshotId]) -> Result<String, StoreError> {
         let Some((parent, above)) = parents.split_first() else { return Ok(String::new()) };
         let short = self.short_name(parent)?.ok_or_else(|| StoreError::Damaged {
-            path: self.directory(parent).join("link"),
+            path: self.home_of(parent).join("link"),
             why: "missing or not a short name".to_owned(),
         })?;
         let mut names = format!("l/{short}");
         if above.is_empty() {
             return Ok(names);
         }
-        let path = self.directory(parent).join("lower");
+        let path = self.home_of(parent).join("lower");
         let rest = match fs::read_to_string(&path) {
             Ok(rest) if rest.split(':').count() == above.len() => rest,
             // A view's own directory has none; one that was cut short by a power cut is made up for.
@@ -137,7 +137,7 @@ impl GraphDriver for Overlay2 {
     }
 
     fn create(&self, id: &SnapshotId, parents: &[SnapshotId]) -> Result<(), StoreError> {
-        let directory = self.directory(id);
+        let directory = self.home_of(id);
         // Not `make_directory`: one that is there is somebody else's.
         fs::create_dir(&directory).map_err(StoreError::io("make directory", &directory))?;
         files::set_mode(&directory, 0o710).and_then(|()| self.fill(id, parents)).inspect_err(|_| {
@@ -154,10 +154,7 @@ impl GraphDriver for Overlay2 {
         check_depth(id, parents.len())?;
         Ok(SnapshotMount::Overlay {
             lower: self.lower(parents),
-            upper: Some(OverlayUpper {
-                upper: self.diff_directory(id),
-                work: self.directory(id).join("work"),
-            }),
+            upper: Some(OverlayUpper { upper: self.diff_directory(id), work: self.home_of(id).join("work") }),
             syntax: self.syntax,
         })
     }
@@ -176,18 +173,22 @@ impl GraphDriver for Overlay2 {
         DiffSource::OverlayUpper {
             upper: self.diff_directory(id),
             lower: self.lower(parents),
-            deletions: Some(self.directory(id).join("deletions")),
+            deletions: Some(self.home_of(id).join("deletions")),
         }
+    }
+
+    fn directory(&self, id: &SnapshotId) -> PathBuf {
+        self.diff_directory(id)
     }
 
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError> {
         // With what is beside the difference: `work`, `link` and `lower` are on the disk for it alone.
-        files::usage(&self.directory(id))
+        files::usage(&self.home_of(id))
     }
 
     fn remove(&self, id: &SnapshotId) -> Result<Leftovers, StoreError> {
         let short = self.short_name(id)?;
-        let directory = self.directory(id);
+        let directory = self.home_of(id);
         let removing = self.home.join(format!("removing-{id}"));
         match fs::rename(&directory, &removing) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Leftovers::none()),

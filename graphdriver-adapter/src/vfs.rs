@@ -29,10 +29,6 @@ impl Vfs {
         files::make_directory(&deletions, 0o710)?;
         Ok(Self { home, deletions })
     }
-
-    fn directory(&self, id: &SnapshotId) -> PathBuf {
-        self.home.join(id.as_str())
-    }
 }
 
 impl GraphDriver for Vfs {
@@ -68,6 +64,10 @@ impl GraphDriver for Vfs {
             upper: self.directory(id),
             deletions: Some(self.deletions.join(id.as_str())),
         }
+    }
+
+    fn directory(&self, id: &SnapshotId) -> PathBuf {
+        self.home.join(id.as_str())
     }
 
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError> {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -55,6 +55,9 @@ impl GraphDriver for MortalDriver {
     }
     fn diff(&self, id: &SnapshotId, parents: &[SnapshotId]) -> DiffSource {
         self.0.diff(id, parents)
+    }
+    fn directory(&self, id: &SnapshotId) -> PathBuf {
+        self.0.directory(id)
     }
     fn usage(&self, id: &SnapshotId) -> Result<Usage, StoreError> {
         self.0.usage(id)
@@ -109,7 +112,7 @@ impl SnapshotRecords for MortalRecords {
     fn children(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError> {
         self.0.children(name)
     }
-    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<Usage, StoreError> {
         self.around(|| self.0.set_usage(name, usage))
     }
     fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {

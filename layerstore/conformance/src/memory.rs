@@ -116,12 +116,12 @@ impl SnapshotRecords for MemoryRecords {
         Ok(children(&self.lock(), name).cloned().collect())
     }
 
-    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<Usage, StoreError> {
         let mut records = self.lock();
         let mut record = find_name(&records, name)?.clone();
         record.usage = Some(usage);
         records.insert(record.id.clone(), record);
-        Ok(())
+        Ok(usage)
     }
 
     fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {

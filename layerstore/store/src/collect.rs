@@ -55,7 +55,7 @@ pub struct Collected {
     pub keys: Vec<SnapshotKey>,
     /// Blobs.
     pub blobs: Vec<Digest>,
-    /// Bytes on disk that all of them took: what [`crate::disk_usage`] counted for them.
+    /// Bytes on disk that their deletion freed: what [`crate::disk_usage`] counts less.
     pub bytes: u64,
 }
 
@@ -116,19 +116,15 @@ impl Collector {
     /// With the lock that keeps a second collection out.
     fn locked(&self, which: Keys, references: &mut References) -> Result<Collected, StoreError> {
         let Stores { content, snapshots, leases, .. } = &self.stores;
-        let mut sizes = Sizes::default();
-        // First without keeping anybody out, to have read the manifests and measured the trees that are likely to go. Only the
-        // second decision counts.
+        // First without keeping anybody out, to have read the manifests. Only the second decision counts.
         let likely = self.decide(which, references)?;
         if likely.is_empty() {
             leases.forget_ended(&likely.ended);
             return Ok(Collected::default());
         }
-        sizes.measure(&self.stores, &likely)?;
 
         let collecting = leases.collecting();
         let doomed = self.decide(which, references)?;
-        sizes.measure(&self.stores, &doomed)?;
         let trees = snapshots.forget(&doomed.keys, &doomed.names)?;
         leases.forget_ended(&doomed.ended);
         let digests: Vec<Digest> = doomed.blobs.iter().map(|blob| blob.digest.clone()).collect();
@@ -138,8 +134,8 @@ impl Collector {
         // The trees are forgotten: they are deleted also when the blobs could not be.
         let deleted = trees.delete();
         let (blobs, files) = forgotten?;
-        files.delete().and(deleted)?;
-        let bytes = sizes.of(&doomed, &blobs);
+        let freed = files.delete();
+        let bytes = deleted?.bytes + freed?.bytes;
         Ok(Collected { snapshots: doomed.names, keys: doomed.keys, blobs, bytes })
     }
 
@@ -265,41 +261,6 @@ struct Doomed {
 impl Doomed {
     fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.names.is_empty() && self.blobs.is_empty()
-    }
-}
-
-/// What trees take on disk. Those measured before lookups wait need not be measured while they do.
-#[derive(Default)]
-struct Sizes {
-    names: HashMap<SnapshotName, u64>,
-    keys: HashMap<SnapshotKey, u64>,
-}
-
-impl Sizes {
-    fn measure(&mut self, stores: &Stores, doomed: &Doomed) -> Result<(), StoreError> {
-        for name in &doomed.names {
-            if !self.names.contains_key(name)
-                && let Some(usage) = found(stores.snapshots.usage(name))?
-            {
-                self.names.insert(name.clone(), usage.bytes);
-            }
-        }
-        for key in &doomed.keys {
-            if !self.keys.contains_key(key)
-                && let Some(usage) = found(stores.snapshots.usage_key(key))?
-            {
-                self.keys.insert(key.clone(), usage.bytes);
-            }
-        }
-        Ok(())
-    }
-
-    fn of(&self, doomed: &Doomed, blobs: &[Digest]) -> u64 {
-        let gone: HashSet<&Digest> = blobs.iter().collect();
-        let names = doomed.names.iter().filter_map(|name| self.names.get(name)).sum::<u64>();
-        let keys = doomed.keys.iter().filter_map(|key| self.keys.get(key)).sum::<u64>();
-        let blobs = doomed.blobs.iter().filter(|blob| gone.contains(&blob.digest));
-        names + keys + blobs.map(|blob| blob.allocated).sum::<u64>()
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::StoreError;
+use crate::{StoreError, Usage};
 
-type Deletion = Box<dyn FnOnce() -> Result<(), StoreError> + Send>;
+type Deletion = Box<dyn FnOnce() -> Result<Usage, StoreError> + Send>;
 
 /// Deletions that are still to be run after things were forgotten. Dropping it runs none: the next start finds the files.
 #[must_use = "nothing is deleted until `delete` is called"]
@@ -17,14 +17,15 @@ impl Leftovers {
         Self::default()
     }
 
-    /// Adds a deletion, which runs after those added before.
-    pub fn push(&mut self, deletion: impl FnOnce() -> Result<(), StoreError> + Send + 'static) {
+    /// Adds a deletion, which runs after those added before and says what it freed.
+    pub fn push(&mut self, deletion: impl FnOnce() -> Result<Usage, StoreError> + Send + 'static) {
         self.0.push(Box::new(deletion));
     }
 
-    /// Runs all deletions, also after one fails. Errors: the first failure.
-    pub fn delete(self) -> Result<(), StoreError> {
-        self.0.into_iter().map(|deletion| deletion()).fold(Ok(()), Result::and)
+    /// Runs all deletions, also after one fails, and says what they freed: a file that others link to frees nothing. Errors: the first failure.
+    pub fn delete(self) -> Result<Usage, StoreError> {
+        let done = self.0.into_iter().map(|deletion| deletion());
+        done.fold(Ok(Usage::default()), |freed, more| Ok(freed? + more?))
     }
 }
 

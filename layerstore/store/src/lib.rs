@@ -49,7 +49,7 @@ pub use lease::{Collecting, Lease, Leases, Resource};
 pub use leftovers::Leftovers;
 pub use local::{LocalContent, LocalImages, LocalLayers, LocalRecords, LocalStore, Metadata};
 pub use mount::{OpenSnapshot, Overlay, in_user_namespace};
-pub use records::{SnapshotRecord, SnapshotRecords};
+pub use records::{Forgotten, SnapshotRecord, SnapshotRecords};
 pub use snapshot::{
     DiffSource, OverlaySyntax, OverlayUpper, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind,
     SnapshotMount, SnapshotName, Snapshotter, Usage,

@@ -34,6 +34,15 @@ impl SnapshotRecord {
     }
 }
 
+/// A snapshot whose record is gone, and whose directory is not yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Names its directory.
+    pub id: SnapshotId,
+    /// Which snapshot that is still there is now counted with what this one was counted with.
+    pub heir: Option<SnapshotId>,
+}
+
 /// The records of one snapshotter. Each method is one transaction: it happens whole or not at all, and is durable when it
 /// returns. All may be called from several threads at once.
 ///
@@ -63,8 +72,39 @@ pub trait SnapshotRecords: Send + Sync {
     /// The snapshots whose parent is `name`, of every kind, in order of their ids; empty when there is no such snapshot.
     fn children(&self, name: &SnapshotName) -> Result<Vec<SnapshotRecord>, StoreError>;
 
-    /// Remembers what a committed snapshot takes on disk. Errors: [`StoreError::NotFound`].
-    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError>;
+    /// Remembers what the files of a committed snapshot take on disk, and returns that without what is counted with another snapshot.
+    /// Errors: [`StoreError::NotFound`].
+    fn set_usage(&self, name: &SnapshotName, files: Usage) -> Result<Usage, StoreError>;
+
+    /// The same of an active snapshot, which is not remembered. The default: nothing is counted with another one.
+    fn usage_of_key(&self, key: &SnapshotKey, files: Usage) -> Result<Usage, StoreError> {
+        let _ = key;
+        Ok(files)
+    }
+
+    /// [`Snapshotter::share`](crate::Snapshotter::share). The default counts each snapshot for itself.
+    fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+        let _ = (key, with, usage);
+        Ok(())
+    }
+
+    /// Whether a committed snapshot has files in common with others.
+    fn is_sharing(&self, name: &SnapshotName) -> Result<bool, StoreError> {
+        let _ = name;
+        Ok(false)
+    }
+
+    /// Those below an active snapshot that have.
+    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<SnapshotId>, StoreError> {
+        let _ = key;
+        Ok(Vec::new())
+    }
+
+    /// Notes that the deletion of what was counted with another snapshot, now with `heir`, freed this much of it.
+    fn freed(&self, heir: &SnapshotId, usage: Usage) -> Result<(), StoreError> {
+        let _ = (heir, usage);
+        Ok(())
+    }
 
     /// Says when a committed snapshot was made, where that was elsewhere. Errors: [`StoreError::NotFound`].
     fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError>;
@@ -90,17 +130,15 @@ pub trait SnapshotRecords: Send + Sync {
     /// Forgets an active snapshot or view, and returns what was known. Errors: [`StoreError::NotFound`].
     fn remove_key(&self, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError>;
 
-    /// Forgets several snapshots: first those of `keys`, then those of `names`, which come after their children.
+    /// Forgets several snapshots: first those of `keys`, then those of `names`, which come after their children. What one of `names` was
+    /// counted with is then counted with one that has files in common with it, if its usage is remembered.
     /// Errors: as [`Self::remove_key`] and [`Self::remove`]; an implementation that does it in one transaction then forgot none.
     ///
     /// The default forgets one after the other.
-    fn forget(
-        &self,
-        keys: &[SnapshotKey],
-        names: &[SnapshotName],
-    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+    fn forget(&self, keys: &[SnapshotKey], names: &[SnapshotName]) -> Result<Vec<Forgotten>, StoreError> {
         let keys = keys.iter().map(|key| self.remove_key(key));
-        keys.chain(names.iter().map(|name| self.remove(name))).collect()
+        let records = keys.chain(names.iter().map(|name| self.remove(name)));
+        records.map(|record| record.map(|record| Forgotten { id: record.id, heir: None })).collect()
     }
 
     /// All records as of one instant, parents before children.

@@ -7,7 +7,8 @@
 //! * **active**: being written; known by a [`SnapshotKey`]; made by [`Snapshotter::prepare`].
 //! * **view**: read-only look at a committed snapshot; known by a [`SnapshotKey`]; made by [`Snapshotter::view`].
 //! * **committed**: immutable; known by a [`SnapshotName`]; made from an active one by [`Snapshotter::commit`]; may be a parent.
-//! * **usage**: bytes and inodes that this snapshot alone takes on disk, its parents not counted.
+//! * **usage**: bytes and inodes that this snapshot alone takes on disk, its parents not counted, and of files that several
+//!   snapshots have by hard links ([`Snapshotter::share`]) those not that are counted with another one: the sum is what all take.
 //!
 //! # A worked example: two steps over an empty base
 //!
@@ -174,6 +175,14 @@ pub struct Usage {
     pub inodes: u64,
 }
 
+impl std::ops::Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, inodes: self.inodes + other.inodes }
+    }
+}
+
 /// Directory trees, each a difference over its parent. See the module's text for terms and an example.
 ///
 /// All methods may be called from several threads at once; two calls on one key or name are serialised.
@@ -228,6 +237,16 @@ pub trait Snapshotter: Send + Sync {
 
     /// Removes an active snapshot or view and everything written to it.
     fn remove_key(&self, key: &SnapshotKey) -> Result<(), StoreError>;
+
+    /// Says that files of the active snapshot `key`, which take `usage`, are hard links to files of the committed snapshot `with`, and so are counted with
+    /// that one: as long as it is there, and then with one of those that have them.
+    ///
+    /// Errors: [`StoreError::NotFound`] naming the one that is not there.
+    fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError>;
+
+    /// The directories of those snapshots below the active snapshot `key` that have files in common with others. To whoever links to a file
+    /// that one of them has already, the tree would have one file by two names.
+    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<PathBuf>, StoreError>;
 
     /// Makes all that was written to snapshots so far durable. Slow: it flushes a whole file system.
     ///

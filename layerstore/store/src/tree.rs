@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     DiffSource, Lease, OpenSnapshot, Resource, SnapshotKey, SnapshotMount, SnapshotName, StoreError, Stores,
-    in_user_namespace,
+    Usage, in_user_namespace,
 };
 
 /// The extended attribute of the root directory of a tree that came from a client, see [`Draft::mark_received`]. In a user namespace, which may set no
@@ -132,6 +132,16 @@ impl Draft {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => Ok(()),
             Err(errno) => Err(StoreError::io("mark", path)(errno.into())),
         }
+    }
+
+    /// Says that files of it, which take `usage`, are hard links to files of a committed snapshot.
+    pub fn share(&self, with: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+        self.stores.snapshots.share(self.key(), with, usage)
+    }
+
+    /// The directories of those snapshots below it that have files in common with others: see [`Snapshotter::sharing_below`](crate::Snapshotter::sharing_below).
+    pub fn sharing_below(&self) -> Result<Vec<PathBuf>, StoreError> {
+        self.stores.snapshots.sharing_below(self.key())
     }
 
     /// Makes it immutable. All writers have ended.

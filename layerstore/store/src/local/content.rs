@@ -24,6 +24,7 @@ use rusqlite::OptionalExtension;
 use super::Metadata;
 use crate::{
     BlobInfo, BlobReader, BlobWriter, ContentStore, Leases, Leftovers, Resource, SnapshotId, StoreError,
+    Usage,
 };
 
 /// Layer streams come in pieces of a few hundred bytes (tar headers) as well as large ones.
@@ -79,9 +80,7 @@ impl LocalContent {
         for digest in digests {
             let (blob, away) = (self.blob(digest), self.fresh());
             match fs::rename(&blob, &away) {
-                Ok(()) => {
-                    leftovers.push(move || fs::remove_file(&away).map_err(StoreError::io("delete", away)))
-                }
+                Ok(()) => leftovers.push(move || delete(&away)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(StoreError::io("remove blob", blob)(error)),
             }
@@ -167,7 +166,7 @@ impl ContentStore for LocalContent {
         let removing = self.publishing.write();
         let leftovers = self.take_away(std::slice::from_ref(digest))?;
         drop(removing);
-        leftovers.delete()
+        leftovers.delete().map(drop)
     }
 
     fn forget(&self, digests: &[Digest]) -> Result<(Vec<Digest>, Leftovers), StoreError> {
@@ -208,6 +207,13 @@ fn info(digest: Digest, path: &Path, metadata: &fs::Metadata) -> Result<BlobInfo
     }
     let created = metadata.modified().map_err(StoreError::io("look at blob", path))?;
     Ok(BlobInfo { digest, size: metadata.len(), allocated: metadata.blocks() * 512, created })
+}
+
+/// Deletes a file that was moved away, and says what that frees.
+fn delete(away: &Path) -> Result<Usage, StoreError> {
+    let metadata = fs::symlink_metadata(away).map_err(StoreError::io("look at", away))?;
+    fs::remove_file(away).map_err(StoreError::io("delete", away))?;
+    Ok(Usage { bytes: metadata.blocks() * 512, inodes: 1 })
 }
 
 /// The paths in a directory, in order of their names.

@@ -19,6 +19,7 @@ mod metadata;
 mod records;
 mod reserve;
 mod schema;
+mod shared;
 
 use std::{
     fs::{self, File, OpenOptions},

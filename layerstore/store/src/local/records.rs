@@ -1,12 +1,13 @@
 //! Snapshot records in the metadata database.
 
-use std::time::SystemTime;
+use std::{collections::HashMap, time::SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::{Metadata, flushed, schema};
+use super::{Metadata, flushed, schema, shared};
 use crate::{
-    SnapshotId, SnapshotKey, SnapshotKind, SnapshotName, SnapshotRecord, SnapshotRecords, StoreError, Usage,
+    Forgotten, SnapshotId, SnapshotKey, SnapshotKind, SnapshotName, SnapshotRecord, SnapshotRecords,
+    StoreError, Usage,
 };
 
 const COLUMNS: &str = "id, key, name, view, parent, created, bytes, inodes";
@@ -113,18 +114,38 @@ impl SnapshotRecords for LocalRecords {
         })
     }
 
-    fn set_usage(&self, name: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
-        let bytes = schema::size("snapshot", name, usage.bytes)?;
-        let inodes = schema::size("snapshot", name, usage.inodes)?;
+    fn set_usage(&self, name: &SnapshotName, files: Usage) -> Result<Usage, StoreError> {
         self.metadata.write_lazily(|txn| {
-            let changed = txn
-                .execute(
-                    "UPDATE snapshot SET bytes = ?2, inodes = ?3 WHERE name = ?1",
-                    (name.as_str(), bytes, inodes),
-                )
-                .map_err(StoreError::metadata("record usage"))?;
-            if changed == 0 { Err(StoreError::not_found("snapshot", name)) } else { Ok(()) }
+            let usage = shared::without_shared(txn, &by_name(txn, name)?.id, files)?;
+            let bytes = schema::size("snapshot", name, usage.bytes)?;
+            let inodes = schema::size("snapshot", name, usage.inodes)?;
+            txn.execute(
+                "UPDATE snapshot SET bytes = ?2, inodes = ?3 WHERE name = ?1",
+                (name.as_str(), bytes, inodes),
+            )
+            .map_err(StoreError::metadata("record usage"))?;
+            Ok(usage)
         })
+    }
+
+    fn usage_of_key(&self, key: &SnapshotKey, files: Usage) -> Result<Usage, StoreError> {
+        self.metadata.read(|db| shared::without_shared(db, &by_key(db, key)?.id, files))
+    }
+
+    fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+        self.metadata.write_lazily(|txn| shared::share(txn, key, with, usage))
+    }
+
+    fn is_sharing(&self, name: &SnapshotName) -> Result<bool, StoreError> {
+        self.metadata.read(|db| shared::is_sharing(db, &by_name(db, name)?.id))
+    }
+
+    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<SnapshotId>, StoreError> {
+        self.metadata.read(|db| shared::below(db, key))
+    }
+
+    fn freed(&self, heir: &SnapshotId, usage: Usage) -> Result<(), StoreError> {
+        self.metadata.write_lazily(|txn| shared::freed(txn, heir, usage))
     }
 
     fn set_created(&self, name: &SnapshotName, created: SystemTime) -> Result<(), StoreError> {
@@ -155,14 +176,25 @@ impl SnapshotRecords for LocalRecords {
         self.metadata.write(|txn| remove_key(txn, key))
     }
 
-    fn forget(
-        &self,
-        keys: &[SnapshotKey],
-        names: &[SnapshotName],
-    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+    fn forget(&self, keys: &[SnapshotKey], names: &[SnapshotName]) -> Result<Vec<Forgotten>, StoreError> {
         self.metadata.write(|txn| {
-            let keys = keys.iter().map(|key| remove_key(txn, key));
-            keys.chain(names.iter().map(|name| remove(txn, name))).collect()
+            let mut forgotten = Vec::with_capacity(keys.len() + names.len());
+            for key in keys {
+                forgotten.push(Forgotten { id: remove_key(txn, key)?.id, heir: None });
+            }
+            for name in names {
+                let heir = shared::pass_on(txn, &by_name(txn, name)?)?;
+                forgotten.push(Forgotten { id: remove(txn, name)?.id, heir });
+            }
+            // An heir may have gone after it, with an heir of its own.
+            let heirs: HashMap<_, _> =
+                forgotten.iter().map(|gone| (gone.id.clone(), gone.heir.clone())).collect();
+            for gone in &mut forgotten {
+                while let Some(next) = gone.heir.as_ref().and_then(|heir| heirs.get(heir)) {
+                    gone.heir = next.clone();
+                }
+            }
+            Ok(forgotten)
         })
     }
 
@@ -202,13 +234,13 @@ fn remove_key(txn: &Transaction, key: &SnapshotKey) -> Result<SnapshotRecord, St
     Ok(record)
 }
 
-fn by_key(db: &Connection, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError> {
+pub(super) fn by_key(db: &Connection, key: &SnapshotKey) -> Result<SnapshotRecord, StoreError> {
     all(db, &format!("SELECT {COLUMNS} FROM snapshot WHERE key = ?1"), [key.as_str()])?
         .pop()
         .ok_or_else(|| StoreError::not_found("snapshot", key))
 }
 
-fn by_name(db: &Connection, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
+pub(super) fn by_name(db: &Connection, name: &SnapshotName) -> Result<SnapshotRecord, StoreError> {
     all(db, &format!("SELECT {COLUMNS} FROM snapshot WHERE name = ?1"), [name.as_str()])?
         .pop()
         .ok_or_else(|| StoreError::not_found("snapshot", name))

@@ -11,7 +11,12 @@
 //!   ├ view       1: a read-only view
 //!   ├ parent ──► snapshot.name                 a parent cannot go before its children
 //!   ├ created    nanoseconds since 1970
-//!   └ bytes, inodes                            usage, once measured
+//!   ├ bytes, inodes                            usage, once measured
+//!   └ shared_bytes, shared_inodes              what of its files is counted with another snapshot (shared.rs)
+//!
+//!  link                                        snapshots that have files in common, by hard links (shared.rs)
+//!   ├ snapshot ► snapshot.id                   goes with either
+//!   └ other ───► snapshot.id
 //!
 //!  unflushed                                   committed snapshots that a power cut may take (flushed.rs)
 //!   ├ seq        in the order of their commits; never used twice
@@ -119,6 +124,17 @@ const STEPS: &[&str] = &[
         one INTEGER PRIMARY KEY CHECK (one = 0),
         id  TEXT NOT NULL
     ) STRICT;
+",
+    "
+    ALTER TABLE snapshot ADD COLUMN shared_bytes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE snapshot ADD COLUMN shared_inodes INTEGER NOT NULL DEFAULT 0;
+
+    CREATE TABLE link (
+        snapshot TEXT NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+        other    TEXT NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+        PRIMARY KEY (snapshot, other)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX link_other ON link (other);
 ",
 ];
 

@@ -123,8 +123,7 @@ impl Snapshotter for PlainTrees {
         }
         let path = self.path(&record.id);
         let usage = measure(&path).map_err(StoreError::io("measure", path))?;
-        self.records.set_usage(name, usage)?;
-        Ok(usage)
+        self.records.set_usage(name, usage)
     }
     fn usage_key(&self, key: &SnapshotKey) -> Result<Usage, StoreError> {
         let path = self.path(&self.records.by_key(key)?.id);
@@ -138,11 +137,21 @@ impl Snapshotter for PlainTrees {
     }
     fn forget(&self, keys: &[SnapshotKey], names: &[SnapshotName]) -> Result<Leftovers, StoreError> {
         let mut leftovers = Leftovers::none();
-        for record in self.records.forget(keys, names)? {
-            let path = self.path(&record.id);
-            leftovers.push(move || fs::remove_dir_all(&path).map_err(StoreError::io("delete", path)));
+        for gone in self.records.forget(keys, names)? {
+            let path = self.path(&gone.id);
+            leftovers.push(move || {
+                let freed = measure(&path).map_err(StoreError::io("measure", &path))?;
+                fs::remove_dir_all(&path).map_err(StoreError::io("delete", path))?;
+                Ok(freed)
+            });
         }
         Ok(leftovers)
+    }
+    fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
+        self.records.share(key, with, usage)
+    }
+    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<PathBuf>, StoreError> {
+        Ok(self.records.sharing_below(key)?.iter().map(|id| self.path(id)).collect())
     }
     fn walk(&self, visit: &mut dyn FnMut(SnapshotInfo) -> bool) -> Result<(), StoreError> {
         self.records.all()?.iter().map(SnapshotRecord::info).all(visit);
