@@ -112,7 +112,8 @@ pub(super) fn named(
 /// it: that something is here by another name says nothing about this one.
 fn is_of_repository(stores: &Stores, reference: &Reference, digest: &Digest) -> Result<bool, StoreError> {
     for image in stores.images.list()? {
-        let mut names = image.names.iter().filter(|name| name.reference.name() == reference.name()).peekable();
+        let mut names =
+            image.names.iter().filter(|name| name.reference.name() == reference.name()).peekable();
         if names.peek().is_none() {
             continue;
         }
