@@ -12,6 +12,7 @@ use std::{
 use lapstrake_layerstore_store::in_user_namespace;
 use rustix::{
     fs::{CWD, Mode, OFlags},
+    io::Errno,
     mount::MountAttrFlags,
 };
 
@@ -154,11 +155,8 @@ impl Owner {
 
     /// Whether it is a helper that this process can see to be dead.
     fn is_dead(&self, seen_by: &Self) -> bool {
-        let alive = || {
-            fs::read(format!("/proc/{}/cmdline", self.pid))
-                .is_ok_and(|line| line.starts_with(super::HELPER_NAME.as_bytes()))
-        };
-        self.namespace == seen_by.namespace && self.pid != seen_by.pid && !alive()
+        let may_live = || may_be_helper(&fs::read(format!("/proc/{}/cmdline", self.pid)));
+        self.namespace == seen_by.namespace && self.pid != seen_by.pid && !may_live()
     }
 
     /// Name of the helper's own cgroup.
@@ -171,6 +169,18 @@ impl Owner {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!("@{}.{}", self.namespace, self.pid));
         path.with_file_name(name)
+    }
+}
+
+/// Whether a process may be a helper, by its command line: one that cannot be read says nothing, unless there is no such process (`ESRCH`: it ended
+/// while it was being read).
+fn may_be_helper(command_line: &io::Result<Vec<u8>>) -> bool {
+    match command_line {
+        Ok(line) => line.starts_with(super::HELPER_NAME.as_bytes()),
+        Err(error) => {
+            error.kind() != io::ErrorKind::NotFound
+                && error.raw_os_error() != Some(Errno::SRCH.raw_os_error())
+        }
     }
 }
 

@@ -38,6 +38,20 @@ fn cgroups_are_for_nobody_else_to_change() {
     }
 }
 
+#[test]
+fn only_a_process_that_is_not_there_or_is_another_is_no_helper() {
+    let failed = |error: Errno| Err(io::Error::from_raw_os_error(error.raw_os_error()));
+    assert!(may_be_helper(&Ok(format!("{}\0", super::super::HELPER_NAME).into_bytes())));
+    for unknown in [Errno::ACCESS, Errno::PERM, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR] {
+        assert!(may_be_helper(&failed(unknown)), "{unknown}");
+    }
+    assert!(!may_be_helper(&failed(Errno::NOENT)));
+    assert!(!may_be_helper(&failed(Errno::SRCH)));
+    assert!(!may_be_helper(&Ok(b"sh\0-c\0true\0".to_vec())));
+    // What ended and was not waited for.
+    assert!(!may_be_helper(&Ok(Vec::new())));
+}
+
 /// A plan with these limits, of a run below `/jobs`.
 fn plan(resources: Resources) -> Plan {
     let root = lapstrake_layerstore_store::SnapshotMount::Bind { source: "/".into(), read_only: true };
