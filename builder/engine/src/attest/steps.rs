@@ -60,38 +60,32 @@ impl BuildConfig {
 
 /// The files that a graph comes from, and nothing of which line is which step.
 pub(crate) fn files(definition: &Definition) -> Result<Option<SourceMap>, EngineError> {
-    let (_, source) = steps(definition)?;
-    Ok(source.map(|source| SourceMap { locations: BTreeMap::new(), ..source }))
+    let infos = definition.source.iter().flat_map(|source| &source.infos).map(|info| {
+        Ok(SourceFile {
+            filename: info.filename.clone(),
+            language: info.language.clone(),
+            data: base64(&info.data),
+            config: match &info.definition {
+                Some(own) => config(&Definition::from_proto(own.clone())?)?,
+                None => BuildConfig::default(),
+            },
+        })
+    });
+    let infos = infos.collect::<Result<Vec<_>, EngineError>>()?;
+    Ok((!infos.is_empty()).then(|| SourceMap { locations: BTreeMap::new(), infos }))
 }
 
 /// The steps of a graph, and where they come from.
 pub(crate) fn steps(definition: &Definition) -> Result<(BuildConfig, Option<SourceMap>), EngineError> {
     let config = config(definition)?;
-    let Some(source) = &definition.source else { return Ok((config, None)) };
-    if source.infos.is_empty() {
-        return Ok((config, None));
-    }
-    let mut infos = Vec::with_capacity(source.infos.len());
-    for info in &source.infos {
-        let own = match &info.definition {
-            Some(own) => self::config(&Definition::from_proto(own.clone())?)?,
-            None => BuildConfig::default(),
-        };
-        infos.push(SourceFile {
-            filename: info.filename.clone(),
-            language: info.language.clone(),
-            data: base64(&info.data),
-            config: own,
-        });
-    }
-    let mut locations = BTreeMap::new();
-    for (vertex, found) in &source.locations {
-        let step = Digest::parse(vertex).ok().and_then(|vertex| config.digest_mapping.get(&vertex));
+    let Some(mut source) = files(definition)? else { return Ok((config, None)) };
+    for (vertex, found) in definition.source.iter().flat_map(|source| &source.locations) {
+        let step = Digest::parse(vertex).ok().and_then(|vertex| config.step(&vertex));
         if let Some(step) = step {
-            locations.insert(step.clone(), locations_json(found));
+            source.locations.insert(step.to_owned(), locations_json(found));
         }
     }
-    Ok((config, Some(SourceMap { locations, infos })))
+    Ok((config, Some(source)))
 }
 
 fn config(definition: &Definition) -> Result<BuildConfig, EngineError> {
