@@ -23,10 +23,8 @@ use lapstrake_layerstore_store::Tree;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CacheSource, Engine, EngineError, StepError,
-    caches::snapshots,
-    engine::{BuildKeys, internal_vertex},
-    scope::BuildScope,
+    CacheSource, Engine, EngineError, StepError, caches::snapshots, engine::internal_vertex,
+    graphs::BuildKeys, scope::BuildScope,
 };
 
 /// What a display is told of a Dockerfile's steps, before the first is solved.

@@ -9,15 +9,14 @@ use std::{
 
 use base64::Engine as _;
 use futures::future::BoxFuture;
-use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, ImportedCache, OlderNames};
+use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, ImportedCache};
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions};
-use lapstrake_builder_executor::{Architectures, CdiDevices, DeviceList, Executor, Ulimit};
+use lapstrake_builder_executor::{Architectures, CdiDevices, Executor, Ulimit};
 use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
 use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
-use lapstrake_builder_llb::{Definition, Graph, Limits, Vertex, caps, pb};
-use lapstrake_builder_progress::{Emit as _, Event, Progress, VertexHandle, VertexState, Warning};
-use lapstrake_builder_solver::{Build, CacheStore, KeyId, Resolved, Solver};
+use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
+use lapstrake_builder_solver::{CacheStore, Solver};
 use lapstrake_builder_source::{BuildMark, Sources};
 use lapstrake_layerstore_oci::{Digest, ImageConfig, Platform};
 use lapstrake_layerstore_store::{Stores, Tree};
@@ -28,18 +27,19 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendRequest, FrontendResult,
-    Frontends, Input, Script, SourcePolicy, StepError,
-    attest::{Attests, Capture, Captures, Maker, Producers, Times, Trail},
+    Bridge, BuildId, BuildRequest, CacheTarget, EngineError, Entitlement, FrontendResult, Frontends, Input,
+    Script, StepError,
+    attest::{Attests, Captures, Maker, Producers, Times, Trail},
     bridge::{BuildParts, Offer, Target},
     caches::{Solved, snapshots},
     classic::ClassicBuild,
-    fault::in_graph,
+    graphs::BuildKeys,
     history::{self, Knowledge},
     kept::FailedSteps,
-    ops::{self, Workshop},
+    ops::Workshop,
     outputs::Made,
     plan::{Answered, place_context},
+    recorded,
     scope::{BuildScope, EngineTypes},
 };
 
@@ -225,6 +225,10 @@ impl Engine {
         &self.0.exporter
     }
 
+    pub(crate) fn solver(&self) -> &Solver<EngineTypes> {
+        &self.0.solver
+    }
+
     pub(crate) fn workshop(&self) -> &Arc<Workshop> {
         &self.0.workshop
     }
@@ -252,6 +256,7 @@ impl Engine {
         check_limits(&request)?;
         let attests = Attests::of(&request.input)?;
         let mut times = Times::begin();
+        let by_frontend = matches!(request.input, Input::Client { .. } | Input::Frontend(_));
         let mut scope = BuildScope {
             mark: BuildMark::default(),
             session: request.session.clone(),
@@ -262,7 +267,7 @@ impl Engine {
             bare_modes: false,
             grants: request.grants.clone(),
             resources: request.resources.clone(),
-            shows_failed: matches!(request.input, Input::Client { .. } | Input::Frontend(_)),
+            shows_failed: by_frontend,
             policy: request.source_policy.clone(),
             progress: progress.clone(),
             renewed: Arc::default(),
@@ -272,12 +277,7 @@ impl Engine {
             known,
         };
         let cache_from = request.cache_from.clone();
-        let asked = match &request.input {
-            Input::Client { options, .. } | Input::Frontend(FrontendRequest { options, .. }) => {
-                Some(options.clone())
-            }
-            _ => None,
-        };
+        let asked = by_frontend.then(|| recorded::said(&request.input));
         let build = |scope| BuildParts::new(Arc::new(scope), progress, cancel, cache_from);
         let mut classic = None;
         // Until the build ends: who has answered may still look at what it answered with.
@@ -339,7 +339,7 @@ impl Engine {
         let several = result.is_multi_platform();
         let targets = result.targets()?;
         if let Some(asked) = asked {
-            warn_of(&result.doubts(&asked, &targets), progress);
+            result.verify(&asked, &targets, progress);
         }
         let inline = request.inline_cache || request.cache_to.contains(&CacheTarget::Inline);
         let leaves_cache = inline || !request.cache_to.is_empty();
@@ -446,119 +446,6 @@ impl Engine {
         }
     }
 
-    /// Solves one graph, with no caches but our own.
-    pub(crate) async fn solve(
-        &self,
-        definition: &Definition,
-        scope: &Arc<BuildScope>,
-        progress: &Progress,
-    ) -> Result<Tree, EngineError> {
-        Ok(self.resolve(definition, scope, &[], progress, false).await?.0)
-    }
-
-    pub(crate) async fn resolve(
-        &self,
-        definition: &Definition,
-        scope: &Arc<BuildScope>,
-        imports: &[Arc<dyn CacheStore<Tree>>],
-        progress: &Progress,
-        asks_keys: bool,
-    ) -> Result<(Tree, BuildKeys), EngineError> {
-        let admitted = self.admit(&Arc::new(definition.clone()), &scope.policy, scope).await?;
-        self.resolve_admitted(admitted.as_ref(), scope, imports, progress, asks_keys).await
-    }
-
-    async fn resolve_admitted(
-        &self,
-        admitted: Option<&Admitted>,
-        scope: &Arc<BuildScope>,
-        imports: &[Arc<dyn CacheStore<Tree>>],
-        progress: &Progress,
-        asks_keys: bool,
-    ) -> Result<(Tree, BuildKeys), EngineError> {
-        let Some(admitted) = admitted else {
-            return Ok((Tree::empty(), BuildKeys::default()));
-        };
-        let build = Arc::new(self.load_graph(admitted, scope, imports, progress)?);
-        let made = self.resolve_loaded(admitted, &build, asks_keys).await?;
-        scope.trail.note_result(None, Capture::of(&admitted.graph, build.told()));
-        Ok(made)
-    }
-
-    /// Takes up a graph; nothing of it runs yet.
-    pub(crate) fn load_graph(
-        &self,
-        admitted: &Admitted,
-        scope: &Arc<BuildScope>,
-        imports: &[Arc<dyn CacheStore<Tree>>],
-        progress: &Progress,
-    ) -> Result<Build<EngineTypes>, EngineError> {
-        let Admitted { definition, graph, devices } = admitted;
-        let make =
-            |vertex: &Vertex| ops::op(self, graph, vertex, devices.get(&vertex.digest).map(Vec::as_slice));
-        let build = self.0.solver.load(graph, make, Arc::clone(scope), imports, progress);
-        build.map_err(|error| in_graph(error.into(), definition))
-    }
-
-    pub(crate) async fn resolve_loaded(
-        &self,
-        admitted: &Admitted,
-        build: &Arc<Build<EngineTypes>>,
-        asks_keys: bool,
-    ) -> Result<(Tree, BuildKeys), EngineError> {
-        let resolved = build.resolve().await;
-        let Resolved { value: tree, keys: target } =
-            resolved.map_err(|error| in_graph(error.into(), &admitted.definition))?;
-        let mut older = OlderNames::default();
-        if asks_keys {
-            older = OlderNames::of(&admitted.graph);
-            build.other_keys().iter().for_each(|(key, other)| older.source(key, other));
-        }
-        Ok((tree, BuildKeys { target, older: Arc::new(older), build: Some(Arc::clone(build)) }))
-    }
-
-    /// Parses a graph, has its sources as the policy says, and looks whether all its steps may do what they do; `None` for the empty tree.
-    pub(crate) async fn admit(
-        &self,
-        definition: &Arc<Definition>,
-        policy: &SourcePolicy,
-        scope: &BuildScope,
-    ) -> Result<Option<Admitted>, EngineError> {
-        if definition.is_scratch() {
-            return Ok(None);
-        }
-        // On the heap, as few graphs have a policy.
-        let governed = Box::pin(self.govern(definition, policy, scope)).await;
-        let definition = &governed.map_err(|error| in_graph(error, definition))?;
-        let graph = Arc::new(Graph::parse(definition, Limits::default())?);
-        for vertex in graph.vertices() {
-            if let Some(source) = vertex.metadata.caps.iter().find_map(|cap| caps::supports(cap).err()) {
-                let refused = EngineError::Capability { vertex: vertex.digest.clone(), source };
-                return Err(in_graph(refused, definition));
-            }
-        }
-        let mut devices = HashMap::new();
-        for (vertex, op) in graph.vertices().iter().filter_map(exec_of) {
-            let list = match op.cdi_devices.is_empty() {
-                true => DeviceList::default(),
-                false => self.0.workshop.device_list().await?,
-            };
-            for limit in op.meta.iter().flat_map(|meta| &meta.ulimit) {
-                check_ulimit(&limit.name, limit.soft, limit.hard)?;
-            }
-            match scope.grants.admit(op, || list) {
-                Ok(None) => {}
-                Ok(Some(others)) => _ = devices.insert(vertex.digest.clone(), others),
-                Err(refusal) => {
-                    let refused =
-                        EngineError::Refused { vertex: vertex.digest.clone(), refusal: Box::new(refusal) };
-                    return Err(in_graph(refused, definition));
-                }
-            }
-        }
-        Ok(Some(Admitted { definition: Arc::clone(definition), graph, devices }))
-    }
-
     /// Puts the records that lead to an image into its config (`BUILDKIT_INLINE_CACHE=1`).
     async fn carry_cache(
         &self,
@@ -599,52 +486,8 @@ fn check_limits(request: &BuildRequest) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn check_ulimit(name: &str, soft: i64, hard: i64) -> Result<(), EngineError> {
+pub(crate) fn check_ulimit(name: &str, soft: i64, hard: i64) -> Result<(), EngineError> {
     Ulimit { name: name.to_owned(), soft, hard }.check().map_err(EngineError::Limits)
-}
-
-fn exec_of(vertex: &Vertex) -> Option<(&Vertex, &pb::ExecOp)> {
-    match vertex.op.op.as_ref()? {
-        pb::op::Op::Exec(op) => Some((vertex, op)),
-        _ => None,
-    }
-}
-
-/// A graph whose steps may do what they do.
-pub(crate) struct Admitted {
-    /// As it came: errors show lines of it.
-    definition: Arc<Definition>,
-    pub(crate) graph: Arc<Graph>,
-    /// Of the steps that get other devices than they ask for.
-    devices: HashMap<Digest, Vec<pb::CdiDevice>>,
-}
-
-/// What a graph's results are known by.
-#[derive(Default)]
-pub(crate) struct BuildKeys {
-    target: Arc<Vec<KeyId>>,
-    /// What older versions of BuildKit call the graph's outputs.
-    pub(crate) older: Arc<OlderNames>,
-    /// Holds what was made until it is exported. `None` for nothing.
-    build: Option<Arc<Build<EngineTypes>>>,
-}
-
-impl BuildKeys {
-    /// The keys of all outputs of the graph. Caches that are still on their way are not asked.
-    pub(crate) fn all(&self) -> Vec<Vec<KeyId>> {
-        self.build.as_ref().map(|build| build.keys()).unwrap_or_default()
-    }
-
-    /// The keys of each output of the graph's vertices.
-    pub(crate) fn by_output(&self) -> Vec<(Digest, u32, Vec<KeyId>)> {
-        self.build.as_ref().map(|build| build.keys_by_output()).unwrap_or_default()
-    }
-
-    /// The result of one of the graph's vertices.
-    pub(crate) async fn result_of(&self, vertex: &Digest) -> Result<Option<Tree>, EngineError> {
-        let Some(build) = &self.build else { return Ok(None) };
-        Ok(build.resolve_vertex(vertex, 0).await?.map(|resolved| resolved.value))
-    }
 }
 
 /// A build's entry among those that run.
@@ -658,27 +501,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.engine.0.running.lock().remove(&self.id);
     }
-}
-
-/// Tells the client what there is to be said of a result.
-fn warn_of(doubts: &[String], progress: &Progress) {
-    if doubts.is_empty() {
-        return;
-    }
-    let vertex = internal_vertex(progress, "verify platforms of the result");
-    vertex.start();
-    for doubt in doubts {
-        progress.emit(&Event::Warning(Warning {
-            vertex: vertex.digest(),
-            level: 1,
-            short: doubt.clone().into_bytes(),
-            detail: Vec::new(),
-            url: String::new(),
-            source: None,
-            ranges: Vec::new(),
-        }));
-    }
-    vertex.complete();
 }
 
 /// A vertex that is not of the graph: what the engine itself does for a build.

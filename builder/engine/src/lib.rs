@@ -23,6 +23,7 @@ mod epoch;
 mod error;
 mod fault;
 mod frontend;
+mod graphs;
 mod history;
 mod kept;
 mod left;
@@ -37,6 +38,7 @@ mod recorded;
 mod request;
 mod scope;
 mod session_outputs;
+mod step_error;
 
 pub use ask::Question;
 pub use bridge::{
@@ -50,7 +52,7 @@ pub use classic::Script;
 pub use context::ReceivedContext;
 pub use engine::{Engine, Parts};
 pub use entitlements::{Entitlement, Grants, Refusal};
-pub use error::{EngineError, FrontendRun, OutOfMemory, Returned, StepError};
+pub use error::{EngineError, FrontendRun, Returned};
 pub use fault::{Fault, Place};
 pub use frontend::{DOCKERFILE_VERSION, Frontends};
 pub use kept::{
@@ -61,6 +63,7 @@ pub use left::{Left, ShownStep};
 pub use platforms::platforms;
 pub use policy::SourcePolicy;
 pub use request::{BuildId, BuildRequest, ContextInput, FrontendRequest, Input};
+pub use step_error::{OutOfMemory, StepError};
 
 pub use lapstrake_builder_dockerfile::{
     Step, StepKind,

@@ -34,7 +34,7 @@ pub(crate) use self::{
     sbom::ScannerOrder,
     trail::{Asked, Trail},
 };
-use crate::{EngineError, FrontendResult, Input, bridge::Target, engine::BuildKeys, recorded};
+use crate::{EngineError, FrontendResult, Input, bridge::Target, graphs::BuildKeys, recorded};
 
 /// What a client wants to be attested.
 #[derive(Debug, Clone, Default, PartialEq)]

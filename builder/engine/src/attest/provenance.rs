@@ -26,7 +26,7 @@ use super::{
     steps::{files, steps},
     trail::Asked,
 };
-use crate::{EngineError, FrontendRequest, engine::BuildKeys, frontend::DOCKERFILE_VERSION};
+use crate::{EngineError, FrontendRequest, frontend::DOCKERFILE_VERSION, graphs::BuildKeys};
 
 /// What tells something of the machine or of the client's wishes, and nothing of what is built.
 const OF_THE_HOST: [&str; 4] = ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];

@@ -12,7 +12,7 @@ use super::BuildParts;
 use crate::{
     Engine, EngineError, SourcePolicy,
     attest::{Capture, Trail},
-    engine::{Admitted, BuildKeys},
+    graphs::{Admitted, BuildKeys},
     scope::EngineTypes,
 };
 

@@ -2,16 +2,40 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lapstrake_builder_progress::{Emit as _, Event, Progress, Warning};
 use lapstrake_layerstore_oci::Platform;
 
 use super::{FrontendResult, Target, result::Refs};
+use crate::engine::internal_vertex;
 
 /// The platforms that the client asks the frontend for, between commas; this machine's without it.
 const PLATFORM: &str = "platform";
 
 impl FrontendResult {
-    /// What there is to be said of its platforms, as BuildKit says it, after these options of its frontend.
-    pub(crate) fn doubts(&self, options: &BTreeMap<String, String>, targets: &[Target]) -> Vec<String> {
+    /// Tells the client what there is to be said of its platforms, after these options of its frontend.
+    pub(crate) fn verify(&self, options: &BTreeMap<String, String>, targets: &[Target], progress: &Progress) {
+        let doubts = self.doubts(options, targets);
+        if doubts.is_empty() {
+            return;
+        }
+        let vertex = internal_vertex(progress, "verify platforms of the result");
+        vertex.start();
+        for doubt in doubts {
+            progress.emit(&Event::Warning(Warning {
+                vertex: vertex.digest(),
+                level: 1,
+                short: doubt.into_bytes(),
+                detail: Vec::new(),
+                url: String::new(),
+                source: None,
+                ranges: Vec::new(),
+            }));
+        }
+        vertex.complete();
+    }
+
+    /// As BuildKit says it.
+    fn doubts(&self, options: &BTreeMap<String, String>, targets: &[Target]) -> Vec<String> {
         // Also the answer to a question.
         if matches!(self.refs, Refs::One(None)) && !self.names_platforms() {
             return Vec::new();

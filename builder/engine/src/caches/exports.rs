@@ -24,10 +24,7 @@ use super::{
     blobs::ClientBlobs, directory::DirectoryWriter, imports::Brought, warn,
 };
 use crate::{
-    Engine, EngineError,
-    engine::{BuildKeys, internal_vertex},
-    ops::Workshop,
-    scope::BuildScope,
+    Engine, EngineError, engine::internal_vertex, graphs::BuildKeys, ops::Workshop, scope::BuildScope,
 };
 
 /// Longest document of a cache that BuildKit reads (`cache/remotecache/import.go`).

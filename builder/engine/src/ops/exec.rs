@@ -23,9 +23,9 @@ use crate::{
     Left, OutOfMemory, Resources, StepError,
     classic::words,
     entitlements::requests,
-    error::emulator_advice,
     kept::{self, FailedStep},
     scope::{BuildScope, EngineTypes},
+    step_error::emulator_advice,
 };
 
 /// Chunks of output that may wait for the progress spool.
