@@ -11,13 +11,13 @@ use std::{
 };
 
 use lapstrake_layerstore_store::Tree;
-use lapstrake_session::{Destination, fsutil::copy_tree};
+use lapstrake_session::fsutil::copy_tree;
 use rustix::fs::{CWD, Mode, OFlags, Stat};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Listing, LocalSpec, follow,
-    session::Reuse,
+    reuse::Reuse,
     walk::{Owner, Seen, SelectedTree},
 };
 use crate::{SourceContext, SourceError, sources::Shared};
@@ -46,8 +46,8 @@ pub(super) async fn directory(
 }
 
 fn copy(
-    shared: &Shared,
-    spec: &LocalSpec,
+    shared: &Arc<Shared>,
+    spec: &Arc<LocalSpec>,
     path: &Path,
     key: &str,
     cancel: &CancellationToken,
@@ -75,18 +75,10 @@ fn copy(
     reuse.listing.index.retain_files(|entry| {
         now.get(&entry.path).is_some_and(|identity| before.get(&entry.path) == Some(identity))
     });
-    let (draft, index) = reuse.begin(shared, spec)?;
-    let open = draft.open()?;
-    let dir = open.root().try_clone_to_owned().map_err(SourceError::io("open", "a new tree"))?;
-    let destination = Destination {
-        compare: spec.compare,
-        limits: shared.limits.directory,
-        ..Destination::new(dir, index)
-    };
+    let (begun, destination) = reuse.begin(shared, spec)?;
     let received = copy_tree(&tree, destination, cancel, progress).map_err(failed)?;
-    drop(open);
     let listing = Listing { index: received.index, extra: encode(&now) };
-    Reuse::keep(shared, key, draft, &listing, spec)
+    begun.finish(shared, spec, Some(key), &listing)
 }
 
 /// Which file it is, and in which state.

@@ -3,6 +3,7 @@
 mod copy;
 mod follow;
 mod link;
+mod reuse;
 mod select;
 mod session;
 mod walk;

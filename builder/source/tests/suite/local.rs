@@ -142,6 +142,34 @@ async fn an_unchanged_file_is_linked_and_a_changed_one_copied_whatever_its_time_
 }
 
 #[tokio::test]
+async fn a_directory_of_this_machine_that_is_as_it_was_is_the_tree_of_the_last_time() {
+    let (bench, source) = (Bench::new(), tempfile::tempdir().unwrap());
+    for differ in ["metadata", "none"] {
+        write(source.path(), &[("a/x", "1"), ("b", "2")]);
+        let attrs = [("local.differ", differ)];
+        let fetch = || from_directory(&bench, source.path(), &attrs);
+        let mut last = fetch().await.unwrap();
+        assert_eq!(last.snapshot(), fetch().await.unwrap().snapshot(), "{differ}");
+        let fresh = |path: &str| std::fs::write(source.path().join(path), "3").unwrap();
+        let changes: [(&str, &dyn Fn()); 3] = [
+            ("changed", &|| write(source.path(), &[("a/x", "9")])),
+            ("new", &|| fresh("a/y")),
+            ("gone", &|| std::fs::remove_file(source.path().join("a/y")).unwrap()),
+        ];
+        for (what, change) in changes {
+            change();
+            let now = fetch().await.unwrap();
+            assert_ne!(last.snapshot(), now.snapshot(), "{differ}: {what}");
+            last = now;
+        }
+        assert_eq!(
+            bench.list(&last),
+            [("a", "d"), ("a/x", "f:9"), ("b", "f:2")].map(|(path, what)| (path.to_owned(), what.to_owned()))
+        );
+    }
+}
+
+#[tokio::test]
 async fn builds_of_one_directory_at_once_all_get_it_whole() {
     let (bench, source) = (Arc::new(Bench::new()), tempfile::tempdir().unwrap());
     let files: Vec<(String, String)> = (0..50).map(|n| (format!("d/{n}"), n.to_string())).collect();
