@@ -1,13 +1,13 @@
 //! A graph driver and its records, as a Snapshotter.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use lapstrake_layerstore_store::{
     DiffSource, Leftovers, SnapshotId, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotMount, SnapshotName,
     SnapshotRecord, SnapshotRecords, Snapshotter, StoreError, Usage,
 };
 
-use crate::GraphDriver;
+use crate::{GraphDriver, files};
 
 /// A graph driver as a [`Snapshotter`].
 ///
@@ -192,9 +192,12 @@ impl<D: GraphDriver> Snapshotter for Adapter<D> {
         self.records.share(key, with, usage)
     }
 
-    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<PathBuf>, StoreError> {
-        let directories = self.records.sharing_below(key)?.into_iter().map(|id| self.driver.directory(&id));
-        Ok(directories.collect())
+    fn shared_below(&self, key: &SnapshotKey) -> Result<HashSet<u64>, StoreError> {
+        let mut shared = HashSet::new();
+        for id in self.records.sharing_below(key)? {
+            files::several_links(&self.driver.directory(&id), &mut shared)?;
+        }
+        Ok(shared)
     }
 
     fn sync(&self) -> Result<(), StoreError> {

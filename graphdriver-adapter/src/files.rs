@@ -135,14 +135,28 @@ fn taken(stat: &Stat) -> Usage {
 pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
     let mut usage = Usage::default();
     let mut seen = HashSet::new();
-    let root = open_directory(CWD, path).map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
-    let mut add = |stat: &Stat| {
+    visit(path, &mut |stat| {
         if is_directory(stat) || stat.st_nlink < 2 || seen.insert((stat.st_dev, stat.st_ino)) {
             usage = usage + taken(stat);
         }
-    };
+    })?;
+    Ok(usage)
+}
+
+/// Adds the numbers of a tree's inodes that have several links.
+pub(crate) fn several_links(path: &Path, inodes: &mut HashSet<u64>) -> Result<(), StoreError> {
+    visit(path, &mut |stat| {
+        if !is_directory(stat) && stat.st_nlink > 1 {
+            inodes.insert(stat.st_ino);
+        }
+    })
+}
+
+/// Shows all that is in a tree, and its root.
+fn visit(path: &Path, visit: &mut dyn FnMut(&Stat)) -> Result<(), StoreError> {
+    let root = open_directory(CWD, path).map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
     let mut walk = || -> rustix::io::Result<()> {
-        add(&rustix::fs::fstat(&root)?);
+        visit(&rustix::fs::fstat(&root)?);
         // Paths below the root instead of descriptors: they are as many as the tree has directories side by side.
         let mut opener = Opener::new(root.as_fd());
         let mut open = vec![PathBuf::new()];
@@ -157,7 +171,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
                     Err(Errno::NOENT) => continue,
                     stat => stat?,
                 };
-                add(&stat);
+                visit(&stat);
                 if is_directory(&stat) {
                     open.push(at.join(OsString::from_vec(name.into_bytes())));
                 }
@@ -165,8 +179,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, StoreError> {
         }
         Ok(())
     };
-    walk().map_err(|errno| StoreError::io("measure", path)(errno.into()))?;
-    Ok(usage)
+    walk().map_err(|errno| StoreError::io("measure", path)(errno.into()))
 }
 
 /// Opens directories below a root by paths without links, of any length, best in depth-first order.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     FilesError,
-    action::{Files, View, copy_tree},
+    action::{Lender, Lent, View, copy_tree},
     at,
 };
 
@@ -40,7 +40,7 @@ pub fn merge(stores: &Stores, trees: &[Tree]) -> Result<Tree, FilesError> {
         }
         for snapshot in &chain {
             let source = stores.snapshots.diff_source(snapshot)?;
-            result = match share(stores, &result, &source)? {
+            result = match share(stores, &result, snapshot, &source)? {
                 Some(result) => result,
                 None => lay(stores, &result, &source)?,
             };
@@ -72,7 +72,7 @@ pub fn diff(stores: &Stores, lower: &Tree, upper: &Tree) -> Result<Tree, FilesEr
 }
 
 /// A tree's snapshots, the lowest one first.
-fn chain(stores: &Stores, tree: &Tree) -> Result<Vec<SnapshotName>, FilesError> {
+pub(crate) fn chain(stores: &Stores, tree: &Tree) -> Result<Vec<SnapshotName>, FilesError> {
     let mut chain = Vec::new();
     let mut next = tree.snapshot().cloned();
     while let Some(name) = next {
@@ -109,9 +109,13 @@ fn lay(stores: &Stores, tree: &Tree, source: &DiffSource) -> Result<Tree, FilesE
 
 /// Puts a layer that has none below it on top of a tree by linking to its files; `None` where that cannot be done.
 ///
-/// Safe because both are committed for good: overlayfs copies a lower file before it changes it, and vfs copies whole trees.
-/// Without a layer below there are no marks of overlayfs in it either.
-fn share(stores: &Stores, tree: &Tree, source: &DiffSource) -> Result<Option<Tree>, FilesError> {
+/// Without a layer below there are no marks of overlayfs in it.
+fn share(
+    stores: &Stores,
+    tree: &Tree,
+    snapshot: &SnapshotName,
+    source: &DiffSource,
+) -> Result<Option<Tree>, FilesError> {
     let (from, deletions) = match source {
         DiffSource::OverlayUpper { upper, lower, deletions } if lower.is_empty() => (upper, deletions),
         DiffSource::Trees { upper, lower: None, deletions } => (upper, deletions),
@@ -127,9 +131,12 @@ fn share(stores: &Stores, tree: &Tree, source: &DiffSource) -> Result<Option<Tre
     let open = |path: &PathBuf| {
         rustix::fs::open(path, at::READ_DIRECTORY, Mode::empty()).map_err(FilesError::io("open", path))
     };
-    let (from, to_root) = (open(from)?, open(&to)?);
+    let (root, to_root) = (open(from)?, open(&to)?);
     let before = rustix::fs::fstat(&to_root).map_err(FilesError::io("stat", &to))?;
-    copy_tree(from.as_fd(), to_root.as_fd(), Files::Shared, &CancellationToken::new())?;
+    let (mut lent, cancel) = (Lent::default(), CancellationToken::new());
+    let mut lender = Lender::new(std::slice::from_ref(from), &draft, to_root.as_fd(), &mut lent)?;
+    copy_tree(root.as_fd(), to_root.as_fd(), Some(&mut lender), &cancel)?;
+    lender.settle(|| Ok(vec![snapshot.clone()]))?;
     // The root directory is no part of a layer.
     rustix::fs::futimens(&to_root, &at::times(&before)).map_err(FilesError::io("utime", &to))?;
     Ok(Some(draft.commit()?))
@@ -153,7 +160,7 @@ impl Directory {
             why: "this driver cannot show an empty tree as a directory",
         })?;
         let (view, open) = (View::open(stores, tree)?, draft.open()?);
-        copy_tree(view.root(), open.root(), Files::Copied, &CancellationToken::new())?;
+        copy_tree(view.root(), open.root(), None, &CancellationToken::new())?;
         Ok(Self { path, _copy: Some(draft) })
     }
 }

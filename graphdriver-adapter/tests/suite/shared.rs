@@ -1,6 +1,8 @@
 //! Files that several snapshots have are counted once, whoever goes first.
 
-use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind, GraphDriver};
 use lapstrake_layerstore_store::{
@@ -120,13 +122,17 @@ proptest! {
 }
 
 #[test]
-fn who_is_below_and_shares_files_is_known() {
+fn what_is_below_and_shared_is_known() {
     let root = tempfile::tempdir().expect("temporary directory");
     let trees = open(root.path(), DriverKind::Overlay2);
+    let root_of = |name: &SnapshotName| directory(trees.diff_source(name).expect("diff source"));
     let commit = |parent: Option<&SnapshotName>, with: Option<&SnapshotName>| {
         let (key, name) = (SnapshotKey::random(), SnapshotName::random());
         trees.prepare(&key, parent).expect("prepare");
+        let root = directory(trees.active_diff(&key).expect("diff"));
+        fs::write(root.join("own"), "own").expect("write");
         if let Some(with) = with {
+            fs::hard_link(root_of(with).join("own"), root.join("linked")).expect("link");
             trees.share(&key, with, Usage::default()).expect("share");
         }
         trees.commit(&key, &name).expect("commit");
@@ -138,6 +144,6 @@ fn who_is_below_and_shares_files_is_known() {
     let top = commit(Some(&copied), None);
     let key = SnapshotKey::random();
     trees.prepare(&key, Some(&top)).expect("prepare");
-    let upper = directory(trees.diff_source(&copied).expect("diff source"));
-    assert_eq!(trees.sharing_below(&key).expect("sharing below"), [upper]);
+    let linked = fs::metadata(root_of(&context).join("own")).expect("stat").ino();
+    assert_eq!(trees.shared_below(&key).expect("shared below"), HashSet::from([linked]));
 }

@@ -24,8 +24,12 @@ impl Leftovers {
 
     /// Runs all deletions, also after one fails, and says what they freed: a file that others link to frees nothing. Errors: the first failure.
     pub fn delete(self) -> Result<Usage, StoreError> {
-        let done = self.0.into_iter().map(|deletion| deletion());
-        done.fold(Ok(Usage::default()), |freed, more| Ok(freed? + more?))
+        let mut freed = Ok(Usage::default());
+        for deletion in self.0 {
+            let more = deletion();
+            freed = freed.and_then(|freed| Ok(freed + more?));
+        }
+        freed
     }
 }
 

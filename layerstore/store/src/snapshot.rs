@@ -23,7 +23,7 @@
 //!
 //! Every implementation passes `layerstore/conformance`'s snapshotter suite.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{collections::HashSet, fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{Leftovers, StoreError, random_id};
 
@@ -244,9 +244,9 @@ pub trait Snapshotter: Send + Sync {
     /// Errors: [`StoreError::NotFound`] naming the one that is not there.
     fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError>;
 
-    /// The directories of those snapshots below the active snapshot `key` that have files in common with others. To whoever links to a file
-    /// that one of them has already, the tree would have one file by two names.
-    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<PathBuf>, StoreError>;
+    /// The inode numbers of files with several links in those snapshots below the active snapshot `key` that have files in common with others. If one of
+    /// these were linked to, the tree would have one file by two names. Walks those snapshots.
+    fn shared_below(&self, key: &SnapshotKey) -> Result<HashSet<u64>, StoreError>;
 
     /// Makes all that was written to snapshots so far durable. Slow: it flushes a whole file system.
     ///

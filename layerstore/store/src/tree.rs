@@ -4,7 +4,7 @@
 //! Tree::empty / Stores::hold ──► Tree ──Stores::begin──► Draft ──write──► Draft::commit ──► Tree
 //! ```
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use crate::{
     DiffSource, Lease, OpenSnapshot, Resource, SnapshotKey, SnapshotMount, SnapshotName, StoreError, Stores,
@@ -139,9 +139,9 @@ impl Draft {
         self.stores.snapshots.share(self.key(), with, usage)
     }
 
-    /// The directories of those snapshots below it that have files in common with others: see [`Snapshotter::sharing_below`](crate::Snapshotter::sharing_below).
-    pub fn sharing_below(&self) -> Result<Vec<PathBuf>, StoreError> {
-        self.stores.snapshots.sharing_below(self.key())
+    /// Which files below it must not be linked to: see [`Snapshotter::shared_below`](crate::Snapshotter::shared_below).
+    pub fn shared_below(&self) -> Result<HashSet<u64>, StoreError> {
+        self.stores.snapshots.shared_below(self.key())
     }
 
     /// Makes it immutable. All writers have ended.

@@ -10,8 +10,11 @@
 //! Making files through an overlay takes twice as long as making them in its upper directory. What a directory that was just
 //! made through the overlay will hold is nowhere below it, so that it can be written to the upper directory as it is. The
 //! overlay may not be used to look at it then: it is opened anew for what comes later.
+//!
+//! Files that would be copied as they are become links to what is copied from, where that is on the same file system ([`lender`]).
 
 mod entry;
+mod lender;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -21,6 +24,7 @@ use std::{
 
 use entry::{Entries, Entry};
 use lapstrake_builder_dockerfile::ignore::{ParentMatch, PatternMatcher};
+pub(crate) use lender::{Lender, Lent};
 use rustix::{
     fs::{Mode, Stat, Timespec, Timestamps},
     io::Errno,
@@ -57,9 +61,8 @@ pub(super) struct Options {
     pub(super) exclude: Option<PatternMatcher>,
     /// Whether what is in the way is removed even where a directory stands for a file or the other way round.
     pub(super) replace: bool,
-    /// Whether files are shared by hard links instead of copied. Only between snapshots that nobody ever writes to again.
-    /// Sockets, which no layer can have, are then left out.
-    pub(super) share: bool,
+    /// Whether sockets, which no layer can have, are left out.
+    pub(super) without_sockets: bool,
 }
 
 impl Options {
@@ -78,6 +81,13 @@ impl Options {
     fn times(&self, stat: &Stat) -> Timestamps {
         self.time.map_or_else(|| at::times(stat), both_times)
     }
+
+    /// Whether a copy of the file has all that the file has.
+    fn keep_all_of(&self, stat: &Stat) -> bool {
+        self.mode(stat) == stat.st_mode & 0o7777
+            && self.owner(stat) == Owner { uid: stat.st_uid, gid: stat.st_gid }
+            && self.times(stat).last_modification == at::times(stat).last_modification
+    }
 }
 
 /// What a directory is given when it is left.
@@ -89,11 +99,13 @@ enum Finish {
 }
 
 /// Where copies go.
-pub(super) struct Target<'a> {
+pub(super) struct Target<'a, 'l> {
     /// The tree.
     pub(super) root: BorrowedFd<'a>,
-    /// The directory that the tree's changes are in, if new directories may be filled there.
+    /// The directory that an overlay's changes are in, if they may be put there.
     pub(super) upper: Option<BorrowedFd<'a>>,
+    /// Whose files may be linked to: what is copied from. Not for an overlay whose upper directory may not be written to.
+    pub(super) lender: Option<&'a mut Lender<'l>>,
 }
 
 /// A directory that is copied to.
@@ -130,28 +142,30 @@ struct Verdict {
     exclude: Option<ParentMatch>,
 }
 
-pub(super) struct Copier<'a> {
+pub(super) struct Copier<'a, 'l> {
     options: &'a Options,
-    entries: Entries<'a>,
+    entries: Entries<'a, 'l>,
     root: BorrowedFd<'a>,
     upper: Option<BorrowedFd<'a>>,
-    wrote_directly: bool,
     frames: Vec<Frame>,
+    /// The innermost directory in the tree that is copied from.
+    origin: PathBuf,
     /// The entry that is worked on, below what is copied.
     relative: PathBuf,
     target: PathBuf,
 }
 
-impl<'a> Copier<'a> {
+impl<'a, 'l> Copier<'a, 'l> {
     /// Copies to a tree.
-    pub(super) fn new(target: &Target<'a>, options: &'a Options, copying: Copying<'a>) -> Self {
+    pub(super) fn new(target: Target<'a, 'l>, options: &'a Options, copying: Copying<'a>) -> Self {
+        let Target { root, upper, .. } = target;
         Self {
             options,
             entries: Entries::new(target, options, copying),
-            root: target.root,
-            upper: target.upper,
-            wrote_directly: false,
+            root,
+            upper,
             frames: Vec::new(),
+            origin: PathBuf::new(),
             relative: PathBuf::new(),
             target: PathBuf::new(),
         }
@@ -177,13 +191,14 @@ impl<'a> Copier<'a> {
                 source: parent.as_fd(),
                 name,
                 stat: &stat,
+                origin: source.parent().unwrap_or(Path::new("/")),
                 target: target_parent.as_fd(),
                 target_name,
                 direct: false,
                 relative: &self.relative,
                 path: &self.target,
             })?;
-            return Ok(false);
+            return Ok(self.entries.wrote_directly);
         }
         let directory =
             at::open(source_root, source, at::READ_DIRECTORY).map_err(FilesError::io("open", source))?;
@@ -196,9 +211,10 @@ impl<'a> Copier<'a> {
             self.directory_target(parent.as_fd(), name, target, false, fresh)?
         };
         let finish = if opened.made { Finish::All } else { Finish::Times };
+        self.origin = source.to_owned();
         self.enter(directory, stat, OsString::new(), Some(opened), finish, (None, None))?;
         self.walk()?;
-        Ok(self.wrote_directly)
+        Ok(self.entries.wrote_directly)
     }
 
     fn walk(&mut self) -> Result<(), FilesError> {
@@ -210,12 +226,15 @@ impl<'a> Copier<'a> {
                 if !self.frames.is_empty() {
                     self.relative.pop();
                     self.target.pop();
+                    self.origin.pop();
                 }
                 continue;
             };
             self.relative.push(&name);
             self.target.push(&name);
-            if !self.child(&name)? {
+            if self.child(&name)? {
+                self.origin.push(&name);
+            } else {
                 self.relative.pop();
                 self.target.pop();
             }
@@ -260,6 +279,7 @@ impl<'a> Copier<'a> {
                 source: frame.source.as_fd(),
                 name,
                 stat: &stat,
+                origin: &self.origin,
                 target: frame.target.as_ref().expect("parents were made").as_fd(),
                 target_name: name,
                 direct: frame.direct,
@@ -388,7 +408,7 @@ impl<'a> Copier<'a> {
             // Overlayfs shows a new directory under its own number; anything else is not the one that was made.
             let number = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).map_err(io("stat"));
             if number(&upper)? == number(&directory)? {
-                self.wrote_directly = true;
+                self.entries.wrote_directly = true;
                 return Ok(Opened { directory: upper, made, direct: true });
             }
         }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     content::{Cancellable, Copying},
-    copier::{Copier, Modes, Options, Target},
+    copier::{Copier, Lender, Modes, Options, Target},
     mode::ModeChange,
     owner::Owner,
     single::{Attributes, both_times, make_directories, open_parent, timestamp},
@@ -39,7 +39,7 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// Copies; whether something was written past an overlay, which must then be opened anew.
 pub(super) fn copy(
     source: BorrowedFd<'_>,
-    target: &Target<'_>,
+    target: Target<'_, '_>,
     action: &pb::FileActionCopy,
     owner: Option<Owner>,
     cancel: &CancellationToken,
@@ -65,7 +65,7 @@ pub(super) fn copy(
         include: matcher("includepatterns", &action.include_patterns)?,
         exclude: matcher("excludepatterns", &action.exclude_patterns)?,
         replace: action.always_replace_existing_dest_paths,
-        share: false,
+        without_sockets: false,
     };
     let last = if action.follow_symlink { Last::Follow } else { Last::Keep };
     let sources = if action.allow_wildcard {
@@ -87,30 +87,23 @@ pub(super) fn copy(
         last,
         cancel,
     };
-    let mut wrote_directly = false;
-    for (index, path) in sources.iter().enumerate() {
-        if action.attempt_unpack_docker_compatibility && job.unpack(path)? {
-            continue;
+    let Some((final_path, paths)) = sources.split_last() else { return Ok(false) };
+    let is_unpacked =
+        |path| Ok::<_, FilesError>(action.attempt_unpack_docker_compatibility && job.unpack(path)?);
+    for path in paths {
+        // What follows looks through the overlay again; and two that are one file become two files.
+        if !is_unpacked(path)? {
+            job.copy(path, Target { root: target.root, upper: None, lender: None })?;
         }
-        // What follows looks through the overlay again.
-        let upper = target.upper.filter(|_| index + 1 == sources.len());
-        wrote_directly = job.copy(path, upper)?;
     }
-    Ok(wrote_directly)
-}
-
-/// Whether files get their own content or the source's inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Files {
-    Copied,
-    Shared,
+    if is_unpacked(final_path)? { Ok(false) } else { job.copy(final_path, target) }
 }
 
 /// Puts everything that is in one tree on top of what is in another one, as a layer would be.
 pub(crate) fn copy_tree(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
-    files: Files,
+    lender: Option<&mut Lender<'_>>,
     cancel: &CancellationToken,
 ) -> Result<(), FilesError> {
     let options = Options {
@@ -120,11 +113,11 @@ pub(crate) fn copy_tree(
         include: None,
         exclude: None,
         replace: true,
-        share: files == Files::Shared,
+        without_sockets: lender.is_some(),
     };
     let root = Path::new("/");
-    let target = Target { root: target, upper: None };
-    Copier::new(&target, &options, Copying::new(cancel)).copy(source, root, root, false)?;
+    let target = Target { root: target, upper: None, lender };
+    Copier::new(target, &options, Copying::new(cancel)).copy(source, root, root, false)?;
     Ok(())
 }
 
@@ -144,7 +137,7 @@ impl Job<'_> {
         Attributes { owner: self.options.owner, time: self.options.time }
     }
 
-    fn copy(&self, source: &OsStr, upper: Option<BorrowedFd<'_>>) -> Result<bool, FilesError> {
+    fn copy(&self, source: &OsStr, target: Target<'_, '_>) -> Result<bool, FilesError> {
         // `/dir/` and `/dir/.` are directories that are made; of `/dir/name`, `/dir` is.
         let (before, name) = self.dest.rsplit_once('/').unwrap_or(("", self.dest));
         let parent = if name.is_empty() || name == "." { self.dest } else { before };
@@ -172,8 +165,7 @@ impl Job<'_> {
             _ => &dest,
         };
         made.extend(make_directories(self.target, holder, self.directory_mode, self.attributes())?);
-        let target = Target { root: self.target, upper };
-        let copier = Copier::new(&target, self.options, Copying::new(self.cancel));
+        let copier = Copier::new(target, self.options, Copying::new(self.cancel));
         let wrote_directly = copier.copy(self.source, &followed, &dest, made.contains(&dest))?;
         self.restore_times(&made)?;
         Ok(wrote_directly)

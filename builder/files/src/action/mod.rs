@@ -15,21 +15,25 @@ mod owner;
 mod plan;
 mod single;
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
 
 use lapstrake_builder_llb::pb::{self, file_action::Action};
 use lapstrake_layerstore_store::{Draft, OpenSnapshot, SnapshotMount, Stores, Tree};
 use rustix::fs::{Mode, OFlags};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use copy::{Files, copy_tree};
+pub(crate) use copier::{Lender, Lent};
+pub(crate) use copy::copy_tree;
 
 use self::{
     copier::Target,
     owner::Owner,
     plan::{Input, Plan},
 };
-use crate::{FilesError, at};
+use crate::{FilesError, at, layers};
 
 /// Runs the actions of a file op and gives its outputs.
 ///
@@ -103,6 +107,8 @@ struct Working {
     upper: Option<OwnedFd>,
     /// Whether something was written there directly, of which the open overlay need not know.
     stale: bool,
+    /// Which of its files are another snapshot's.
+    lent: Lent,
 }
 
 impl Working {
@@ -116,7 +122,7 @@ impl Working {
             ),
             SnapshotMount::Overlay { upper: None, .. } | SnapshotMount::Bind { .. } => None,
         };
-        Ok(Self { open, draft, upper, stale: false })
+        Ok(Self { open, draft, upper, stale: false, lent: Lent::default() })
     }
 
     /// Open for another action.
@@ -137,7 +143,8 @@ impl Working {
 /// A tree that is read.
 pub(crate) struct View {
     open: OpenSnapshot,
-    is_overlay: bool,
+    /// The directories that it consists of, top-most first.
+    directories: Vec<PathBuf>,
     // What the empty tree is read from.
     _draft: Option<Draft>,
 }
@@ -145,11 +152,15 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn open(stores: &Stores, tree: &Tree) -> Result<Self, FilesError> {
         if let Some(mount) = stores.mount(tree)? {
-            let is_overlay = matches!(mount, SnapshotMount::Overlay { .. });
-            return Ok(Self { open: OpenSnapshot::open(&mount)?, is_overlay, _draft: None });
+            let open = OpenSnapshot::open(&mount)?;
+            let directories = match mount {
+                SnapshotMount::Bind { source, .. } => vec![source],
+                SnapshotMount::Overlay { lower, .. } => lower,
+            };
+            return Ok(Self { open, directories, _draft: None });
         }
         let draft = stores.begin(tree)?;
-        Ok(Self { open: draft.open()?, is_overlay: false, _draft: Some(draft) })
+        Ok(Self { open: draft.open()?, directories: Vec::new(), _draft: Some(draft) })
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -203,7 +214,7 @@ impl Run<'_> {
             }
             Some(Action::Mkfile(mkfile)) => {
                 let owner = self.owner(mkfile.owner.as_ref(), action, plan, root)?;
-                single::mkfile(root, mkfile, owner)?;
+                single::mkfile(root, mkfile, owner, working.lent.is_some())?;
             }
             Some(Action::Symlink(symlink)) => {
                 let owner = self.owner(symlink.owner.as_ref(), action, plan, root)?;
@@ -211,11 +222,20 @@ impl Run<'_> {
             }
             Some(Action::Rm(rm)) => single::rm(root, rm, self.cancel)?,
             Some(Action::Copy(copy)) => {
-                let source = self.view(plan.input(action.secondary_input))?;
+                let tree = self.tree(plan.input(action.secondary_input));
+                let source = View::open(self.stores, &tree)?;
                 let owner = self.owner(copy.owner.as_ref(), action, plan, root)?;
-                let upper = working.upper.as_ref().filter(|upper| writes_directly(&source, upper.as_fd()));
-                let target = Target { root, upper: upper.map(|upper| upper.as_fd()) };
-                working.stale = copy::copy(source.root(), &target, copy, owner, self.cancel)?;
+                let upper = working.upper.as_ref().map(|upper| upper.as_fd());
+                let kept_in = upper.unwrap_or(root);
+                let mut lender =
+                    Lender::new(&source.directories, &working.draft, kept_in, &mut working.lent)?;
+                let target = Target { root, upper, lender: Some(&mut lender) };
+                working.stale = copy::copy(source.root(), target, copy, owner, self.cancel)?;
+                lender.settle(|| {
+                    let mut names = layers::chain(self.stores, &tree)?;
+                    names.reverse();
+                    Ok(names)
+                })?;
             }
             None => return Err(FilesError::Invalid { what: "an action without a kind".to_owned() }),
         }
@@ -240,12 +260,12 @@ impl Run<'_> {
     }
 
     /// What an action reads.
-    fn view(&self, input: Input) -> Result<View, FilesError> {
+    fn tree(&self, input: Input) -> Tree {
         match input {
-            Input::Scratch => View::open(self.stores, &Tree::empty()),
-            Input::Given(index) => View::open(self.stores, &self.inputs[index]),
+            Input::Scratch => Tree::empty(),
+            Input::Given(index) => self.inputs[index].clone(),
             Input::Made(index) => match &self.made[index] {
-                Some(Made::Tree(tree)) => View::open(self.stores, tree),
+                Some(Made::Tree(tree)) => tree.clone(),
                 _ => unreachable!("the plan commits what is read"),
             },
         }
@@ -267,19 +287,10 @@ impl Run<'_> {
             if input == action.input {
                 return read(primary);
             }
-            read(self.view(plan.input(input))?.root())
+            read(View::open(self.stores, &self.tree(plan.input(input)))?.root())
         })
         .map(Some)
     }
-}
-
-/// Whether what is copied from a tree may be written past the overlay. A copy from one overlay to another can share blocks
-/// where the file system below can do that, which is worth more.
-fn writes_directly(source: &View, upper: BorrowedFd<'_>) -> bool {
-    const EXT4: i64 = 0xef53;
-    const TMPFS: i64 = 0x0102_1994;
-    !source.is_overlay
-        || rustix::fs::fstatfs(upper).is_ok_and(|statfs| [EXT4, TMPFS].contains(&statfs.f_type))
 }
 
 fn describe(action: &pb::FileAction) -> String {

@@ -10,7 +10,7 @@ use std::{
 
 use lapstrake_builder_llb::{clean_path, pb};
 use rustix::{
-    fs::{Mode, OFlags, Timespec, Timestamps},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid},
     io::Errno,
 };
 use tokio_util::sync::CancellationToken;
@@ -123,14 +123,19 @@ pub(super) fn mkdir(
     attributes.set(parent.as_fd(), name, &path)
 }
 
+/// `lent`: a file with several links may be another snapshot's, and gets a copy to be written to.
 pub(super) fn mkfile(
     root: BorrowedFd<'_>,
     action: &pb::FileActionMkFile,
     owner: Option<Owner>,
+    lent: bool,
 ) -> Result<(), FilesError> {
     let path = at::resolve(root, action.path.as_ref(), Last::Follow)?;
     let mode = at::mode(action.mode.cast_unsigned() & 0o777);
     let (parent, name) = open_parent(root, &path, "open")?;
+    if lent {
+        own(parent.as_fd(), name).map_err(FilesError::io("open", &path))?;
+    }
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match rustix::fs::openat(&parent, name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
         Ok(file) => {
@@ -144,6 +149,19 @@ pub(super) fn mkfile(
     };
     File::from(file).write_all(&action.data).map_err(FilesError::io("write", &path))?;
     Attributes { owner, time: timestamp(action.timestamp) }.set(parent.as_fd(), name, &path)
+}
+
+/// Puts an empty file in the place of one that has several links, with its owner and mode.
+fn own(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    let Some(stat) = at::stat(parent, name)? else { return Ok(()) };
+    if at::kind(&stat) != FileType::RegularFile || stat.st_nlink < 2 {
+        return Ok(());
+    }
+    rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    rustix::fs::fchmod(&file, at::mode(stat.st_mode))
 }
 
 pub(super) fn symlink(

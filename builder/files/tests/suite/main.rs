@@ -8,3 +8,4 @@ mod copies;
 mod digests;
 mod hostile;
 mod layers;
+mod links;

@@ -12,7 +12,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Options, Target};
+use super::{
+    Options, Target,
+    lender::{Found, Lender},
+};
 use crate::{
     FilesError,
     action::{content::Copying, single::open_parent},
@@ -25,6 +28,8 @@ pub(super) struct Entry<'e> {
     pub(super) source: BorrowedFd<'e>,
     pub(super) name: &'e OsStr,
     pub(super) stat: &'e Stat,
+    /// The path of that directory in the tree that is copied from.
+    pub(super) origin: &'e Path,
     /// The directory that the copy will be in.
     pub(super) target: BorrowedFd<'e>,
     pub(super) target_name: &'e OsStr,
@@ -37,18 +42,23 @@ pub(super) struct Entry<'e> {
 }
 
 /// Makes entries, and remembers which of them may be linked to.
-pub(super) struct Entries<'a> {
+pub(super) struct Entries<'a, 'l> {
     options: &'a Options,
     copying: Copying<'a>,
     root: BorrowedFd<'a>,
     upper: Option<BorrowedFd<'a>>,
+    /// Whose files may be linked to.
+    lender: Option<&'a mut Lender<'l>>,
     /// Where files with several links were copied to, and how many links may still come.
     links: HashMap<(u64, u64), (PathBuf, u64)>,
+    /// Whether something was put into the upper directory that the overlay does not know.
+    pub(super) wrote_directly: bool,
 }
 
-impl<'a> Entries<'a> {
-    pub(super) fn new(target: &Target<'a>, options: &'a Options, copying: Copying<'a>) -> Self {
-        Self { options, copying, root: target.root, upper: target.upper, links: HashMap::new() }
+impl<'a, 'l> Entries<'a, 'l> {
+    pub(super) fn new(target: Target<'a, 'l>, options: &'a Options, copying: Copying<'a>) -> Self {
+        let Target { root, upper, lender } = target;
+        Self { options, copying, root, upper, lender, links: HashMap::new(), wrote_directly: false }
     }
 
     /// Whether to go on.
@@ -61,8 +71,7 @@ impl<'a> Entries<'a> {
         let io = |doing| FilesError::io(doing, entry.path);
         let mode = Mode::RUSR | Mode::WUSR;
         match at::kind(entry.stat) {
-            FileType::RegularFile | FileType::Symlink if self.options.share && self.shared(entry)? => Ok(()),
-            FileType::Socket if self.options.share => Ok(()),
+            FileType::Socket if self.options.without_sockets => Ok(()),
             FileType::RegularFile => self.file(entry),
             FileType::Symlink => {
                 let link =
@@ -92,12 +101,22 @@ impl<'a> Entries<'a> {
     }
 
     fn file(&mut self, entry: &Entry<'_>) -> Result<(), FilesError> {
+        let found = self.lender.as_mut().and_then(|lender| lender.find(entry.origin, entry.name, entry.stat));
+        if let Some(found) = &found
+            && self.lend(entry, found)?
+        {
+            return Ok(());
+        }
         if entry.stat.st_nlink > 1 && self.link(entry)? {
             return Ok(());
         }
         let io = |doing| FilesError::io(doing, entry.relative);
-        let from =
-            rustix::fs::openat(entry.source, entry.name, at::READ, Mode::empty()).map_err(io("open"))?;
+        // Past the overlay where that is known: it is quicker, and the file system may share the blocks.
+        let source = match (&self.lender, &found) {
+            (Some(lender), Some(found)) => lender.directory(found),
+            _ => entry.source,
+        };
+        let from = rustix::fs::openat(source, entry.name, at::READ, Mode::empty()).map_err(io("open"))?;
         let opened = rustix::fs::fstat(&from).map_err(io("stat"))?;
         if at::kind(&opened) != FileType::RegularFile {
             let why = "became something else while it was copied";
@@ -111,17 +130,58 @@ impl<'a> Entries<'a> {
         xattrs(Node::Open(from.as_fd()), Node::Open(to.as_fd()), entry.path)
     }
 
-    /// Makes another link to the source itself, if the file system can.
-    fn shared(&self, entry: &Entry<'_>) -> Result<bool, FilesError> {
-        let link = || {
-            let (target, name) = (entry.target, entry.target_name);
-            rustix::fs::linkat(entry.source, entry.name, target, name, AtFlags::empty())
-        };
-        match self.make(entry, link) {
-            Ok(()) => Ok(true),
-            Err(MakeError::Errno(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP)) => Ok(false),
-            Err(error) => Err(error.named("link", entry.path)),
+    /// Makes another link to the file itself, if its copy would be the same and the file system can.
+    fn lend(&mut self, entry: &Entry<'_>, found: &Found) -> Result<bool, FilesError> {
+        let Some(lender) = &mut self.lender else { return Ok(false) };
+        if !self.options.keep_all_of(&found.stat) || !lender.may_link(found)? {
+            return Ok(false);
         }
+        let lender = self.lender.as_ref().expect("it was there");
+        let from = lender.directory(found);
+        let link = |to: BorrowedFd<'_>, name: &OsStr| {
+            rustix::fs::linkat(from, entry.name, to, name, AtFlags::empty())
+        };
+        let made = match self.upper {
+            Some(upper) if !entry.direct => self.make_below(entry, upper, link),
+            _ => self.make(entry, || link(entry.target, entry.target_name)),
+        };
+        match made {
+            Ok(()) => {}
+            Err(MakeError::Errno(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP)) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.named("link", entry.path)),
+        }
+        if self.upper.is_some() && !entry.direct {
+            self.wrote_directly = true;
+        }
+        if let Some(lender) = &mut self.lender {
+            lender.note(found);
+        }
+        Ok(true)
+    }
+
+    /// Makes an entry in the upper directory, where the overlay's directory may be merged with others. Overlayfs is asked for an empty file
+    /// first, so that it makes all that leads there; the entry takes its place.
+    fn make_below(
+        &self,
+        entry: &Entry<'_>,
+        upper: BorrowedFd<'_>,
+        make: impl Fn(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<()>,
+    ) -> Result<(), MakeError> {
+        let create = || {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(entry.target, entry.target_name, flags, Mode::RUSR)
+        };
+        let empty = rustix::fs::fstat(&self.make(entry, create)?)?;
+        let (parent, name) = open_parent(upper, entry.path, "open").map_err(MakeError::Files)?;
+        // Overlayfs shows a new file under its own number; anything else is not the one that was made.
+        if at::stat(parent.as_fd(), name)?.is_none_or(|stat| stat.st_ino != empty.st_ino) {
+            return Err(MakeError::Errno(Errno::XDEV));
+        }
+        let beside = format!(".lapstrake-{:016x}", rand::random::<u64>());
+        make(parent.as_fd(), OsStr::new(&beside))?;
+        Ok(rustix::fs::renameat(&parent, &beside, &parent, name)?)
     }
 
     /// Links to the copy of another link to the same file, if there is one.

@@ -2,6 +2,7 @@
 //! local store's own; graph drivers proper are tested in their own crate.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -150,8 +151,9 @@ impl Snapshotter for PlainTrees {
     fn share(&self, key: &SnapshotKey, with: &SnapshotName, usage: Usage) -> Result<(), StoreError> {
         self.records.share(key, with, usage)
     }
-    fn sharing_below(&self, key: &SnapshotKey) -> Result<Vec<PathBuf>, StoreError> {
-        Ok(self.records.sharing_below(key)?.iter().map(|id| self.path(id)).collect())
+    fn shared_below(&self, _key: &SnapshotKey) -> Result<HashSet<u64>, StoreError> {
+        // Nobody links here.
+        Ok(HashSet::new())
     }
     fn walk(&self, visit: &mut dyn FnMut(SnapshotInfo) -> bool) -> Result<(), StoreError> {
         self.records.all()?.iter().map(SnapshotRecord::info).all(visit);
