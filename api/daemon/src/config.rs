@@ -212,6 +212,8 @@ struct OtherWorker {
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Worker {
+    /// Whether to be BuildKit's OCI worker, which has no store of images.
+    pub(crate) enabled: bool,
     /// The OCI runtime to use in place of the native executor.
     pub(crate) binary: Option<PathBuf>,
     /// BuildKit's name of the graph driver.

@@ -98,6 +98,7 @@ fn parts(settings: &DaemonSettings, assembly: &Assembly, sweep: &Sweep, stop: &C
             collector: Arc::clone(&store.collector),
             rules: store.rules().to_vec(),
             host_gateway: settings.store.host_gateway.clone(),
+            keeps_images: settings.store.keeps_images,
         }),
         cache: builds,
         transfer: Arc::new(StoreTransfer::new(

@@ -47,6 +47,8 @@ pub(crate) struct StoreSettings {
     pub(crate) registry: RegistryConfig,
     /// What `host-gateway` means in builds, if that is said.
     pub(crate) host_gateway: Option<HostGateway>,
+    /// Whether images that BuildKit's clients export stay, where they do not say it.
+    pub(crate) keeps_images: bool,
     /// How the cache is pruned without being asked.
     pub(crate) gc: Gc,
     /// How lines of the log are written.
@@ -162,6 +164,7 @@ impl StoreSettings {
             registry: std::mem::take(&mut file.registry),
             host_gateway: HostGateway::new(args.host_gateway_ip.clone())
                 .map_err(|why| ProgramError::setting("--host-gateway-ip", why))?,
+            keeps_images: !file.worker.oci.enabled,
             gc,
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             log_level,
@@ -328,6 +331,7 @@ mod tests {
         assert_eq!(default.hosts, [Host::default_socket()]);
         assert_eq!(default.store.driver, None);
         assert!(default.store.parallelism >= 1);
+        assert!(default.store.keeps_images);
     }
 
     #[test]
@@ -352,6 +356,7 @@ mod tests {
         assert_eq!(settings.store.driver, Some(DriverKind::Vfs));
         assert_eq!(settings.store.log_level, LogLevel::Debug);
         assert_eq!(settings.store.gc.rules(1 << 40).unwrap(), []);
+        assert!(!settings.store.keeps_images);
         assert_eq!(settings.store.registry.hosts["docker.io"].mirrors, ["localhost:1"]);
         assert_eq!(settings.store.devices.directories, [Path::new("/x/cdi")]);
     }

@@ -42,7 +42,8 @@ pub(super) async fn solve(state: &Arc<AppState>, mut request: SolveRequest) -> R
     let progress = Progress::anonymous(Limits::default()).map_err(|error| Status::internal(chain(&error)))?;
     // Before the request is looked at: whoever follows a build that is refused hears at once that there is nothing to hear.
     let running = state.spools.begin(&request.r#ref, &progress)?;
-    let request = build_request(request)?;
+    let keeps_images = state.worker.as_ref().is_none_or(|worker| worker.keeps_images);
+    let request = build_request(request, keeps_images)?;
     let cancel = CancellationToken::new();
     let guard = cancel.clone().drop_guard();
     let exported = state.builds.solve(request, progress, cancel).await.map_err(|error| status_of(&error))?;
@@ -50,7 +51,7 @@ pub(super) async fn solve(state: &Arc<AppState>, mut request: SolveRequest) -> R
     Ok(SolveResponse { exporter_response: exported.response().into_iter().collect() })
 }
 
-fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
+fn build_request(request: SolveRequest, keeps_images: bool) -> Result<BuildRequest, Status> {
     let told = |error: EngineError| status_of(&error);
     let attrs = &request.frontend_attrs;
     if request.proxy_network {
@@ -68,6 +69,7 @@ fn build_request(request: SolveRequest) -> Result<BuildRequest, Status> {
         request.exporter_deprecated,
         request.exporter_attrs_deprecated,
         attrs.get(EPOCH_ARG),
+        keeps_images,
     );
     Ok(BuildRequest {
         id: BuildId(request.r#ref),
@@ -131,12 +133,14 @@ fn graph_of(definition: llb::Definition) -> Result<Definition, Status> {
     Definition::from_proto(definition).map_err(|error| Status::invalid_argument(chain(&error)))
 }
 
-/// What is to be left behind, whoever says it; with the time that the frontend's options say, where an exporter has none.
+/// What is to be left behind, whoever says it; with the time that the frontend's options say, where an exporter has none, and with whether an image
+/// stays where nobody says so. Docker's own exporter (`moby`) is for images that stay.
 fn exporters(
     several: Vec<Exporter>,
     kind: String,
     attrs: Attrs,
     epoch: Option<&String>,
+    keeps_images: bool,
 ) -> Vec<(String, BTreeMap<String, String>)> {
     let several = match (several.is_empty(), kind.is_empty()) {
         (true, false) => vec![Exporter { r#type: kind, attrs }],
@@ -144,14 +148,17 @@ fn exporters(
     };
     // What is no number names what has a time (`context`, a stage): the frontend finds it out.
     let epoch = epoch.filter(|epoch| epoch.is_empty() || epoch.parse::<i64>().is_ok());
-    let with_epoch = |exporter: Exporter| {
+    let completed = |exporter: Exporter| {
         let mut attrs: BTreeMap<_, _> = exporter.attrs.into_iter().collect();
         if let Some(epoch) = epoch {
             attrs.entry(EPOCH.to_owned()).or_insert_with(|| epoch.clone());
         }
+        if exporter.r#type == "image" && !keeps_images {
+            attrs.entry("store".to_owned()).or_insert_with(|| "false".to_owned());
+        }
         (exporter.r#type, attrs)
     };
-    several.into_iter().map(with_epoch).collect()
+    several.into_iter().map(completed).collect()
 }
 
 fn outputs(exporters: Vec<(String, BTreeMap<String, String>)>) -> Result<Vec<Output>, Status> {
@@ -232,7 +239,7 @@ mod tests {
 
     fn epoch(argument: &str, attr: Option<&str>) -> Option<String> {
         let attrs = attr.map(|value| (EPOCH.to_owned(), value.to_owned())).into_iter().collect();
-        let all = exporters(Vec::new(), "image".to_owned(), attrs, Some(&argument.to_owned()));
+        let all = exporters(Vec::new(), "image".to_owned(), attrs, Some(&argument.to_owned()), true);
         all[0].1.get(EPOCH).cloned()
     }
 
@@ -243,5 +250,20 @@ mod tests {
         assert_eq!(epoch("context", None), None);
         assert_eq!(epoch("17", Some("")).as_deref(), Some(""));
         assert_eq!(epoch("context", Some("18")).as_deref(), Some("18"));
+    }
+
+    #[test]
+    fn images_stay_unless_the_daemon_is_a_worker_without_a_store_of_them() {
+        let store = |kind: &str, keeps_images: bool, said: Option<&str>| {
+            let attrs = said.map(|value| ("store".to_owned(), value.to_owned())).into_iter().collect();
+            let all = exporters(Vec::new(), kind.to_owned(), attrs, None, keeps_images);
+            all[0].1.get("store").cloned()
+        };
+        assert_eq!(store("image", true, None), None);
+        assert_eq!(store("image", false, None).as_deref(), Some("false"));
+        assert_eq!(store("image", false, Some("true")).as_deref(), Some("true"));
+        for kind in ["moby", "oci", "docker", "local", "tar"] {
+            assert_eq!(store(kind, false, None), None, "{kind}");
+        }
     }
 }

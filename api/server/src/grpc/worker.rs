@@ -30,6 +30,8 @@ pub struct Worker {
     pub rules: Vec<PruneRequest>,
     /// What `host-gateway` means in builds, if it is not the address at which steps reach the machine.
     pub host_gateway: Option<HostGateway>,
+    /// Whether images that are exported stay in the image store, where it is not said.
+    pub keeps_images: bool,
 }
 
 /// What is told of the program. Clients compare the version with those of BuildKit; whose it is follows as semantic versioning's build metadata.
