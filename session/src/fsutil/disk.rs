@@ -235,7 +235,11 @@ pub(crate) fn keeps_xattr(name: &[u8]) -> bool {
 }
 
 pub(crate) fn on_disk(stat: &Stat) -> OnDisk {
-    OnDisk { inode: stat.st_ino, ctime_ns: nanos(stat.st_ctime, stat.st_ctime_nsec) }
+    OnDisk {
+        inode: stat.st_ino,
+        ctime_ns: nanos(stat.st_ctime, stat.st_ctime_nsec),
+        allocated: 512 * u64::try_from(stat.st_blocks).unwrap_or(0),
+    }
 }
 
 /// When the contents were last written: nanoseconds since 1970.

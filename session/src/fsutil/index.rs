@@ -1,6 +1,6 @@
 //! What a transfer left in its destination, kept so that the next one asks only for what changed.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use prost::Message;
 
@@ -33,6 +33,8 @@ pub struct Entry {
 pub(crate) struct OnDisk {
     pub(crate) inode: u64,
     pub(crate) ctime_ns: i64,
+    /// Bytes of its blocks. Not kept with the index.
+    pub(crate) allocated: u64,
 }
 
 impl Entry {
@@ -130,7 +132,7 @@ impl Index {
                     [] => None,
                     bytes => Some(bytes.try_into().map_err(|_| TransferError::BadIndex)?),
                 };
-                let on_disk = OnDisk { inode: entry.inode, ctime_ns: entry.ctime_ns };
+                let on_disk = OnDisk { inode: entry.inode, ctime_ns: entry.ctime_ns, allocated: 0 };
                 Ok(Entry { path, stat, digest, on_disk, seen_ns: entry.seen_ns })
             })
             .collect();
@@ -139,6 +141,18 @@ impl Index {
             return Err(TransferError::BadIndex);
         }
         Ok(Self { entries })
+    }
+
+    /// The inode numbers of all that is no directory.
+    pub fn inodes(&self) -> HashSet<u64> {
+        let entries = self.entries.iter().filter(|entry| entry.stat.kind != FileKind::Directory);
+        entries.map(|entry| entry.on_disk.inode).collect()
+    }
+
+    /// Which of `inodes` a transfer that just ended left, each once, with the bytes of its blocks.
+    pub fn allocated(&self, mut inodes: HashSet<u64>) -> impl Iterator<Item = u64> {
+        let left = self.entries.iter().filter(move |entry| inodes.remove(&entry.on_disk.inode));
+        left.map(|entry| entry.on_disk.allocated)
     }
 
     /// Bytes of all regular files.
@@ -163,7 +177,7 @@ mod tests {
             path: path.into(),
             stat: FileStat { kind, mode: 0o644, uid: 0, gid: 0, mtime_ns, xattrs: Default::default() },
             digest: Some([7; 32]),
-            on_disk: OnDisk { inode: 9, ctime_ns: 8 },
+            on_disk: OnDisk { inode: 9, ctime_ns: 8, allocated: 0 },
             seen_ns,
         }
     }

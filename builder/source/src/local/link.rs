@@ -1,6 +1,7 @@
 //! A tree of the store, without what the patterns leave out.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     io,
     os::{
@@ -11,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use lapstrake_layerstore_store::{OpenSnapshot, Tree};
+use lapstrake_layerstore_store::{OpenSnapshot, Tree, Usage};
 use lapstrake_session::{
     Destination,
     fsutil::{Devices, Index, copy_tree},
@@ -66,7 +67,9 @@ fn select(
     let draft = shared.stores.begin(&Tree::empty())?;
     let to = draft.open()?;
     match link_all(&source, to.root(), cancel) {
-        Ok(()) => {
+        Ok(linked) => {
+            let name = tree.snapshot().expect("what is empty was returned");
+            draft.share(name, linked)?;
             draft.mark_received()?;
             return Ok(draft.commit()?);
         }
@@ -126,8 +129,9 @@ impl From<Errno> for Stop {
     }
 }
 
-/// Makes the directories of `source` again in `to`, with everything else in them by hard links.
-fn link_all(source: &SelectedTree, to: BorrowedFd<'_>, cancel: &CancellationToken) -> Result<(), Stop> {
+/// Makes the directories of `source` again in `to`, with everything else in them by hard links. What these take.
+fn link_all(source: &SelectedTree, to: BorrowedFd<'_>, cancel: &CancellationToken) -> Result<Usage, Stop> {
+    let (mut usage, mut linked) = (Usage::default(), HashSet::new());
     let mut directories: Vec<(PathBuf, Stat)> = Vec::new();
     // The directory that was written to last.
     let mut at: Option<(PathBuf, OwnedFd)> = None;
@@ -146,7 +150,13 @@ fn link_all(source: &SelectedTree, to: BorrowedFd<'_>, cancel: &CancellationToke
             return Ok(());
         }
         match fs::linkat(seen.dir, seen.name, &dir, seen.name, AtFlags::empty()) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if linked.insert(seen.stat.st_ino) {
+                    let bytes = 512 * u64::try_from(seen.stat.st_blocks).unwrap_or(0);
+                    usage = usage + Usage { bytes, inodes: 1 };
+                }
+                Ok(())
+            }
             Err(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => Err(Stop::CannotLink),
             Err(errno) => Err(errno.into()),
         }
@@ -165,7 +175,7 @@ fn link_all(source: &SelectedTree, to: BorrowedFd<'_>, cancel: &CancellationToke
         let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: nanos };
         fs::futimens(&made, &Timestamps { last_access: time, last_modification: time })?;
     }
-    Ok(())
+    Ok(usage)
 }
 
 fn named(path: &Path) -> &Path {

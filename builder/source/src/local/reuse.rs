@@ -1,9 +1,9 @@
 //! What transfers share: each begins as the tree that the last one left, hard-linked, or, where nothing is new, leaves that tree itself.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{collections::HashSet, os::fd::OwnedFd, sync::Arc};
 
 use lapstrake_builder_cache::PreviousContext;
-use lapstrake_layerstore_store::{Draft, OpenSnapshot, Tree};
+use lapstrake_layerstore_store::{Draft, OpenSnapshot, Tree, Usage};
 use lapstrake_session::{
     Destination, TransferError,
     fsutil::{Fork, Index},
@@ -52,7 +52,7 @@ impl Reuse {
             Some((_, open)) => self.listing.index.whole(open.root()).map_err(failed)?,
             None => None,
         };
-        let forked = Forked::default();
+        let forked = MaybeForked::default();
         let (previous, (dir, fork, index)) = match (before, whole) {
             (Some((tree, open)), Some(index)) => {
                 let dir = root_of(&open)?;
@@ -85,7 +85,7 @@ impl Reuse {
         self,
         shared: &Shared,
         spec: &LocalSpec,
-        forked: &Forked,
+        forked: &MaybeForked,
     ) -> Result<(OwnedFd, Index), SourceError> {
         let draft = shared.stores.begin(&Tree::empty())?;
         let to = draft.open()?;
@@ -100,13 +100,37 @@ impl Reuse {
                 .map_err(|source| SourceError::Copy { origin: spec.origin(), source })?;
         }
         let dir = root_of(&to)?;
-        *forked.lock() = Some((draft, to));
+        *forked.lock() = Some(Forked { draft, open: to, from: self.tree, linked: index.inodes() });
         Ok((dir, index))
     }
 }
 
-/// The draft that a transfer writes to, if it does, and what keeps its root open.
-type Forked = Arc<Mutex<Option<(Draft, OpenSnapshot)>>>;
+/// The draft that a transfer writes to.
+struct Forked {
+    draft: Draft,
+    /// What keeps its root open.
+    open: OpenSnapshot,
+    /// The tree that it began as.
+    from: Option<Tree>,
+    /// Which of that tree's files it began with.
+    linked: HashSet<u64>,
+}
+
+impl Forked {
+    /// What the transfer left of them is counted with that tree.
+    fn share(&self, listing: &Listing) -> Result<(), SourceError> {
+        let Some(with) = self.from.as_ref().and_then(Tree::snapshot) else { return Ok(()) };
+        let left = listing.index.allocated(self.linked.clone());
+        let usage = left.fold(Usage::default(), |sum, bytes| sum + Usage { bytes, inodes: 1 });
+        if usage.inodes > 0 {
+            self.draft.share(with, usage)?;
+        }
+        Ok(())
+    }
+}
+
+/// It, if there is something to write.
+type MaybeForked = Arc<Mutex<Option<Forked>>>;
 
 fn root_of(open: &OpenSnapshot) -> Result<OwnedFd, SourceError> {
     open.root().try_clone_to_owned().map_err(SourceError::io("open", "a tree"))
@@ -116,7 +140,7 @@ fn root_of(open: &OpenSnapshot) -> Result<OwnedFd, SourceError> {
 pub(super) struct Begun {
     /// What it reads as long as it writes nothing.
     previous: Option<(Tree, OpenSnapshot)>,
-    forked: Forked,
+    forked: MaybeForked,
 }
 
 impl Begun {
@@ -131,11 +155,13 @@ impl Begun {
         key: Option<&str>,
         listing: &Listing,
     ) -> Result<Tree, SourceError> {
-        let Some((draft, open)) = self.forked.lock().take() else {
+        let Some(forked) = self.forked.lock().take() else {
             let (tree, _) = self.previous.expect("what begins with nothing has a draft");
             shared.cache.context_used(&tree)?;
             return Ok(tree);
         };
+        forked.share(listing)?;
+        let Forked { draft, open, .. } = forked;
         drop(open);
         draft.mark_received()?;
         let tree = draft.commit()?;

@@ -124,14 +124,18 @@ async fn paths_are_followed_through_symlinks_and_no_further() {
 #[tokio::test]
 async fn an_unchanged_file_is_linked_and_a_changed_one_copied_whatever_its_time_says() {
     let (bench, source) = (Bench::new(), tempfile::tempdir().unwrap());
-    write(source.path(), &[("same", "1"), ("changed", "old"), ("gone", "3")]);
+    let big = "1".repeat(1 << 20);
+    write(source.path(), &[("same", &big), ("changed", "old"), ("gone", "3")]);
     let first = from_directory(&bench, source.path(), &[]).await.unwrap();
+    let committed = || lapstrake_layerstore_store::disk_usage(&bench.stores).unwrap().committed;
+    let alone = committed();
     write(source.path(), &[("changed", "new")]);
     std::fs::remove_file(source.path().join("gone")).unwrap();
     let second = from_directory(&bench, source.path(), &[]).await.unwrap();
     assert_eq!(inode(&bench, &first, "same"), inode(&bench, &second, "same"));
     assert_eq!(bench.read(&second, "changed"), b"new");
     assert_eq!(bench.read(&first, "changed"), b"old");
+    assert!(committed() - alone < 100_000, "what is linked is counted once: {alone} {}", committed());
     assert_eq!(bench.names(&second), ["changed", "same"]);
     // The former tree goes, and what it shared with this one is still known.
     drop(first);
@@ -226,6 +230,9 @@ async fn a_received_tree_is_used_as_it_is_unless_patterns_leave_something_out() 
     let kept = get(&[("local.excludepatterns", r#"["secret", "**/*.log"]"#)]).await;
     assert_eq!(bench.names(&kept), ["Dockerfile", "src", "src/a"]);
     assert_eq!(inode(&bench, &kept, "src/a"), inode(&bench, &tree, "src/a"));
+    let usage = |tree: &Tree| bench.stores.snapshots.usage(tree.snapshot().unwrap()).unwrap().inodes;
+    // The root, `src` and what overlay2 has beside them; not `src/a`.
+    assert_eq!(usage(&kept), usage(&draft(&bench, &[])) + 1);
     assert_eq!(bench.metadata(&kept, "src").mtime(), bench.metadata(&tree, "src").mtime());
     assert_eq!(
         bench.names(&get(&[("local.includepattern", r#"["src"]"#)]).await),
