@@ -10,6 +10,7 @@
 
 mod files;
 mod llb;
+mod request;
 mod session;
 
 use std::{
@@ -43,6 +44,7 @@ use tonic::{
 pub use self::{
     files::{Entry, Tree},
     llb::{Llb, digest},
+    request::{attrs, exporter, source_policy},
     session::{Asked, Client, Received, Session},
 };
 

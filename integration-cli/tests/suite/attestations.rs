@@ -1,29 +1,16 @@
 //! What a client that asks for attestations gets in a registry: skopeo shows the documents as they are there.
 
-use std::{collections::HashMap, process::Command};
-
-use lapstrake_api_proto::control::Exporter;
 use lapstrake_integration_cli::{
     BASE_IMAGE, Daemon, Registry,
-    buildkit::{BuildKit, Client, Tree, dockerfile_build},
-    require,
+    buildkit::{BuildKit, Client, Tree, attrs, dockerfile_build, exporter},
 };
 use serde_json::Value;
 
-fn skopeo(arguments: &[&str]) -> String {
-    require("skopeo", "skopeo");
-    let output = Command::new("skopeo").arg("--insecure-policy").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::common::skopeo;
 
 fn raw(image: &str) -> Value {
     let text = skopeo(&["inspect", "--tls-verify=false", "--raw", &format!("docker://{image}")]);
     serde_json::from_str(&text).unwrap()
-}
-
-fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 /// Builds and pushes.
@@ -39,9 +26,8 @@ async fn push(
     let session = buildkit.open(Client::with_context(tree)).await;
     let mut request = dockerfile_build(&session);
     request.frontend_attrs = attrs(said);
-    let mut exporter = attrs(&[("name", image), ("push", "true"), ("registry.insecure", "true")]);
-    exporter.extend(attrs(more));
-    request.exporters = vec![Exporter { r#type: "image".to_owned(), attrs: exporter }];
+    let pushed = [("name", image), ("push", "true"), ("registry.insecure", "true")];
+    request.exporters = vec![exporter("image", &[&pushed, more].concat())];
     let outcome = buildkit.solve(request).await;
     outcome.result.map(|_| ()).map_err(|status| status.message().to_owned())
 }

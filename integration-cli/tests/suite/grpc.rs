@@ -4,39 +4,18 @@
 use std::{collections::HashMap, time::Duration};
 
 use lapstrake_api_proto::control::{
-    DiskUsageRequest, Exporter, InfoRequest, ListWorkersRequest, PruneRequest, SolveRequest, StatusRequest,
+    DiskUsageRequest, InfoRequest, ListWorkersRequest, PruneRequest, SolveRequest, StatusRequest,
 };
 use lapstrake_integration_cli::{
     BASE_IMAGE, Daemon,
-    buildkit::{BuildKit, Client, Llb, Outcome, Tree, dockerfile_build, unique},
+    buildkit::{BuildKit, Client, Llb, Outcome, Tree, attrs, dockerfile_build, exporter, unique},
 };
 use tonic::Code;
 
-use crate::common::eventually;
-
-fn exporter(kind: &str, attrs: &[(&str, &str)]) -> Exporter {
-    let attrs = attrs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Exporter { r#type: kind.to_owned(), attrs }
-}
-
-fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
+use crate::common::{eventually, unpack};
 
 fn dockerfile(text: &str) -> Client {
     Client::with_context(Tree::of(&[("Dockerfile", text), ("a/b", "from the context\n")]))
-}
-
-/// The files of an archive.
-fn unpack(archive: &[u8]) -> HashMap<String, Vec<u8>> {
-    let mut files = HashMap::new();
-    for entry in tar::Archive::new(archive).entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let mut data = Vec::new();
-        std::io::Read::read_to_end(&mut entry, &mut data).unwrap();
-        files.insert(entry.path().unwrap().to_string_lossy().into_owned(), data);
-    }
-    files
 }
 
 #[tokio::test]

@@ -1,30 +1,26 @@
 //! The build history as BuildKit's clients see it: `ListenBuildHistory`, `UpdateBuildHistory`, and containerd's content service.
 
-use std::{collections::HashMap, process::Command};
+use std::process::Command;
 
 use lapstrake_api_proto::{
     content::{InfoRequest, ReadContentRequest, content_client::ContentClient},
     control::{
         BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest, Descriptor,
-        Exporter, SolveRequest, StatusRequest, StatusResponse, UpdateBuildHistoryRequest,
+        SolveRequest, StatusRequest, StatusResponse, UpdateBuildHistoryRequest,
     },
     google::rpc,
 };
 use lapstrake_integration_cli::{
     Daemon,
-    buildkit::{BuildKit, Client, Tree, dockerfile_build},
+    buildkit::{BuildKit, Client, Tree, attrs, dockerfile_build, exporter},
 };
 use prost::Message as _;
 use tonic::{Code, Status, Streaming};
 
-fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
-
 /// Builds a Dockerfile; the build's reference.
 async fn build(daemon: &Daemon, buildkit: &BuildKit, text: &str, options: &[(&str, &str)]) -> String {
     let session = Client::with_context(Tree::of(&[("Dockerfile", text)])).open(&daemon.socket()).await;
-    let exporters = vec![Exporter { r#type: "moby".to_owned(), attrs: attrs(&[("name", "kept")]) }];
+    let exporters = vec![exporter("moby", &[("name", "kept")])];
     let request = SolveRequest { frontend_attrs: attrs(options), exporters, ..dockerfile_build(&session) };
     let reference = request.r#ref.clone();
     let _ = buildkit.solve(request).await;

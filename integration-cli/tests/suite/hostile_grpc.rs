@@ -5,12 +5,12 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use lapstrake_api_proto::{
-    control::{BytesMessage, CacheOptions, CacheOptionsEntry, Exporter, InfoRequest, SolveRequest},
+    control::{BytesMessage, CacheOptions, CacheOptionsEntry, InfoRequest, SolveRequest},
     gateway, llb as pb,
 };
 use lapstrake_integration_cli::{
     Daemon,
-    buildkit::{BuildKit, Client, Llb, Tree, digest, dockerfile_build, unique},
+    buildkit::{BuildKit, Client, Llb, Tree, attrs, digest, dockerfile_build, exporter, unique},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -248,14 +248,11 @@ async fn requests_with_nothing_where_something_must_be_are_refused() {
     let buildkit = BuildKit::raw(&daemon.socket()).await;
     let session = buildkit.open(Client::with_context(Tree::of(&[("Dockerfile", "FROM scratch\n")]))).await;
     let build = || dockerfile_build(&session);
-    let attrs = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    };
     let empty = || HashMap::from([(String::new(), String::new())]);
     let cache =
         |entry: CacheOptionsEntry| Some(CacheOptions { exports: vec![entry], ..CacheOptions::default() });
     let image = |key: &str, value: &str| SolveRequest {
-        exporters: vec![Exporter { r#type: "image".to_owned(), attrs: attrs(&[(key, value)]) }],
+        exporters: vec![exporter("image", &[(key, value)])],
         ..build()
     };
     let option = |key: &str, value: &str| SolveRequest { frontend_attrs: attrs(&[(key, value)]), ..build() };

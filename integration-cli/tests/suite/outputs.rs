@@ -2,20 +2,14 @@
 
 use std::{collections::HashMap, fs, path::Path, process::Command};
 
-use lapstrake_api_proto::control::Exporter;
 use lapstrake_integration_cli::{
     BASE_IMAGE, Daemon, Dockerd, PASSWORD, Registry, USER,
-    buildkit::{BuildKit, Client, Received, Tree, dockerfile_build},
+    buildkit::{BuildKit, Client, Received, Tree, dockerfile_build, exporter},
     busybox_rootfs, lapstrake, require,
 };
 use serde_json::Value;
 
-fn skopeo(arguments: &[&str]) -> String {
-    require("skopeo", "skopeo");
-    let output = Command::new("skopeo").arg("--insecure-policy").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::common::skopeo;
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -30,11 +24,6 @@ fn context(dir: &Path, dockerfile: &str) -> String {
 }
 
 const APP: &str = "FROM scratch\nADD root.tar /\nENV PATH=/bin\nRUN echo built > /built && mkdir /d && chmod 1777 /d\nCMD [\"cat\", \"/built\"]\n";
-
-fn exporter(kind: &str, attrs: &[(&str, &str)]) -> Exporter {
-    let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    Exporter { r#type: kind.to_owned(), attrs: attrs.collect() }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_pushes_with_the_clients_login_and_leaves_several_things() {

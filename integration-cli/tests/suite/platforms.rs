@@ -3,22 +3,17 @@
 use std::{fs, path::Path, process::Command};
 
 use lapstrake_integration_cli::{
-    Daemon, Docker, Dockerd, Emulator, Registry, busybox_rootfs, foreign_busybox_rootfs, lapstrake, require,
+    Daemon, Docker, Dockerd, Emulator, Registry, busybox_rootfs, foreign_busybox_rootfs, lapstrake,
     saved_image,
 };
 use serde_json::Value;
+
+use crate::common::skopeo;
 
 const BOTH: &str = "linux/amd64,linux/arm64";
 
 fn inspect(docker: &Docker, image: &str, format: &str) -> String {
     docker.run(["image", "inspect", "--format", format, image]).success().line().to_owned()
-}
-
-fn skopeo(arguments: &[&str]) -> String {
-    require("skopeo", "skopeo");
-    let output = Command::new("skopeo").arg("--insecure-policy").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A context for busybox of both processors.

@@ -1,35 +1,23 @@
 //! Source policies and capabilities, as clients of BuildKit's gRPC API meet them.
 
-use std::collections::HashMap;
-
 use lapstrake_api_proto::{
     control::SolveRequest,
     llb::OpMetadata,
-    sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update},
+    sourcepolicy::{Policy, PolicyAction, Rule},
 };
 use lapstrake_integration_cli::{
     Daemon,
-    buildkit::{BuildKit, Client, Llb, Tree, dockerfile_build, unique},
+    buildkit::{BuildKit, Client, Llb, Tree, dockerfile_build, source_policy, unique},
 };
 use tonic::Code;
 
 const BUSYBOX: &str = "docker-image://docker.io/library/busybox:latest";
 
-fn rule(action: PolicyAction, identifier: &str, to: Option<&str>) -> Policy {
-    let selector = Selector {
-        identifier: identifier.to_owned(),
-        match_type: MatchType::Wildcard.into(),
-        constraints: Vec::new(),
-    };
-    let updates = to.map(|to| Update { identifier: to.to_owned(), attrs: HashMap::new() });
-    Policy { version: 1, rules: vec![Rule { action: action.into(), selector: Some(selector), updates }] }
-}
-
 #[tokio::test]
 async fn a_source_that_the_policy_denies_is_refused_in_graphs_and_in_dockerfiles() {
     let daemon = Daemon::with_base();
     let buildkit = BuildKit::raw(&daemon.socket()).await;
-    let policy = rule(PolicyAction::Deny, "docker-image://docker.io/library/busybox:*", None);
+    let policy = source_policy(PolicyAction::Deny, "docker-image://docker.io/library/busybox:*", None);
     let mut llb = Llb::default();
     let busybox = llb.source("docker-image://busybox");
     let ran = llb.run(&busybox, "true");
@@ -65,7 +53,11 @@ async fn a_source_is_replaced_by_what_the_policy_says() {
     let request = SolveRequest {
         r#ref: unique("build"),
         definition: Some(definition),
-        source_policy: Some(rule(PolicyAction::Convert, "docker-image://docker.io/not/*", Some(BUSYBOX))),
+        source_policy: Some(source_policy(
+            PolicyAction::Convert,
+            "docker-image://docker.io/not/*",
+            Some(BUSYBOX),
+        )),
         ..SolveRequest::default()
     };
     let outcome = buildkit.solve(request).await;

@@ -3,13 +3,14 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, TcpListener},
-    process::Command,
 };
 
 use lapstrake_integration_cli::{
-    BASE_IMAGE, Daemon, Docker, PASSWORD, Registry, USER, differences, require, saved_image,
+    BASE_IMAGE, Daemon, Docker, PASSWORD, Registry, USER, differences, saved_image,
 };
 use serde_json::Value;
+
+use crate::common::skopeo;
 
 fn inspect(docker: &Docker, image: &str, format: &str) -> String {
     docker.run(["image", "inspect", "--format", format, image]).success().line().to_owned()
@@ -26,13 +27,6 @@ fn push_app(docker: &Docker, image: &str) -> String {
 fn digest_of(pushed: &str) -> &str {
     let rest = pushed.split("digest: ").nth(1).unwrap_or_else(|| panic!("no digest: {pushed}"));
     rest.split_whitespace().next().unwrap()
-}
-
-fn skopeo(arguments: &[&str]) -> String {
-    require("skopeo", "skopeo");
-    let output = Command::new("skopeo").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

@@ -4,23 +4,17 @@ use std::collections::{HashMap, HashSet};
 
 use lapstrake_api_proto::{
     content::{ListContentRequest, StatusRequest, WriteContentRequest, content_client::ContentClient},
-    control::{BuildHistoryRequest, Exporter, InfoRequest, SolveRequest},
+    control::{BuildHistoryRequest, InfoRequest, SolveRequest},
     gateway,
     llb::Definition,
 };
 use lapstrake_integration_cli::{
     Daemon,
-    buildkit::{BuildKit, Client, Llb, Received, unique},
+    buildkit::{BuildKit, Client, Llb, Received, attrs, exporter, unique},
 };
 use tonic::Code;
 
-fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
-
-fn exporter(kind: &str, pairs: &[(&str, &str)]) -> Exporter {
-    Exporter { r#type: kind.to_owned(), attrs: attrs(pairs) }
-}
+use crate::common::unpack;
 
 /// A tree with one file.
 fn graph() -> Definition {
@@ -31,18 +25,6 @@ fn graph() -> Definition {
 
 fn build() -> SolveRequest {
     SolveRequest { r#ref: unique("build"), definition: Some(graph()), ..SolveRequest::default() }
-}
-
-/// The files of an archive.
-fn unpack(archive: &[u8]) -> HashMap<String, Vec<u8>> {
-    let mut files = HashMap::new();
-    for entry in tar::Archive::new(archive).entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let mut data = Vec::new();
-        std::io::Read::read_to_end(&mut entry, &mut data).unwrap();
-        files.insert(entry.path().unwrap().to_string_lossy().into_owned(), data);
-    }
-    files
 }
 
 fn json(files: &HashMap<String, Vec<u8>>, path: &str) -> serde_json::Value {

@@ -8,6 +8,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
+    process::Command,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use lapstrake_integration_cli::Daemon;
+use lapstrake_integration_cli::{Daemon, require};
 use tokio::{net::UnixStream, task::JoinHandle as TokioHandle};
 
 /// An answer, whole.
@@ -107,6 +108,26 @@ pub(crate) async fn send(
 /// `POST /build?<query>` with an archive.
 pub(crate) async fn build(daemon: &Daemon, query: &str, archive: Vec<u8>) -> Answer {
     send(daemon, "POST", &format!("/build?{query}"), &[("Content-Type", "application/x-tar")], archive).await
+}
+
+/// What skopeo says.
+pub(crate) fn skopeo(arguments: &[&str]) -> String {
+    require("skopeo", "skopeo");
+    let output = Command::new("skopeo").arg("--insecure-policy").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The files of an archive.
+pub(crate) fn unpack(archive: &[u8]) -> HashMap<String, Vec<u8>> {
+    let mut files = HashMap::new();
+    for entry in tar::Archive::new(archive).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut data = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut data).unwrap();
+        files.insert(entry.path().unwrap().to_string_lossy().into_owned(), data);
+    }
+    files
 }
 
 /// An archive of regular files.

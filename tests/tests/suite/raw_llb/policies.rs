@@ -6,25 +6,16 @@ use lapstrake_api_proto::{
         CheckPolicyRequest, CheckPolicyResponse, DecisionResponse, DenyMessage,
         check_policy_response::Result as Answer,
     },
-    sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update},
+    sourcepolicy::{Policy, PolicyAction},
 };
 use lapstrake_builder_engine::{EngineError, ErrorKind, SourcePolicy};
 use lapstrake_builder_llb::{SourcePolicies, pb};
+use lapstrake_integration_cli::buildkit::source_policy;
 use lapstrake_tests::{Built, Client, Context, Workbench};
 
 use crate::raw_llb::support::{Llb, Out, request};
 
 const BUSYBOX: &str = "docker-image://docker.io/library/busybox:latest";
-
-fn rule(action: PolicyAction, identifier: &str, to: Option<&str>) -> Policy {
-    let selector = Selector {
-        identifier: identifier.to_owned(),
-        match_type: MatchType::Wildcard.into(),
-        constraints: Vec::new(),
-    };
-    let updates = to.map(|to| Update { identifier: to.to_owned(), ..Default::default() });
-    Policy { version: 1, rules: vec![Rule { action: action.into(), selector: Some(selector), updates }] }
-}
 
 fn rules(policy: Policy) -> SourcePolicy {
     SourcePolicy { rules: SourcePolicies::from_proto([&policy]).unwrap(), session: None }
@@ -53,7 +44,8 @@ async fn a_denied_source_is_refused_before_anything_runs_whatever_it_is_called()
         let mut llb = Llb::default();
         let source = llb.source(name, &[]);
         let ran = llb.run(&source, "true");
-        let policy = rules(rule(PolicyAction::Deny, "docker-image://docker.io/library/busybox:*", None));
+        let policy =
+            rules(source_policy(PolicyAction::Deny, "docker-image://docker.io/library/busybox:*", None));
         let error = under(&bench, policy, &llb, &ran).await.unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -72,8 +64,13 @@ async fn a_converted_source_is_another_graph() {
     let mut llb = Llb::default();
     let busybox = llb.busybox();
     let ran = llb.run(&busybox, "cat /which > /seen 2>/dev/null || echo none > /seen");
-    let policy =
-        || rules(rule(PolicyAction::Convert, BUSYBOX, Some("docker-image://docker.io/library/base:latest")));
+    let policy = || {
+        rules(source_policy(
+            PolicyAction::Convert,
+            BUSYBOX,
+            Some("docker-image://docker.io/library/base:latest"),
+        ))
+    };
     let built = under(&bench, policy(), &llb, &ran).await.unwrap();
     assert_eq!(bench.read("app", "seen"), "base\n");
     assert!(built.executed().iter().any(|name| name == "docker-image://docker.io/library/base:latest"));
@@ -93,9 +90,9 @@ async fn images_of_a_dockerfile_are_under_the_policy() {
         bench.run(request).await.1
     };
     let to = Some("docker-image://docker.io/library/base:latest");
-    build(rules(rule(PolicyAction::Convert, BUSYBOX, to))).await.unwrap();
+    build(rules(source_policy(PolicyAction::Convert, BUSYBOX, to))).await.unwrap();
     assert_eq!(bench.read("app", "seen"), "base\n");
-    let error = build(rules(rule(PolicyAction::Deny, BUSYBOX, None))).await.unwrap_err();
+    let error = build(rules(source_policy(PolicyAction::Deny, BUSYBOX, None))).await.unwrap_err();
     let told = error.to_string();
     assert!(
         told.ends_with(&format!(
