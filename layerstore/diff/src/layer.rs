@@ -9,6 +9,7 @@
 mod changes;
 mod compare;
 mod output;
+mod stream;
 
 use std::{io::Write, os::fd::BorrowedFd, path::Path};
 

@@ -41,19 +41,19 @@ pub fn layers(stores: &Stores, tree: &Tree) -> Result<Vec<Layer>, TransferError>
 /// The stream is checked while it is written: what is not the layer's content ends in [`TransferError::WrongDiffId`], after
 /// all of it was written. The caller holds the layer.
 pub fn layer_tar(stores: &Stores, layer: &Layer, out: &mut dyn Write) -> Result<(), TransferError> {
-    let mut out = DigestWriter::new(out);
-    match open_blob(stores, layer)? {
+    let actual = match open_blob(stores, layer)? {
         Some(OpenBlob { digest: blob, reader }) => {
+            let mut out = DigestWriter::new(out);
             let mut plain = decompress(reader).map_err(TransferError::layer(&blob))?;
             io::copy(&mut plain, &mut out).map_err(TransferError::io("copy a layer"))?;
+            DiffId::from(out.finish().1)
         }
         None => {
             let source = stores.snapshots.diff_source(&layer.snapshot)?;
-            write_layer(&source, &WriteOptions::default(), &mut out)
-                .map_err(TransferError::layer(&layer.snapshot))?;
+            let written = write_layer(&source, &WriteOptions::default(), out);
+            written.map_err(TransferError::layer(&layer.snapshot))?.diff_id
         }
-    }
-    let actual = DiffId::from(out.finish().1);
+    };
     if actual == layer.diff_id {
         Ok(())
     } else {

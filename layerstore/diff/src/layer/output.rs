@@ -7,13 +7,12 @@ use std::{
     os::fd::AsFd as _,
 };
 
-use lapstrake_layerstore_oci::DigestWriter;
 use rustix::{
     fd::BorrowedFd,
     fs::{FileType, Stat},
 };
 
-use super::{LayerDigest, WriteOptions};
+use super::{LayerDigest, WriteOptions, stream::Stream};
 use crate::{
     DiffError, EntryName, fsat,
     tar::{Entry, Kind, Time, Xattrs, writer::TarWriter},
@@ -41,25 +40,23 @@ enum Inode {
 }
 
 pub(super) struct Output<W> {
-    tar: TarWriter<DigestWriter<W>>,
+    tar: TarWriter<Stream<W>>,
     options: WriteOptions,
     /// What all names begin with: the directory that the tree is written below.
     prefix: Vec<u8>,
     inodes: HashMap<(u64, u64), Inode>,
     /// The directories that the walk is in, and whether each is written.
     directories: Vec<(Entry, bool)>,
-    buffer: Vec<u8>,
 }
 
 impl<W: Write> Output<W> {
     pub(super) fn new(options: &WriteOptions, out: W) -> Self {
         Self {
-            tar: TarWriter::new(DigestWriter::new(out)),
+            tar: TarWriter::new(Stream::new(out)),
             options: *options,
             prefix: Vec::new(),
             inodes: HashMap::new(),
             directories: Vec::new(),
-            buffer: vec![0; 128 << 10],
         }
     }
 
@@ -186,7 +183,7 @@ impl<W: Write> Output<W> {
 
     pub(super) fn finish(self) -> Result<LayerDigest, DiffError> {
         let content_size = self.tar.content();
-        let (_, digest, tar_size) = self.tar.finish()?.finish();
+        let (digest, tar_size) = self.tar.finish()?.finish().map_err(DiffError::Write)?;
         Ok(LayerDigest { diff_id: digest.into(), tar_size, content_size })
     }
 
@@ -209,18 +206,20 @@ impl<W: Write> Output<W> {
         let mut file = File::from(file);
         let mut left = entry.size;
         while left > 0 {
-            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match file.read(&mut self.buffer[..want]) {
+            // Read to where it goes out from.
+            let room = self.tar.out().room().map_err(DiffError::Write)?;
+            let want = room.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            match file.read(&mut room[..want]) {
                 Ok(0) => return Err(changed_meanwhile(node)),
                 Ok(count) => {
-                    self.tar.write_content(&self.buffer[..count])?;
+                    self.tar.out().fill(count);
                     left -= count as u64;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(DiffError::io("read", node.path)(error)),
             }
         }
-        self.tar.end_content(entry.size)
+        self.tar.end_content_beside(entry.size)
     }
 
     /// Writes the directories that the walk is in and that are not written yet.

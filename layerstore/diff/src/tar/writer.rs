@@ -97,6 +97,17 @@ impl<W: Write> TarWriter<W> {
         self.write(bytes)
     }
 
+    /// What it writes to. Content may be put there directly: [`TarWriter::end_content_beside`] ends that.
+    pub(crate) fn out(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Pads a file's content, of which `size` bytes were put directly to where this writes.
+    pub(crate) fn end_content_beside(&mut self, size: u64) -> Result<(), DiffError> {
+        self.content += size;
+        self.end_content(size)
+    }
+
     /// Pads a file's content, of which there were `size` bytes.
     pub(crate) fn end_content(&mut self, size: u64) -> Result<(), DiffError> {
         let padding = (size.wrapping_neg() % BLOCK as u64) as usize; // below 512
