@@ -8,7 +8,7 @@ use lapstrake_layerstore_store::{ImageName, NewImage, Stores, Tree};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{TransferError, cancellable::Cancellable, layers};
+use crate::{TransferError, ahead::read_ahead, cancellable::Cancellable, layers};
 
 /// Makes an image of a root file system's tar stream, plain or compressed, as `docker import` does. Blocks.
 ///
@@ -25,7 +25,8 @@ pub fn import(
     let draft = stores.begin(&Tree::empty())?;
     let reader = Cancellable { inner: reader, cancel };
     let target = draft.diff()?;
-    let unpacked = decompress(reader).and_then(|plain| apply(plain, &target, &Limits::default()));
+    let unpacked = decompress(reader)
+        .and_then(|plain| read_ahead(plain, |plain| apply(plain, &target, &Limits::default())));
     if cancel.is_cancelled() {
         return Err(TransferError::Canceled);
     }

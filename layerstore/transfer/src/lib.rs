@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod archive;
 mod blobs;
 mod cancellable;

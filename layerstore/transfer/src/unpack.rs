@@ -7,7 +7,7 @@ use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest, DigestWriter
 use lapstrake_layerstore_store::{Layer, Stores, Tree};
 use tokio_util::sync::CancellationToken;
 
-use crate::{TransferError, cancellable::Cancellable};
+use crate::{TransferError, ahead::read_ahead, cancellable::Cancellable};
 
 /// A layer that is to be unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,9 +77,9 @@ pub fn blob_diff_id(
     cancel: &CancellationToken,
 ) -> Result<DiffId, TransferError> {
     let reader = Cancellable { inner: stores.content.reader(blob)?, cancel };
-    let mut plain = decompress(reader).map_err(TransferError::layer(blob))?;
+    let plain = decompress(reader).map_err(TransferError::layer(blob))?;
     let mut digest = DigestWriter::new(std::io::sink());
-    let copied = std::io::copy(&mut plain, &mut digest);
+    let copied = read_ahead(plain, |mut plain| std::io::copy(&mut plain, &mut digest));
     if cancel.is_cancelled() {
         return Err(TransferError::Canceled);
     }
@@ -128,7 +128,8 @@ pub(crate) fn unpack_stream(
     };
     let plain = decompress(Cancellable { inner: reader, cancel }).map_err(named)?;
     let compression = plain.compression();
-    let applied = apply(plain, &draft.diff()?, &Limits::default()).map_err(named)?;
+    let target = draft.diff()?;
+    let applied = read_ahead(plain, |plain| apply(plain, &target, &Limits::default())).map_err(named)?;
     if applied.diff_id != *diff_id {
         return Err(TransferError::WrongDiffId { expected: diff_id.clone(), actual: applied.diff_id });
     }
