@@ -103,6 +103,7 @@ impl Engine {
         if let Some(id) = &options.subrequest {
             return Err(EngineError::Unsupported { what: format!("the request {id} as a build") });
         }
+        let options = &*build.scope.policy.contexts(options);
         let loaded = match self.load(options, inputs, build).await? {
             Answered::BuiltIn(loaded) => loaded,
             Answered::Elsewhere(result) => return Ok(Answered::Elsewhere(result)),

@@ -4,11 +4,11 @@
 //!   graph ─► each source ─► rules (builder/llb) ─► the client itself, through a session ─► passes │ is another source │ is refused
 //! ```
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use lapstrake_api_proto::{gateway::ResolveSourceMetaResponse, sourcepolicy::PolicyAction};
-use lapstrake_builder_dockerfile::{ImageOrigin, ImageQuery};
+use lapstrake_builder_dockerfile::{DockerfileOptions, ImageOrigin, ImageQuery};
 use lapstrake_builder_llb::{Definition, PolicyError, ResolveMode, SourcePolicies, pb};
 use lapstrake_builder_source::{SourceError, canonical_identifier};
 use lapstrake_layerstore_oci::{Digest, Reference};
@@ -45,6 +45,36 @@ impl SourcePolicy {
     /// The same, with rules of one call of a frontend: those of a single source are asked before the build's own.
     pub(crate) fn after(&self, first: &SourcePolicies) -> Self {
         Self { rules: first.and(&self.rules), session: self.session.clone() }
+    }
+
+    /// A Dockerfile's options in which named contexts are not the images that they name, but what the rules want in their place. Where that is an image,
+    /// too, it is found when the image is asked about; whoever asks about an image is answered with one.
+    pub(crate) fn contexts<'a>(&self, options: &'a DockerfileOptions) -> Cow<'a, DockerfileOptions> {
+        let mut governed = Cow::Borrowed(options);
+        for (key, context) in &options.named_contexts {
+            if let Some(specifier) = other_context(&self.rules, &context.specifier)
+                && let Some(context) = governed.to_mut().named_contexts.get_mut(key)
+            {
+                context.specifier = specifier;
+            }
+        }
+        governed
+    }
+}
+
+/// What rules want in the place of a named context that is an image, if that is none. What they refuse is refused when it is asked about.
+fn other_context(rules: &SourcePolicies, specifier: &str) -> Option<String> {
+    let name = specifier.strip_prefix("docker-image:")?;
+    let reference = Reference::parse(name.trim_start_matches("//")).ok()?.with_default_tag();
+    let mut source =
+        pb::SourceOp { identifier: format!("docker-image://{reference}"), ..pb::SourceOp::default() };
+    if !rules.evaluate(&mut source).ok()? {
+        return None;
+    }
+    match source.identifier.split_once("://")? {
+        ("docker-image" | "oci-layout", _) => None,
+        ("local", name) => Some(format!("local:{name}")),
+        _ => Some(source.identifier),
     }
 }
 
@@ -256,4 +286,36 @@ fn query_of(source: &pb::SourceOp, asked: &ImageQuery) -> Result<ImageQuery, Sou
     };
     let reference = Reference::parse(rest).map_err(|error| bad(error.to_string()))?.with_default_tag();
     Ok(ImageQuery { origin, reference, platform: asked.platform.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use lapstrake_api_proto::sourcepolicy::{Policy, Rule, Selector, Update};
+
+    use super::*;
+
+    #[test]
+    fn a_named_context_that_is_an_image_becomes_what_rules_want_in_its_place() {
+        let rule = |name: &str, action: PolicyAction, to: &str| Rule {
+            action: action.into(),
+            selector: Some(Selector { identifier: format!("docker-image://{name}"), ..Selector::default() }),
+            updates: Some(Update { identifier: to.to_owned(), ..Update::default() }),
+        };
+        let convert = PolicyAction::Convert;
+        let rules = vec![
+            rule("docker.io/library/a:latest", convert, "local://files"),
+            rule("docker.io/library/b:latest", convert, "https://host/b.tar"),
+            rule("docker.io/library/c:latest", convert, "docker-image://docker.io/library/d:1"),
+            rule("docker.io/library/e:latest", PolicyAction::Deny, ""),
+        ];
+        let rules = SourcePolicies::from_proto(&Some(Policy { version: 1, rules })).unwrap();
+        let other = |specifier: &str| other_context(&rules, specifier);
+        for name in ["docker-image:a", "docker-image://a", "docker-image:docker.io/library/a:latest"] {
+            assert_eq!(other(name).as_deref(), Some("local:files"), "{name}");
+        }
+        assert_eq!(other("docker-image://b").as_deref(), Some("https://host/b.tar"));
+        for name in ["docker-image://c", "docker-image://e", "docker-image://f", "local:a", "https://a", "a"] {
+            assert_eq!(other(name), None, "{name}");
+        }
+    }
 }
