@@ -3,7 +3,11 @@
 use lapstrake_layerstore_oci::{ChainId, Descriptor, DiffId, Digest};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, types::ValueRef};
 
-use super::{LocalContent, Metadata, records::exists, schema};
+use super::{
+    LocalContent, Metadata,
+    records::{BELOW, exists},
+    schema,
+};
 use crate::{ContentStore, Layer, LayerStore, SnapshotName, StoreError};
 
 /// [`LayerStore`] in `metadata.db`.
@@ -49,15 +53,12 @@ impl LayerStore for LocalLayers {
     }
 
     fn below(&self, top: &SnapshotName) -> Result<Vec<(SnapshotName, Option<Layer>)>, StoreError> {
-        // A child's `seq` is greater than its parent's.
-        let sql = "WITH RECURSIVE below (seq, name, up) AS (
-                       SELECT seq, name, parent FROM snapshot WHERE name = ?1
-                       UNION ALL
-                       SELECT snapshot.seq, snapshot.name, snapshot.parent FROM below JOIN snapshot ON snapshot.name = up
-                   ) SELECT name, diff_id, chain_id, size FROM below LEFT JOIN layer ON layer.snapshot = name ORDER BY seq DESC";
+        let sql = format!(
+            "{BELOW} SELECT name, diff_id, chain_id, size FROM below LEFT JOIN layer ON layer.snapshot = name ORDER BY seq DESC"
+        );
         let below: Vec<_> = self.metadata.read(|db| {
             let failed = || StoreError::metadata("read layers");
-            let mut select = db.prepare_cached(sql).map_err(failed())?;
+            let mut select = db.prepare_cached(&sql).map_err(failed())?;
             let mut rows = select.query([top.as_str()]).map_err(failed())?;
             let mut below = Vec::new();
             while let Some(row) = rows.next().map_err(failed())? {

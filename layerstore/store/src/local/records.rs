@@ -12,6 +12,13 @@ use crate::{
 
 const COLUMNS: &str = "id, key, name, view, parent, created, bytes, inodes";
 
+/// What a query of the snapshot named `?1` and all below it begins with: rows of `below`. A child's `seq` is greater than its parent's.
+pub(super) const BELOW: &str = "WITH RECURSIVE below (seq, id, name, up) AS (
+        SELECT seq, id, name, parent FROM snapshot WHERE name = ?1
+        UNION ALL
+        SELECT snapshot.seq, snapshot.id, snapshot.name, snapshot.parent FROM below JOIN snapshot ON snapshot.name = up
+    )";
+
 /// [`SnapshotRecords`] in `metadata.db`. A layer's record goes with its snapshot's, and an image keeps its top snapshot.
 ///
 /// Records of work on the way (insert, commit, usage) are written lazily, removals are flushed: see [`Metadata`].
@@ -93,15 +100,10 @@ impl SnapshotRecords for LocalRecords {
     }
 
     fn chain(&self, name: &SnapshotName) -> Result<Vec<SnapshotId>, StoreError> {
-        // A child's `seq` is greater than its parent's: the order is top-most first.
-        let sql = "WITH RECURSIVE below (seq, id, up) AS (
-                       SELECT seq, id, parent FROM snapshot WHERE name = ?1
-                       UNION ALL
-                       SELECT snapshot.seq, snapshot.id, snapshot.parent FROM below JOIN snapshot ON name = up
-                   ) SELECT id FROM below ORDER BY seq DESC";
+        let sql = format!("{BELOW} SELECT id FROM below ORDER BY seq DESC");
         let chain: Vec<SnapshotId> = self.metadata.read(|db| {
             let id = |row: &Row<'_>| row.get::<_, String>(0).map(SnapshotId::new);
-            db.prepare_cached(sql)
+            db.prepare_cached(&sql)
                 .and_then(|mut select| select.query_map([name.as_str()], id)?.collect())
                 .map_err(StoreError::metadata("read snapshots"))
         })?;
