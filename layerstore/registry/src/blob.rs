@@ -50,14 +50,7 @@ impl RegistryClient {
         subject: &Subject<'_>,
         digest: &Digest,
     ) -> Result<u64, RegistryError> {
-        let path = format!("/{}/blobs/{digest}", subject.reference.path());
-        let request = Request {
-            method: Method::HEAD,
-            target: Target::Api(path, Vec::new()),
-            headers: HeaderMap::new(),
-            body: &no_body,
-        };
-        let response = self.send(endpoint, subject, &request).await?;
+        let response = self.head_of(endpoint, subject, digest).await?;
         if !response.status().is_success() {
             return Err(self.failure(endpoint, subject, response).await);
         }
@@ -65,6 +58,23 @@ impl RegistryClient {
         let length =
             response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         length.ok_or_else(|| malformed(endpoint, subject, "a blob without Content-Length"))
+    }
+
+    /// What is answered about a blob, without it.
+    pub(crate) async fn head_of(
+        &self,
+        endpoint: &Endpoint,
+        subject: &Subject<'_>,
+        digest: &Digest,
+    ) -> Result<Response, RegistryError> {
+        let path = format!("/{}/blobs/{digest}", subject.reference.path());
+        let request = Request {
+            method: Method::HEAD,
+            target: Target::Api(path, Vec::new()),
+            headers: HeaderMap::new(),
+            body: &no_body,
+        };
+        self.send(endpoint, subject, &request).await
     }
 
     /// Makes sure that a blob is in the store, held by the target's lease, downloading it if need be.

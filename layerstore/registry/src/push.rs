@@ -22,7 +22,7 @@ use url::Url;
 use crate::{
     Access, Item, ProgressFn, RegistryClient, RegistryError, TransferStatus, UploadMode,
     blob::malformed,
-    client::{Request, Subject, Target, is_retryable, no_body},
+    client::{Request, Subject, Target, is_retryable},
     config::Endpoint,
     manifest::{header_digest, manifest_subject},
     progress::Reporter,
@@ -258,14 +258,7 @@ impl RegistryClient {
         subject: &Subject<'_>,
         blob: &Descriptor,
     ) -> Result<bool, RegistryError> {
-        let path = format!("/{}/blobs/{}", subject.reference.path(), blob.digest);
-        let request = Request {
-            method: Method::HEAD,
-            target: Target::Api(path, Vec::new()),
-            headers: HeaderMap::new(),
-            body: &no_body,
-        };
-        let response = self.send(endpoint, subject, &request).await?;
+        let response = self.head_of(endpoint, subject, &blob.digest).await?;
         match response.status() {
             s if s.is_success() => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
