@@ -32,7 +32,10 @@ pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use foreign::{Emulator, foreign_busybox_rootfs};
 pub use git::{GitRequest, GitServer, Repositories, git, git_daemon};
-pub use lapstrake_layerstore_conformance::docker_registry::{PASSWORD, Registry, USER};
+pub use lapstrake_layerstore_conformance::{
+    certificates::Certificate,
+    docker_registry::{PASSWORD, Registry, USER},
+};
 pub use machine::Machine;
 pub use ordinary::{OrdinaryUser, RootlessDaemon};
 pub use process::{Process, free_address, wait_for_socket};

@@ -1,9 +1,9 @@
 //! gRPC over TCP with TLS, where both sides have certificates.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::sync::Arc;
 
 use lapstrake_api_proto::control::{InfoRequest, ListWorkersRequest};
-use lapstrake_integration_cli::{Daemon, buildkit::BuildKit, free_address, require};
+use lapstrake_integration_cli::{Certificate, Daemon, buildkit::BuildKit, free_address};
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
@@ -13,29 +13,13 @@ use tokio_rustls::{
     },
 };
 
-/// An authority, and certificates of it for a server on this machine and a client.
-fn certificates(dir: &Path) {
-    require("openssl", "openssl");
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
-    let ca = ["req", "-x509", "-keyout", "ca-key.pem", "-out", "ca.pem", "-subj", "/CN=test authority"];
-    openssl(&[&ca[..], &new].concat());
-    for name in ["server", "client"] {
-        let (key, cert) = (format!("{name}-key.pem"), format!("{name}.pem"));
-        let subject = format!("/CN={name}");
-        let by = ["-CA", "ca.pem", "-CAkey", "ca-key.pem", "-addext", "subjectAltName=IP:127.0.0.1"];
-        let request = ["req", "-x509", "-keyout", &key, "-out", &cert, "-subj", &subject];
-        openssl(&[&request[..], &new, &by, &["-addext", "basicConstraints=critical,CA:FALSE"]].concat());
-    }
-}
-
 #[tokio::test]
 async fn over_tls_clients_of_grpc_are_those_with_a_certificate() {
     let dir = tempfile::tempdir().unwrap();
-    certificates(dir.path());
+    let authority = Certificate::authority(dir.path(), "ca");
+    for name in ["server", "client"] {
+        authority.vouch(dir.path(), name, "IP:127.0.0.1");
+    }
     let at = |name: &str| dir.path().join(name).display().to_string();
     let address = free_address();
     let (host, ca, cert, key) =

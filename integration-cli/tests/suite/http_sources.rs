@@ -10,7 +10,7 @@ use std::{
 
 use http::StatusCode;
 use lapstrake_integration_cli::{
-    Daemon, Process, Repositories, free_address, git, lapstrake_command, require, saved_image,
+    Certificate, Daemon, Process, Repositories, free_address, git, lapstrake_command, require, saved_image,
 };
 
 use crate::common::{
@@ -152,29 +152,16 @@ fn added_files_have_the_servers_time_and_are_asked_for_by_tag() {
 
 /// `openssl s_server` with a certificate for `localhost` of an authority of its own; it serves the files of its directory.
 fn tls_server(dir: &Path) -> (Process, String) {
-    require("openssl", "openssl");
-    let make = |name: &str, more: &[&str]| {
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-            .args(["-days", "2", "-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")])
-            .args(more)
-            .current_dir(dir)
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.unwrap().success());
-    };
-    make("ca", &["-subj", "/CN=authority", "-addext", "basicConstraints=critical,CA:TRUE"]);
-    let mut leaf = vec!["-subj", "/CN=localhost", "-CA", "ca.pem", "-CAkey", "ca.key"];
-    for extension in ["subjectAltName=DNS:localhost", "basicConstraints=critical,CA:FALSE"] {
-        leaf.extend(["-addext", extension]);
-    }
-    make("server", &leaf);
+    let authority = Certificate::authority(dir, "ca");
+    let Certificate { certificate, key } = authority.vouch(dir, "server", "DNS:localhost");
     for _ in 0..20 {
         let address = free_address();
         let mut command = Command::new("openssl");
         command
-            .args(["s_server", "-quiet", "-WWW", "-key", "server.key", "-cert", "server.pem", "-accept"])
-            .arg(address.to_string())
+            .args(["s_server", "-quiet", "-WWW", "-accept", &address.to_string(), "-key"])
+            .arg(&key)
+            .arg("-cert")
+            .arg(&certificate)
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -11,12 +11,19 @@ use std::{
 use lapstrake_layerstore_oci::Reference;
 use tempfile::TempDir;
 
+use crate::certificates::Certificate;
+
 /// Whom a registry [with users](Registry::with_users) knows.
 pub const USER: &str = "tester";
 /// The password of [`USER`].
 pub const PASSWORD: &str = "s3cret";
 /// The same as bcrypt, the only form that the registry takes.
 const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK";
+
+/// Names of certificates.
+const SERVER: &str = "server";
+const CLIENT: &str = "client";
+const LOOPBACK: &str = "IP:127.0.0.1";
 
 /// A running registry with an empty store. Ended when dropped.
 #[derive(Debug)]
@@ -44,7 +51,7 @@ impl Registry {
     /// Starts one that speaks TLS, with [a certificate](Registry::certificate) that nobody vouches for.
     pub fn with_tls() -> Registry {
         Registry::launch(|dir| {
-            let (certificate, key) = make_certificate(dir, "");
+            let Certificate { certificate, key } = Certificate::alone(dir, SERVER, LOOPBACK);
             // Inside the `http` table that the configuration ends with.
             format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display())
         })
@@ -53,8 +60,8 @@ impl Registry {
     /// Starts one that speaks TLS with those only who have [the client's certificate](Registry::client_certificate).
     pub fn with_client_certificates() -> Registry {
         Registry::launch(|dir| {
-            let (certificate, key) = make_certificate(dir, "");
-            let (client, _) = make_certificate(dir, "client-");
+            let Certificate { certificate, key } = Certificate::alone(dir, SERVER, LOOPBACK);
+            let client = Certificate::alone(dir, CLIENT, LOOPBACK).certificate;
             format!(
                 "  tls: {{certificate: {}, key: {}, clientcas: [{}]}}\n",
                 certificate.display(),
@@ -122,36 +129,19 @@ impl Registry {
 
     /// The certificate of a registry [with TLS](Registry::with_tls).
     pub fn certificate(&self) -> PathBuf {
-        self.dir.path().join("cert.pem")
+        self.dir.path().join(format!("{SERVER}.pem"))
     }
 
     /// The certificate, and its key, that a registry [with client certificates](Registry::with_client_certificates) wants.
     pub fn client_certificate(&self) -> (PathBuf, PathBuf) {
-        (self.dir.path().join("client-cert.pem"), self.dir.path().join("client-key.pem"))
+        let path = |end: &str| self.dir.path().join(format!("{CLIENT}{end}"));
+        (path(".pem"), path("-key.pem"))
     }
 
     /// What the registry logged: each request that it has answered, among others.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
-}
-
-/// Makes a certificate that nobody vouches for, and its key.
-fn make_certificate(dir: &Path, prefix: &str) -> (PathBuf, PathBuf) {
-    let path = |name: &str| dir.join(format!("{prefix}{name}"));
-    let (certificate, key) = (path("cert.pem"), path("key.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-        .args(["-subj", "/CN=test", "-days", "2", "-addext", "subjectAltName=IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .stderr(Stdio::null())
-        .status()
-        .expect("openssl is installed (Debian package openssl)");
-    assert!(made.success());
-    (certificate, key)
 }
 
 impl Drop for Registry {

@@ -4,6 +4,7 @@
 //!   content::SUITE, layer::SUITE, image::SUITE    over a Fixture: run(SUITE, factory)
 //!   snapshot::SUITE                               over a SnapshotFixture, likewise
 //!   MemoryRecords                                 a strict fake of SnapshotRecords
+//!   certificates::Certificate                     for servers and clients that speak TLS
 //!   docker_registry::Registry                     Debian's docker-registry on loopback: the real thing
 //!   registry::Fake                                a registry that answers as the test says: honest, or lying
 //! ```
@@ -14,6 +15,7 @@
 //! This crate is not for: tests of one implementation's own promises (its files, its behaviour in a crash).
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod content;
 pub mod docker_registry;
 pub mod fixture;
