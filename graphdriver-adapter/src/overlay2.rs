@@ -25,7 +25,10 @@ use lapstrake_layerstore_store::{
 };
 use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid};
 
-use crate::{DriverKind, GraphDriver, files, probe};
+use crate::{
+    DriverKind, GraphDriver, files,
+    probe::{self, Tidying},
+};
 
 /// `OVL_MAX_STACK` in the kernel's fs/overlayfs/params.h.
 const MAX_LOWER: usize = 500;
@@ -35,6 +38,7 @@ const MAX_LOWER: usize = 500;
 pub struct Overlay2 {
     home: PathBuf,
     syntax: OverlaySyntax,
+    _tidying: Tidying,
 }
 
 impl Overlay2 {
@@ -50,8 +54,11 @@ impl Overlay2 {
         Self::open_with(root, probe::overlay_in(root, syntax)?)
     }
 
-    fn open_with(root: &Path, probed: Result<OverlaySyntax, &'static str>) -> Result<Self, StoreError> {
-        let syntax = probed.map_err(|why| StoreError::Invalid {
+    fn open_with(
+        root: &Path,
+        probed: Result<(OverlaySyntax, Tidying), &'static str>,
+    ) -> Result<Self, StoreError> {
+        let (syntax, tidying) = probed.map_err(|why| StoreError::Invalid {
             kind: "graph driver",
             id: format!("overlay2 on {}", root.display()),
             why,
@@ -61,7 +68,7 @@ impl Overlay2 {
         files::make_directory(&home.join("l"), 0o710)?;
         // Without links, so that nobody has to follow them for each layer of each step.
         let home = fs::canonicalize(&home).map_err(StoreError::io("follow", &home))?;
-        Ok(Self { home, syntax })
+        Ok(Self { home, syntax, _tidying: tidying })
     }
 
     fn home_of(&self, id: &SnapshotId) -> PathBuf {
@@ -207,17 +214,21 @@ impl GraphDriver for Overlay2 {
             name.to_str().is_some_and(|name| name == "l" || known.contains(&SnapshotId::new(name)))
         };
         let mut removed = 0;
-        for name in files::list(&self.home)? {
-            if !is_known(&name) {
+        let found = files::list(&self.home)?;
+        for name in &found {
+            if !is_known(name) {
                 files::remove_tree(&self.home.join(name))?;
                 removed += 1;
             }
         }
         let links = self.home.join("l");
-        for name in files::list(&links)? {
-            let link = links.join(name);
-            if !link.exists() {
-                files::remove_file(&link)?;
+        let names = files::list(&links)?;
+        // Each directory but `l` has one link: only where there are more, some lead nowhere, and all are followed.
+        if names.len() + removed + 1 > found.len() {
+            for link in names.into_iter().map(|name| links.join(name)) {
+                if !link.exists() {
+                    files::remove_file(&link)?;
+                }
             }
         }
         Ok(removed)

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    thread::JoinHandle,
 };
 
 use lapstrake_layerstore_store::{
@@ -16,7 +17,7 @@ use crate::files;
 ///
 /// Gives the way of telling the kernel that works, the better one first. The outer error is of `root` itself, the inner one
 /// says why overlayfs does not work there.
-pub(crate) fn overlay(root: &Path) -> Result<Result<OverlaySyntax, &'static str>, StoreError> {
+pub(crate) fn overlay(root: &Path) -> Result<Result<(OverlaySyntax, Tidying), &'static str>, StoreError> {
     match overlay_in(root, OverlaySyntax::Appended)? {
         Err(_) => overlay_in(root, OverlaySyntax::Listed),
         works => Ok(works),
@@ -27,27 +28,41 @@ pub(crate) fn overlay(root: &Path) -> Result<Result<OverlaySyntax, &'static str>
 pub(crate) fn overlay_in(
     root: &Path,
     syntax: OverlaySyntax,
-) -> Result<Result<OverlaySyntax, &'static str>, StoreError> {
+) -> Result<Result<(OverlaySyntax, Tidying), &'static str>, StoreError> {
     let probe = Probe::new(root)?;
-    Ok(probe.run(syntax).map(|()| syntax))
+    let works = probe.run(syntax);
+    let tidying = probe.tidy();
+    Ok(works.map(|()| (syntax, tidying)))
 }
 
-/// A directory that goes away.
-struct Probe(PathBuf);
+/// The removal of what a probe made: removing directories is what some disks take longest for, so nobody waits for it before this is dropped.
+#[derive(Debug)]
+pub(crate) struct Tidying(Option<JoinHandle<()>>);
 
-impl Drop for Probe {
+impl Drop for Tidying {
     fn drop(&mut self) {
-        if let Err(error) = files::remove_tree(&self.0) {
-            tracing::warn!(%error, "probe directory not removed");
-        }
+        // It panics never, and has told what failed.
+        let _ = self.0.take().map(JoinHandle::join);
     }
 }
+
+/// A directory to try things in.
+struct Probe(PathBuf);
 
 impl Probe {
     fn new(root: &Path) -> Result<Self, StoreError> {
         let path = root.join(format!("probe-overlay-{:016x}", rand::random::<u64>()));
         fs::create_dir(&path).map_err(StoreError::io("make directory", &path))?;
         Ok(Self(path))
+    }
+
+    fn tidy(self) -> Tidying {
+        let remove = move || {
+            if let Err(error) = files::remove_tree(&self.0) {
+                tracing::warn!(%error, "probe directory not removed");
+            }
+        };
+        Tidying(std::thread::Builder::new().name("probe".to_owned()).spawn(remove).ok())
     }
 
     fn run(&self, syntax: OverlaySyntax) -> Result<(), &'static str> {
