@@ -227,9 +227,11 @@ pub(crate) fn sizes(metadata: &Metadata) -> Result<Vec<BuildSize>, StoreError> {
             pinned: row.get(3)?,
         })
     };
-    let select = "SELECT id, created, log_bytes, pinned FROM history_build ORDER BY created DESC, id";
-    newest_first(metadata, select, row)
+    newest_first(metadata, SIZES, row)
 }
+
+/// Asked after each build: an index answers it, so that no build's record is read.
+const SIZES: &str = "SELECT id, created, log_bytes, pinned FROM history_build ORDER BY created DESC, id";
 
 fn newest_first<T>(
     metadata: &Metadata,
@@ -266,4 +268,25 @@ pub(crate) fn drop_builds(metadata: &Metadata, ids: &[String]) -> Result<(), Sto
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use lapstrake_layerstore_store::LocalStore;
+
+    use super::*;
+
+    #[test]
+    fn what_builds_take_is_known_without_reading_them() {
+        let root = tempfile::tempdir().unwrap();
+        let metadata = LocalStore::open(root.path()).unwrap().metadata;
+        metadata.migrate("history", crate::schema::STEPS).unwrap();
+        let plan = metadata.read(|db| {
+            let explain = format!("EXPLAIN QUERY PLAN {SIZES}");
+            let mut statement = db.prepare(&explain).unwrap();
+            let steps = statement.query_map([], |row| row.get::<_, String>(3)).unwrap();
+            Ok(steps.collect::<Result<Vec<_>, _>>().unwrap())
+        });
+        assert_eq!(plan.unwrap(), ["SCAN history_build USING COVERING INDEX history_build_size"]);
+    }
 }

@@ -11,6 +11,7 @@
 //!   ├ generation               how often it was changed after its end
 //!   ├ summary                  JSON of a BuildSummary
 //!   └ vertices                 zstd of the JSON of its VertexRecords; NULL while it runs
+//!                              (what all builds take is read from an index, without these)
 //!
 //!  history_attachment          documents of builds
 //!   ├ build ► history_build
@@ -76,5 +77,9 @@ pub(crate) const STEPS: &[&str] = &[
         PRIMARY KEY (build, digest)
     ) STRICT;
     CREATE INDEX history_attachment_digest ON history_attachment (digest);
+",
+    "
+    DROP INDEX history_build_created;
+    CREATE INDEX history_build_size ON history_build (created DESC, id, log_bytes, pinned);
 ",
 ];
