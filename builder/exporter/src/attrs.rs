@@ -234,7 +234,7 @@ fn take_bool(attrs: &mut BTreeMap<String, String>, key: &str) -> Result<Option<b
     parse_bool(&text).map(Some).ok_or_else(why)
 }
 
-/// The fields of a line of CSV (`type=image,"name=a,b"`), as outputs stand on command lines; `None` when a quotation mark is missing.
+/// The fields of a line of CSV (`type=image,"name=a,b"`), as outputs and caches stand on command lines; `None` when a quotation mark is missing.
 pub fn split_fields(text: &str) -> Option<Vec<String>> {
     let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
     let mut chars = text.chars().peekable();

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use lapstrake_builder_dockerfile::parse_bool;
+use lapstrake_builder_exporter::split_fields;
 use lapstrake_layerstore_oci::{Digest, LayerCompression, Reference};
 
 use crate::EngineError;
@@ -244,7 +245,7 @@ impl Fields {
             return Ok(Self { text: text.to_owned(), kind: "registry".to_owned(), values });
         }
         let mut values = BTreeMap::new();
-        for field in split(text).ok_or_else(|| refuse("a quotation mark is missing".to_owned()))? {
+        for field in split_fields(text).ok_or_else(|| refuse("a quotation mark is missing".to_owned()))? {
             let Some((key, value)) = field.split_once('=') else {
                 return Err(refuse(format!("{field:?} is not key=value")));
             };
@@ -355,27 +356,6 @@ impl Fields {
             Some(key) => Err(self.refuse(format!("option {key} is not supported for type {}", self.kind))),
         }
     }
-}
-
-/// Fields between commas; a field in quotation marks may hold commas, and `""` for a mark (RFC 4180). `None` when a mark is missing.
-fn split(text: &str) -> Option<Vec<String>> {
-    let mut fields = Vec::new();
-    let mut field = String::new();
-    let mut quoted = false;
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                field.push('"');
-            }
-            '"' if quoted || field.is_empty() => quoted = !quoted,
-            ',' if !quoted => fields.push(std::mem::take(&mut field)),
-            other => field.push(other),
-        }
-    }
-    fields.push(field);
-    (!quoted).then_some(fields)
 }
 
 #[cfg(test)]
