@@ -13,7 +13,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use lapstrake_integration_cli::{Process, free_address, wait_for_socket};
+use lapstrake_integration_cli::{Certificate, Process, free_address, wait_for_socket};
 
 use crate::common::{failure, lapstrake, success, write};
 
@@ -82,6 +82,13 @@ fn it_takes_sockets_over_from_systemd() {
     );
     // It waits in the socket's queue until the daemon serves.
     assert_eq!(get(&socket, "/_ping"), "HTTP/1.1 200 OK");
+    // HTTP/2 at once, which is answered with settings.
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).unwrap();
+    assert_eq!(frame[3], 4, "{frame:?}");
+    drop(stream);
     assert!(process.stop().success());
     assert!(socket.exists(), "systemd's socket is not ours to remove");
     let error = failure(lapstrake().args(["daemon", "-H", "fd://", "--root"]).arg(dir.path().join("root")));
@@ -163,19 +170,9 @@ fn an_open_port_is_opened_only_by_name() {
 fn over_tls_only_clients_with_a_certificate_get_in() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(dir.path()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
-    let ca = ["req", "-x509", "-keyout", "ca-key.pem", "-out", "ca.pem", "-subj", "/CN=test authority"];
-    openssl(&[&ca[..], &new].concat());
+    let authority = Certificate::authority(dir.path(), "ca");
     for name in ["server", "client"] {
-        let (key, cert) = (format!("{name}-key.pem"), format!("{name}.pem"));
-        let subject = format!("/CN={name}");
-        let by = ["-CA", "ca.pem", "-CAkey", "ca-key.pem", "-addext", "subjectAltName=IP:127.0.0.1"];
-        let request = ["req", "-x509", "-keyout", &key, "-out", &cert, "-subj", &subject];
-        openssl(&[&request[..], &new, &by, &["-addext", "basicConstraints=critical,CA:FALSE"]].concat());
+        authority.vouch(dir.path(), name, "IP:127.0.0.1");
     }
     let address = free_address();
     let socket = at("l.sock");
