@@ -268,6 +268,9 @@ impl RunCgroups {
         if !plan.nodes.is_empty() && restricts(plan, gate) {
             self.allow_devices(plan, hierarchies)?;
         }
+        if plan.security == SecurityMode::Insecure {
+            self.enter_writable(plan, hierarchies);
+        }
         for limit in v1_limits(resources) {
             let fail = |reason: String| Failure::Limit { limit: limit.name.to_owned(), reason };
             let hierarchy = hierarchies
@@ -282,6 +285,18 @@ impl RunCgroups {
             }
         }
         Ok(())
+    }
+
+    /// Version 1 cgroups of the own of a run that may write to cgroups: those that it makes are below these, and go with them. Where there can be none, it
+    /// sees the helper's, as every other run does.
+    fn enter_writable(&mut self, plan: &Plan, hierarchies: &Hierarchies) {
+        let of_version_1 = hierarchies.0.iter().filter(|hierarchy| hierarchy.controllers.is_some());
+        for hierarchy in of_version_1.filter(|hierarchy| !hierarchy.has("devices")) {
+            if self.enter(hierarchy, &plan.cgroup).is_err() {
+                // Not to be joined half-made.
+                self.dirs.retain(|(mount, dir)| *mount != hierarchy.mount || fs::remove_dir(dir).is_err());
+            }
+        }
     }
 
     /// A device cgroup of the run's own, as what it may use is more than what the helper may.

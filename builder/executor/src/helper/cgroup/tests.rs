@@ -167,6 +167,28 @@ fn version_1_limits_are_written_to_a_cgroup_of_each_controller() {
 }
 
 #[test]
+fn what_a_run_that_may_write_to_cgroups_makes_goes_with_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let hierarchy = |name: &str| {
+        let mount = dir.path().join(name);
+        fs::create_dir(&mount).unwrap();
+        Hierarchy { mount, controllers: Some(vec![name.to_owned()]), own: PathBuf::new() }
+    };
+    // A made-up cpuset has none of the files that a kernel's has: it is left.
+    let hierarchies = Hierarchies(["memory", "freezer", "devices", "cpuset"].map(hierarchy).into());
+    let mut run = plan(Resources::default());
+    let own = |name: &str| dir.path().join(name).join(&run.cgroup);
+    let (memory, freezer, others) = (own("memory"), own("freezer"), [own("devices"), own("cpuset")]);
+    assert!(RunCgroups::create(&run, &hierarchies, &no_gate()).unwrap().dirs.is_empty());
+    run.security = SecurityMode::Insecure;
+    let mut cgroups = RunCgroups::create(&run, &hierarchies, &no_gate()).unwrap();
+    fs::create_dir_all(freezer.join("made/inside")).unwrap();
+    assert!(memory.is_dir() && others.iter().all(|other| !other.exists()));
+    assert!(cgroups.remove());
+    assert!(!memory.exists() && !freezer.exists());
+}
+
+#[test]
 fn version_2_values_are_converted() {
     let resources = Resources {
         memory: Some(100),
