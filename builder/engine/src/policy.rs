@@ -314,7 +314,8 @@ mod tests {
             assert_eq!(other(name).as_deref(), Some("local:files"), "{name}");
         }
         assert_eq!(other("docker-image://b").as_deref(), Some("https://host/b.tar"));
-        for name in ["docker-image://c", "docker-image://e", "docker-image://f", "local:a", "https://a", "a"] {
+        for name in ["docker-image://c", "docker-image://e", "docker-image://f", "local:a", "https://a", "a"]
+        {
             assert_eq!(other(name), None, "{name}");
         }
     }
