@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 use lapstrake_builder_cache::{BuildCache, PruneRequest};
 use lapstrake_builder_engine::{Engine, Entitlement, Parts};
 use lapstrake_builder_executor::{
-    Executor, Helper, HelperOptions, NativeExecutor, NetworkOptions, OciRuntime,
+    Executor, Helper, HelperOptions, NativeExecutor, NetworkOptions, OciRuntime, StartingHelper,
 };
 use lapstrake_builder_exporter::Exporter;
 use lapstrake_builder_history::History;
@@ -96,19 +96,21 @@ fn detect(root: &std::path::Path) -> Result<DriverKind, ProgramError> {
     let has = |kind: DriverKind| {
         fs::read_dir(root.join(kind.as_str())).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok()))
     };
-    if has(DriverKind::Vfs) && !has(DriverKind::Overlay2) {
-        return Ok(DriverKind::Vfs);
+    match (has(DriverKind::Overlay2), has(DriverKind::Vfs)) {
+        // Whether it still works is found out when it is opened: with another one, what is there would be nowhere.
+        (true, _) => Ok(DriverKind::Overlay2),
+        (false, true) => Ok(DriverKind::Vfs),
+        (false, false) => Ok(DriverKind::detect(root)?),
     }
-    Ok(DriverKind::detect(root)?)
 }
 
 /// Starts the process that containers are made by, as root of an ordinary user's own namespace. Before any thread, and before anything is opened that it should not inherit.
 pub(crate) fn start_helper(
     seccomp_profile: Option<PathBuf>,
     network: NetworkOptions,
-) -> Result<Helper, ProgramError> {
+) -> Result<StartingHelper, ProgramError> {
     rootless::enter()?;
-    Ok(Helper::start(HelperOptions { seccomp_profile, network, ..HelperOptions::default() })?)
+    Ok(Helper::spawn(HelperOptions { seccomp_profile, network, ..HelperOptions::default() })?)
 }
 
 /// An engine and all that it stands on.
@@ -128,13 +130,14 @@ impl Assembly {
     pub(crate) fn new(
         settings: &StoreSettings,
         entitlements: Vec<Entitlement>,
-        helper: Helper,
+        helper: StartingHelper,
     ) -> Result<Self, ProgramError> {
         let machine = match &settings.provenance_env_dir {
             Some(directory) => provenance::facts(directory)?,
             None => Map::new(),
         };
         let store = OpenStore::open(settings)?;
+        let helper = helper.ready()?;
         let executor: Arc<dyn Executor> = match &settings.oci_runtime {
             Some(path) if rootless::is_ordinary_user() => {
                 let why = "an ordinary user's steps are run by the built-in executor alone";
@@ -183,4 +186,22 @@ fn runtime_directory(settings: &StoreSettings) -> Result<PathBuf, ProgramError> 
     }
     fs::DirBuilder::new().mode(0o700).create(&path).map_err(ProgramError::file("make", &path))?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_keeps_its_driver_and_nothing_is_tried_on_it() {
+        for kind in [DriverKind::Overlay2, DriverKind::Vfs] {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir_all(root.path().join(kind.as_str()).join("x")).unwrap();
+            let directory = fs::File::open(root.path()).unwrap();
+            directory.set_modified(std::time::UNIX_EPOCH).unwrap();
+            assert_eq!(detect(root.path()).unwrap(), kind);
+            // Trying makes a directory in it.
+            assert_eq!(directory.metadata().unwrap().modified().unwrap(), std::time::UNIX_EPOCH);
+        }
+    }
 }

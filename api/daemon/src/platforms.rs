@@ -8,7 +8,7 @@ use crate::{assembly, error::ProgramError, process};
 
 /// Lists the platforms whose processes run here, this machine's own first.
 pub(crate) fn run() -> Result<(), ProgramError> {
-    let helper = assembly::start_helper(None, NetworkOptions::default())?;
+    let helper = assembly::start_helper(None, NetworkOptions::default())?.ready()?;
     let directory = tempfile::tempdir().map_err(ProgramError::system("make a temporary directory"))?;
     let runtime = process::start_threads()?;
     let platforms = runtime.block_on(async {

@@ -91,9 +91,48 @@ struct Waiter {
     heard: Heard,
 }
 
+/// A helper process that is getting ready, while others go on.
+#[derive(Debug)]
+pub struct StartingHelper {
+    inner: Inner,
+    program: PathBuf,
+    became_ready: mpsc::Receiver<Reply>,
+}
+
+impl StartingHelper {
+    /// Waits until the helper is ready: some milliseconds after it was started.
+    pub fn ready(self) -> Result<Helper, ExecError> {
+        let Self { inner, program, became_ready } = self;
+        match became_ready.recv_timeout(READY_WITHIN) {
+            Ok(Reply::Ready { without_devices, without_bounds }) => {
+                if let Some(reason) = without_devices {
+                    tracing::warn!(reason, "no device list for containers: they run without CAP_MKNOD");
+                }
+                if let Some(reason) = without_bounds {
+                    tracing::warn!(reason, "no bound on what all containers together take of the machine");
+                }
+            }
+            Ok(Reply::Refused { failure }) => return Err(failure.into_error(&RunId::random())),
+            Ok(_) => return Err(ExecError::Protocol("was not ready")),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ExecError::HelperGone),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                // Whatever it is, it reads from this socket, or will die of it.
+                let _ = rustix::net::shutdown(&*inner.socket, rustix::net::Shutdown::Both);
+                return Err(ExecError::HelperStart { program, source: std::io::ErrorKind::TimedOut.into() });
+            }
+        }
+        Ok(Helper { inner: Arc::new(inner) })
+    }
+}
+
 impl Helper {
     /// Starts the helper and waits until it is ready. Needs root. Blocks for some milliseconds.
     pub fn start(options: HelperOptions) -> Result<Self, ExecError> {
+        Self::spawn(options)?.ready()
+    }
+
+    /// Starts the helper. Needs root.
+    pub fn spawn(options: HelperOptions) -> Result<StartingHelper, ExecError> {
         let program = options.program.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let start_error = |source| ExecError::HelperStart { program: program.clone(), source };
         let (ours, theirs) = Socket::pair().map_err(start_error)?;
@@ -116,26 +155,8 @@ impl Helper {
                 let _ = child.wait();
             })
             .map_err(|source| ExecError::Io { doing: "start thread", source })?;
-        match became_ready.recv_timeout(READY_WITHIN) {
-            Ok(Reply::Ready { without_devices, without_bounds }) => {
-                if let Some(reason) = without_devices {
-                    tracing::warn!(reason, "no device list for containers: they run without CAP_MKNOD");
-                }
-                if let Some(reason) = without_bounds {
-                    tracing::warn!(reason, "no bound on what all containers together take of the machine");
-                }
-            }
-            Ok(Reply::Refused { failure }) => return Err(failure.into_error(&RunId::random())),
-            Ok(_) => return Err(ExecError::Protocol("was not ready")),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ExecError::HelperGone),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                // Whatever it is, it reads from this socket, or will die of it.
-                let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
-                return Err(start_error(std::io::ErrorKind::TimedOut.into()));
-            }
-        }
         let network = Network::new(options.network.clone());
-        Ok(Self { inner: Arc::new(Inner { socket, options, network, runs }) })
+        Ok(StartingHelper { inner: Inner { socket, options, network, runs }, program, became_ready })
     }
 
     /// The options it was started with.

@@ -43,7 +43,7 @@ pub use architectures::Architectures;
 pub use cdi::{
     CdiDevices, ContainerEdits, DeviceList, DeviceNode, DeviceRequest, HostMount, MountFlags, NodeKind,
 };
-pub use client::{Helper, HelperOptions, maybe_run_helper};
+pub use client::{Helper, HelperOptions, StartingHelper, maybe_run_helper};
 pub use error::ExecError;
 pub use limits::{Resources, Ulimit};
 pub use native::NativeExecutor;

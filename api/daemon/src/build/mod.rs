@@ -29,7 +29,7 @@ use lapstrake_builder_engine::{
     BuildId, BuildRequest, CacheSource, CacheTarget, Compatibility, ContextInput, Engine, EngineError,
     Entitlement, Exported, FailedImage, Input, Question, Reply, SourcePolicy,
 };
-use lapstrake_builder_executor::Helper;
+use lapstrake_builder_executor::StartingHelper;
 use lapstrake_builder_progress::{Limits, Progress};
 use lapstrake_layerstore_diff::is_archive;
 use lapstrake_layerstore_store::StoreError;
@@ -158,7 +158,7 @@ async fn gateway(settings: &StoreSettings, hosts: &[HostEntry], engine: &Engine)
     }
 }
 
-fn open(settings: &StoreSettings, helper: Helper) -> Result<Assembly, ProgramError> {
+fn open(settings: &StoreSettings, helper: StartingHelper) -> Result<Assembly, ProgramError> {
     // Who runs this is who may configure it: what the configuration does not say is up to the command line.
     let entitlements = settings.allowed(&Entitlement::ALL);
     Assembly::new(settings, entitlements, helper).map_err(|error| match error {
