@@ -28,6 +28,7 @@ mod host;
 mod inherited;
 mod listen;
 mod logging;
+mod memory;
 mod notify;
 mod platforms;
 mod process;

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::error::ProgramError;
+use crate::{error::ProgramError, memory};
 
 /// Raises the number of files that may be open to what the kernel allows this process. Layers, connections and pipes of many
 /// builds at once need more than a shell's 1024.
@@ -30,6 +30,7 @@ pub(crate) fn raise_open_files() {
 
 /// Starts the threads that everything runs on: the last thing before there is more than one.
 pub(crate) fn start_threads() -> Result<Runtime, ProgramError> {
+    memory::share_arenas();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().build().map_err(ProgramError::system("start threads"))
 }

@@ -10,7 +10,7 @@ use lapstrake_layerstore_store::{Collected, Collector, Metadata};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{blocking::blocking, error};
+use crate::{blocking::blocking, error, memory};
 
 /// Builds often end in swarms: one collection serves all that end within this time.
 const CALM: Duration = Duration::from_secs(2);
@@ -36,6 +36,11 @@ impl Sweep {
     /// There may be something to collect.
     pub(crate) fn soon(&self) {
         self.asked.notify_one();
+    }
+
+    /// Whether nothing is built.
+    fn is_resting(&self) -> bool {
+        *self.builds.borrow() == 0
     }
 
     /// Something is built, until what this gives is dropped; and then there may be something to collect.
@@ -120,6 +125,9 @@ pub(crate) async fn run(tidier: Tidier, metadata: Metadata, sweep: Sweep, stop: 
         });
         report("no longer needed", done.await);
         took = begin.elapsed();
+        if sweep.is_resting() {
+            tokio::task::spawn_blocking(memory::give_back);
+        }
     }
 }
 
