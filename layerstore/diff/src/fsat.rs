@@ -126,6 +126,14 @@ pub(crate) fn xattrs(path: &[u8]) -> rustix::io::Result<Xattrs> {
     Ok(found)
 }
 
+/// Whether an open file has no extended attributes at all: as most, and asked without a path.
+pub(crate) fn lacks_xattrs(file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    match rustix::fs::flistxattr_query(file) {
+        Err(Errno::OPNOTSUPP) => Ok(true),
+        length => Ok(length? == 0),
+    }
+}
+
 /// One extended attribute; `None` when it is not there.
 pub(crate) fn xattr(path: &[u8], name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
     let length = match rustix::fs::lgetxattr_query(path, name) {

@@ -15,7 +15,7 @@ use std::{
 
 use rustix::{
     fd::BorrowedFd,
-    fs::{OFlags, Stat},
+    fs::{FileType, OFlags, Stat},
 };
 
 use super::{
@@ -27,6 +27,7 @@ use crate::{
     deletions::Deletions,
     fsat,
     lower::{self, Lower, Members},
+    tar::Xattrs,
     unpack::path::{OPAQUE_NAME, WHITEOUT},
 };
 
@@ -167,12 +168,19 @@ impl<'a> Changes<'a> {
                 return Err(unsupported(path, "a character device 0:0 means a deleted file in a layer"));
             }
         }
-        let all =
-            fsat::xattrs(&fsat::entry_path(at, name)).map_err(DiffError::io("read attributes of", path))?;
+        let mut file = None;
+        if fsat::kind(&stat) == FileType::RegularFile {
+            file = Some(fsat::open_entry(at, name, fsat::READ).map_err(DiffError::io("open", path))?);
+        }
+        let all = match &file {
+            Some(file) if fsat::lacks_xattrs(file.as_fd()).unwrap_or(false) => Xattrs::new(),
+            _ => fsat::xattrs(&fsat::entry_path(at, name))
+                .map_err(DiffError::io("read attributes of", path))?,
+        };
         if self.scope.overlay {
             check_marks(path, &all)?;
         }
-        let node = Node { path, at, name, stat: &stat, xattrs: compare::layer_xattrs(all) };
+        let node = Node { path, at, name, stat: &stat, file, xattrs: compare::layer_xattrs(all) };
         let under = self.lower.find(&below.members, name)?;
         if fsat::is_directory(&stat) {
             return self.directory(&node, below, under, output).map(Some);

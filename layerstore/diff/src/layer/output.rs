@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{Read as _, Write},
-    os::fd::AsFd as _,
+    io::Write,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use rustix::{
     fd::BorrowedFd,
     fs::{FileType, Stat},
+    io::Errno,
 };
 
 use super::{LayerDigest, WriteOptions, stream::Stream};
@@ -27,6 +27,8 @@ pub(super) struct Node<'a> {
     /// Its name there.
     pub(super) name: &'a [u8],
     pub(super) stat: &'a Stat,
+    /// A regular file, open for reading.
+    pub(super) file: Option<OwnedFd>,
     /// Those that a layer keeps.
     pub(super) xattrs: Xattrs,
 }
@@ -167,10 +169,9 @@ impl<W: Write> Output<W> {
             let target = rustix::fs::readlinkat(node.at, node.name, Vec::new());
             entry.link = target.map_err(DiffError::io("read link", node.path))?.into_bytes();
         }
-        if kind == Kind::File {
-            self.file(node, entry)?;
-        } else {
-            self.tar.entry(&entry)?;
+        match &node.file {
+            Some(file) => self.file(node, file.as_fd(), entry)?,
+            None => self.tar.entry(&entry)?,
         }
         for name in links {
             let mut entry = self.entry(node, Kind::HardLink);
@@ -194,29 +195,26 @@ impl<W: Write> Output<W> {
         self.tar.entry(&entry)
     }
 
-    fn file(&mut self, node: &Node<'_>, mut entry: Entry) -> Result<(), DiffError> {
-        let file =
-            fsat::open_entry(node.at, node.name, fsat::READ).map_err(DiffError::io("open", node.path))?;
-        let stat = rustix::fs::fstat(file.as_fd()).map_err(DiffError::io("stat", node.path))?;
+    fn file(&mut self, node: &Node<'_>, file: BorrowedFd<'_>, mut entry: Entry) -> Result<(), DiffError> {
+        let stat = rustix::fs::fstat(file).map_err(DiffError::io("stat", node.path))?;
         if inode(&stat) != inode(node.stat) || stat.st_size != node.stat.st_size {
             return Err(changed_meanwhile(node));
         }
         entry.size = stat.st_size.cast_unsigned(); // a file's length is not negative
         self.tar.entry(&entry)?;
-        let mut file = File::from(file);
         let mut left = entry.size;
         while left > 0 {
             // Read to where it goes out from.
             let room = self.tar.out().room().map_err(DiffError::Write)?;
             let want = room.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match file.read(&mut room[..want]) {
+            match rustix::io::pread(file, &mut room[..want], entry.size - left) {
                 Ok(0) => return Err(changed_meanwhile(node)),
                 Ok(count) => {
                     self.tar.out().fill(count);
                     left -= count as u64;
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(DiffError::io("read", node.path)(error)),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(DiffError::io("read", node.path)(errno)),
             }
         }
         self.tar.end_content_beside(entry.size)
