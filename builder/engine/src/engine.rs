@@ -13,7 +13,6 @@ use lapstrake_builder_cache::{BuildCache, ExportedResults, INLINE_FIELD, Importe
 use lapstrake_builder_dockerfile::{Dialect, DockerfileOptions};
 use lapstrake_builder_executor::{Architectures, CdiDevices, Executor, Ulimit};
 use lapstrake_builder_exporter::{Exported, Exporter, PlatformResult};
-use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_history::{History, Recording};
 use lapstrake_builder_progress::{Progress, VertexHandle, VertexState};
 use lapstrake_builder_solver::{CacheStore, Solver};
@@ -93,7 +92,7 @@ impl Engine {
     /// An engine of these parts.
     pub fn new(parts: Parts) -> Self {
         let cache: Arc<dyn CacheStore<Tree>> = Arc::<BuildCache>::clone(&parts.cache);
-        let content = ContentHasher::new(parts.stores.clone());
+        let content = Arc::clone(parts.sources.content());
         let workshop = Workshop {
             stores: parts.stores,
             cache: parts.cache,

@@ -29,7 +29,7 @@ mod patterns;
 mod tarsum;
 
 pub use action::{UnknownOwner, apply, apply_with};
-pub use digest::{ContentDigests, ContentHasher, FileDigest};
+pub use digest::{ContentDigests, ContentHasher, FileDigest, FileRecords, file_prefix};
 pub use error::{FilesError, OsError};
 pub use layers::{diff, merge};
 pub use tarsum::{CopiedFrom, Hashed, copied, copied_together, downloaded};

@@ -8,6 +8,7 @@ use std::{
 
 use lapstrake_builder_cache::BuildCache;
 use lapstrake_builder_dockerfile::{ImageFact, ImageOrigin, ImageQuery};
+use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_llb::pb;
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_registry::RegistryClient;
@@ -98,6 +99,7 @@ pub(crate) type LazyClient = LazyLock<
 /// What all sources share.
 pub(crate) struct Shared {
     pub(crate) stores: Stores,
+    pub(crate) content: Arc<ContentHasher>,
     pub(crate) cache: Arc<BuildCache>,
     pub(crate) sessions: Sessions,
     pub(crate) limits: SourceLimits,
@@ -136,8 +138,10 @@ impl Sources {
             }))
         };
         let (http, http_once) = (client(|| Policy::limited(MAX_REDIRECTS)), client(Policy::none));
+        let content = Arc::new(ContentHasher::new(stores.clone()));
         let shared = Shared {
             stores,
+            content,
             cache,
             sessions,
             limits,
@@ -150,6 +154,11 @@ impl Sources {
             root,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// What makes digests of trees' contents. It learns those of files from transfers of clients' directories.
+    pub fn content(&self) -> &Arc<ContentHasher> {
+        &self.shared.content
     }
 
     /// The source that an op names. Nothing is asked of anybody yet.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::TransferError;
 
-/// SHA-256 of a file's contents.
+/// SHA-256 of what [`Destination::prefix`](super::Destination::prefix) says of a file, and its contents.
 pub type ContentDigest = [u8; 32];
 
 /// An entry of a received tree.
@@ -20,7 +20,7 @@ pub struct Entry {
     pub path: std::path::PathBuf,
     /// As the client announced it (less the xattrs that are not kept).
     pub stat: FileStat,
-    /// Of its contents: for regular files and hard links to them.
+    /// For regular files and hard links to them.
     pub digest: Option<ContentDigest>,
     pub(crate) on_disk: OnDisk,
     /// When the client announced what was then transferred, by our clock: nanoseconds since 1970.
@@ -33,7 +33,7 @@ pub struct Entry {
 pub(crate) struct OnDisk {
     pub(crate) inode: u64,
     pub(crate) ctime_ns: i64,
-    /// Bytes of its blocks. Not kept with the index.
+    /// Bytes of its blocks.
     pub(crate) allocated: u64,
 }
 
@@ -53,7 +53,7 @@ pub struct Index {
     entries: Vec<Entry>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Stored {
@@ -75,6 +75,8 @@ struct StoredEntry {
     ctime_ns: i64,
     #[prost(int64, tag = "5")]
     seen_ns: i64,
+    #[prost(uint64, tag = "6")]
+    allocated: u64,
 }
 
 impl Index {
@@ -108,6 +110,7 @@ impl Index {
             inode: entry.on_disk.inode,
             ctime_ns: entry.on_disk.ctime_ns,
             seen_ns: entry.seen_ns,
+            allocated: entry.on_disk.allocated,
         });
         Stored { version: VERSION, entries: entries.collect() }.encode_to_vec()
     }
@@ -132,7 +135,11 @@ impl Index {
                     [] => None,
                     bytes => Some(bytes.try_into().map_err(|_| TransferError::BadIndex)?),
                 };
-                let on_disk = OnDisk { inode: entry.inode, ctime_ns: entry.ctime_ns, allocated: 0 };
+                let on_disk = OnDisk {
+                    inode: entry.inode,
+                    ctime_ns: entry.ctime_ns,
+                    allocated: entry.allocated,
+                };
                 Ok(Entry { path, stat, digest, on_disk, seen_ns: entry.seen_ns })
             })
             .collect();
@@ -177,7 +184,7 @@ mod tests {
             path: path.into(),
             stat: FileStat { kind, mode: 0o644, uid: 0, gid: 0, mtime_ns, xattrs: Default::default() },
             digest: Some([7; 32]),
-            on_disk: OnDisk { inode: 9, ctime_ns: 8, allocated: 0 },
+            on_disk: OnDisk { inode: 9, ctime_ns: 8, allocated: 4096 },
             seen_ns,
         }
     }

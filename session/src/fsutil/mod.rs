@@ -66,6 +66,8 @@ pub struct Destination {
     pub devices: Devices,
     /// How large the tree may be.
     pub limits: Limits,
+    /// What the digest of a regular file begins with, given what the client announced. The same for all transfers into `dir`.
+    pub prefix: fn(&FileStat) -> Vec<u8>,
 }
 
 impl Destination {
@@ -79,6 +81,7 @@ impl Destination {
             ownership: Ownership::default(),
             devices: Devices::default(),
             limits: Limits::default(),
+            prefix: |_| Vec::new(),
         }
     }
 }

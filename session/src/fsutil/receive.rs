@@ -44,6 +44,7 @@ pub(crate) struct Receiver {
     ownership: Ownership,
     devices: Devices,
     limits: Limits,
+    prefix: fn(&FileStat) -> Vec<u8>,
     order: OrderCheck,
     /// Every announced entry; the protocol's file ids are positions in it.
     entries: Vec<Entry>,
@@ -99,7 +100,7 @@ pub(crate) enum Next {
 
 impl Receiver {
     pub(crate) fn new(destination: Destination) -> Result<Self> {
-        let Destination { dir, fork, previous, compare, ownership, devices, limits } = destination;
+        let Destination { dir, fork, previous, compare, ownership, devices, limits, prefix } = destination;
         let disk = if fork.is_some() { Disk::shared(&dir, ownership)? } else { Disk::open(&dir, ownership)? };
         let root = OpenDir { fd: disk.root()?, path: PathBuf::new(), unannounced: disk.root_names()? };
         Ok(Self {
@@ -110,6 +111,7 @@ impl Receiver {
             ownership,
             devices,
             limits,
+            prefix,
             order: OrderCheck::new(),
             entries: Vec::new(),
             kept: HashSet::new(),
@@ -505,12 +507,13 @@ impl Receiver {
         if !kept {
             self.own()?;
         }
-        let path = &self.entries[id as usize].path;
+        let Entry { path, stat, .. } = &self.entries[id as usize];
         let dir = self.disk.dir(path.parent().unwrap_or(Path::new("")))?;
         if kept {
             return Ok(Target::Same(self.disk.open_file(dir.as_fd(), path)?));
         }
-        Ok(Target::New { file: self.disk.create(dir.as_fd(), path)?, hash: Sha256::new() })
+        let hash = Sha256::new_with_prefix((self.prefix)(stat));
+        Ok(Target::New { file: self.disk.create(dir.as_fd(), path)?, hash })
     }
 
     /// Puts a new file in the place of `old`, with its first `same` bytes: others may share the old one's inode.
@@ -523,7 +526,7 @@ impl Receiver {
         let dir = self.disk.dir(path.parent().unwrap_or(Path::new("")))?;
         self.disk.remove(dir.as_fd(), path)?;
         let mut file = self.disk.create(dir.as_fd(), path)?;
-        let mut hash = Sha256::new();
+        let mut hash = Sha256::new_with_prefix((self.prefix)(&entry.stat));
         copy_start(old, same, path, &mut |piece| {
             hash.update(piece);
             file.write_all(piece).map_err(failed("write", path))

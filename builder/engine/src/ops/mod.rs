@@ -47,7 +47,7 @@ pub(crate) struct Workshop {
     pub(crate) sessions: Sessions,
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) architectures: Architectures,
-    pub(crate) content: ContentHasher,
+    pub(crate) content: Arc<ContentHasher>,
     /// Permits for steps that use the machine: processes, copies, unpacking.
     pub(crate) slots: Arc<Semaphore>,
     /// Where sockets of ssh agents are made; private to the daemon.

@@ -35,11 +35,20 @@ const SETTLED: Duration = Duration::from_millis(50);
 const LISTINGS: usize = 64;
 const LISTED: usize = 100_000;
 
+/// SHA-256 of the records of a tree's files, by path without a slash before it.
+pub type FileRecords = HashMap<Vec<u8>, [u8; 32]>;
+
+/// Trees whose files' records are known from elsewhere, and the files in them in all; some 150 bytes each. They are used when the tree is new.
+const LEARNED_TREES: usize = 8;
+const LEARNED: usize = 100_000;
+
 #[derive(Default)]
 pub(super) struct Memory {
     selections: Mutex<Generations<(SnapshotName, String)>>,
     files: Mutex<Generations<FileKey>>,
     listings: Mutex<Listings>,
+    /// Newest last.
+    learned: Mutex<VecDeque<(SnapshotName, Arc<FileRecords>)>>,
 }
 
 /// A tree, and what was selected of it.
@@ -154,6 +163,29 @@ impl Memory {
             let Some((_, oldest)) = kept.listings.pop_front() else { break };
             kept.records -= oldest.len();
         }
+    }
+
+    /// Keeps what somebody knows of a tree, unless that is too much.
+    pub(super) fn learn(&self, snapshot: &SnapshotName, files: impl FnOnce() -> FileRecords) {
+        if self.learned(snapshot).is_some() {
+            return;
+        }
+        let files = files();
+        if files.len() > LEARNED {
+            return;
+        }
+        let mut learned = self.learned.lock();
+        learned.push_back((snapshot.clone(), Arc::new(files)));
+        let mut count: usize = learned.iter().map(|(_, files)| files.len()).sum();
+        while learned.len() > LEARNED_TREES || count > LEARNED {
+            let Some((_, oldest)) = learned.pop_front() else { break };
+            count -= oldest.len();
+        }
+    }
+
+    pub(super) fn learned(&self, snapshot: &SnapshotName) -> Option<Arc<FileRecords>> {
+        let learned = self.learned.lock();
+        learned.iter().find(|(known, _)| known == snapshot).map(|(_, files)| Arc::clone(files))
     }
 
     pub(super) fn file(&self, key: &FileKey) -> Option<Digest> {

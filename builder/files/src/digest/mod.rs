@@ -20,6 +20,7 @@ use lapstrake_builder_llb::{cache_key::Selector, clean_path};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{OpenSnapshot, SnapshotMount, Stores, Tree};
 
+pub use self::{memory::FileRecords, record::file_prefix};
 use self::{
     memory::Memory,
     scan::{Scan, SeenRecord},
@@ -89,6 +90,14 @@ impl ContentHasher {
         Ok(ContentDigests { digest, before_0_26 })
     }
 
+    /// Takes somebody's word for the records of files in a tree, by their paths without a slash before them: they are not read then. `files` is not
+    /// asked where that is known. Forgotten when others come.
+    pub fn learn(&self, tree: &Tree, files: impl FnOnce() -> FileRecords) {
+        if let Some(snapshot) = tree.snapshot() {
+            self.memory.learn(snapshot, files);
+        }
+    }
+
     /// What the selectors choose of a tree: paths (a directory's ends with a slash) and digests of their records. `None` when that is too
     /// much to tell, or files would have to be read for it that were read before. Blocks.
     pub fn listing(
@@ -119,7 +128,9 @@ impl ContentHasher {
     fn list(&self, tree: &Tree, selector: &Selector) -> Result<Option<Arc<Vec<SeenRecord>>>, FilesError> {
         let Some(mount @ SnapshotMount::Bind { .. }) = self.stores.mount(tree)? else { return Ok(None) };
         let open = OpenSnapshot::open(&mount)?;
-        let mut scan = Scan::new(open.root(), Some(&self.memory)).map_err(|source| failed(tree, source))?;
+        let learned = tree.snapshot().and_then(|snapshot| self.memory.learned(snapshot));
+        let mut scan =
+            Scan::new(open.root(), Some(&self.memory), learned).map_err(|source| failed(tree, source))?;
         let path = clean_path(&format!("/{}", selector.path));
         scan.select(&path, selector).map_err(|source| failed(tree, source))?;
         Ok(scan.into_seen().map(Arc::new))
@@ -151,7 +162,8 @@ impl ContentHasher {
             *open = Some((OpenSnapshot::open(&mount)?, inodes_are_true));
         }
         let (snapshot_open, inodes_are_true) = open.as_ref().expect("it was just opened");
-        let mut scan = Scan::new(snapshot_open.root(), inodes_are_true.then_some(&self.memory))
+        let memory = inodes_are_true.then_some(&self.memory);
+        let mut scan = Scan::new(snapshot_open.root(), memory, self.memory.learned(snapshot))
             .map_err(|source| failed(tree, source))?;
         let selected = scan.select(&path, selector).map_err(|source| failed(tree, source))?;
         self.memory.remember_selection(snapshot, selector, &selected);

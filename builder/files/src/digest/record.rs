@@ -78,6 +78,15 @@ pub(super) fn finish(hash: Sha256) -> Digest {
     Digest::from_sha256(hash.finalize().into())
 }
 
+/// BuildKit never gets to fill in the numbers of devices.
+const END: &str = "unamegnamedevmajor0devminor0";
+
+/// What the record of a regular file without extended attributes is the SHA-256 of, up to the file's content: for whoever has the content at
+/// hand when there is no file yet. `mode` is its permissions, `size` bytes.
+pub fn file_prefix(mode: u32, uid: u32, gid: u32, size: u64) -> String {
+    format!("namemode{mode}uid{uid}gid{gid}size{size}typeflag0linkname{END}")
+}
+
 fn header(hash: &mut Sha256, stat: &Stat, link: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) {
     let (kind, size) = match at::kind(stat) {
         FileType::Directory => ('5', 0),
@@ -95,8 +104,7 @@ fn header(hash: &mut Sha256, stat: &Stat, link: &[u8], xattrs: &[(Vec<u8>, Vec<u
     let (uid, gid) = (stat.st_uid, stat.st_gid);
     hash.update(format!("namemode{mode}uid{uid}gid{gid}size{size}typeflag{kind}linkname"));
     hash.update(link);
-    // BuildKit never gets to fill in the numbers of devices.
-    hash.update("unamegnamedevmajor0devminor0");
+    hash.update(END);
     // They come sorted by name.
     for (name, value) in xattrs {
         let counts = name == b"security.capability"

@@ -10,6 +10,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use lapstrake_builder_llb::cache_key::Selector;
@@ -22,7 +23,7 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    memory::{FileKey, Memory},
+    memory::{FileKey, FileRecords, Memory},
     record,
     select::{self, Selected},
 };
@@ -37,6 +38,8 @@ pub(super) struct Scan<'a> {
     /// Whether the root's header counts as empty.
     received: bool,
     memory: Option<&'a Memory>,
+    /// Records of files in this very tree.
+    learned: Option<Arc<FileRecords>>,
     buffer: Vec<u8>,
     /// Every record that was made, by path; `None` once they are too many.
     seen: Option<Vec<SeenRecord>>,
@@ -84,7 +87,11 @@ impl Frame {
 
 impl<'a> Scan<'a> {
     /// With a memory, files are known by their inodes.
-    pub(super) fn new(root: BorrowedFd<'a>, memory: Option<&'a Memory>) -> Result<Self, FilesError> {
+    pub(super) fn new(
+        root: BorrowedFd<'a>,
+        memory: Option<&'a Memory>,
+        learned: Option<Arc<FileRecords>>,
+    ) -> Result<Self, FilesError> {
         let path = Path::new("/");
         let directory = at::open(root, path, at::READ_DIRECTORY).map_err(FilesError::io("open", path))?;
         let mark = rustix::fs::fgetxattr(&directory, received_xattr(), &mut [0u8; 8][..]);
@@ -93,7 +100,7 @@ impl<'a> Scan<'a> {
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => false,
             Err(errno) => return Err(FilesError::io("getxattr", path)(errno)),
         };
-        Ok(Self { root, received, memory, buffer: Vec::new(), seen: Some(Vec::new()) })
+        Ok(Self { root, received, memory, learned, buffer: Vec::new(), seen: Some(Vec::new()) })
     }
 
     /// What it came by; `None` when that was too much.
@@ -147,6 +154,14 @@ impl<'a> Scan<'a> {
         path: &Path,
     ) -> Result<Digest, FilesError> {
         let is_file = at::kind(stat) == FileType::RegularFile;
+        if is_file && let Some(learned) = &self.learned {
+            let path_of = path.as_os_str().as_bytes();
+            if let Some(record) = learned.get(path_of.strip_prefix(b"/").unwrap_or(path_of)) {
+                let digest = Digest::from_sha256(*record);
+                self.saw(path, b"", &digest);
+                return Ok(digest);
+            }
+        }
         let memory =
             self.memory.filter(|_| is_file).and_then(|memory| Some((memory, FileKey::of(parent, name)?)));
         if let Some((memory, key)) = &memory

@@ -275,3 +275,27 @@ fn a_digest_follows_content_that_changes_behind_equal_times() {
         }
     }
 }
+
+#[test]
+fn what_was_learned_of_files_is_not_read_again_and_is_of_one_tree() {
+    for yard in Yard::both() {
+        let write = |root: &Path| {
+            fs::create_dir(root.join("d")).unwrap();
+            fs::write(root.join("d/a"), "content").unwrap();
+        };
+        let (tree, other) = (yard.tree(write), yard.tree(write));
+        let record = |content: &str| {
+            let text = format!("{}{content}", lapstrake_builder_files::file_prefix(0o644, 0, 0, 7));
+            <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(text))
+        };
+        let digests = |content: &str| {
+            let hasher = ContentHasher::new(yard.stores.clone());
+            hasher.learn(&tree, || [(b"d/a".to_vec(), record(content))].into());
+            [&tree, &other].map(|tree| hasher.digest(tree, &[]).unwrap())
+        };
+        let [right, read] = digests("content");
+        assert_eq!(right, read);
+        let [believed, read] = digests("another");
+        assert!(believed != right && read == right);
+    }
+}

@@ -1,12 +1,17 @@
 //! What transfers share: each begins as the tree that the last one left, hard-linked, or, where nothing is new, leaves that tree itself.
 
-use std::{collections::HashSet, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::HashSet,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    sync::Arc,
+};
 
 use lapstrake_builder_cache::PreviousContext;
+use lapstrake_builder_files::{FileRecords, file_prefix};
 use lapstrake_layerstore_store::{Draft, OpenSnapshot, Tree, Usage};
 use lapstrake_session::{
     Destination, TransferError,
-    fsutil::{Fork, Index},
+    fsutil::{FileKind, FileStat, Fork, Index},
 };
 use parking_lot::Mutex;
 
@@ -75,6 +80,7 @@ impl Reuse {
             fork,
             compare: spec.compare,
             limits: shared.limits.directory,
+            prefix: record_prefix,
             ..Destination::new(dir, index)
         };
         Ok((Begun { previous, forked }, destination))
@@ -132,6 +138,22 @@ impl Forked {
 /// It, if there is something to write.
 type MaybeForked = Arc<Mutex<Option<Forked>>>;
 
+/// What makes a transfer's digests those of the files' records in content digests: nobody reads the files again for them.
+fn record_prefix(stat: &FileStat) -> Vec<u8> {
+    let FileKind::Regular { size } = stat.kind else { return Vec::new() };
+    file_prefix(stat.mode, stat.uid, stat.gid, size).into_bytes()
+}
+
+/// Records of the files that a transfer left, as far as it knows them: of those with extended attributes, these are part of it, and what a
+/// link leads to may have some.
+fn records(listing: &Listing) -> FileRecords {
+    let known =
+        listing.index.entries().iter().filter(|entry| {
+            matches!(entry.stat.kind, FileKind::Regular { .. }) && entry.stat.xattrs.is_empty()
+        });
+    known.filter_map(|entry| Some((entry.path.as_os_str().as_bytes().to_vec(), entry.digest?))).collect()
+}
+
 fn root_of(open: &OpenSnapshot) -> Result<OwnedFd, SourceError> {
     open.root().try_clone_to_owned().map_err(SourceError::io("open", "a tree"))
 }
@@ -157,6 +179,7 @@ impl Begun {
     ) -> Result<Tree, SourceError> {
         let Some(forked) = self.forked.lock().take() else {
             let (tree, _) = self.previous.expect("what begins with nothing has a draft");
+            shared.content.learn(&tree, || records(listing));
             shared.cache.context_used(&tree)?;
             return Ok(tree);
         };
@@ -165,6 +188,7 @@ impl Begun {
         drop(open);
         draft.mark_received()?;
         let tree = draft.commit()?;
+        shared.content.learn(&tree, || records(listing));
         if let Some(key) = key {
             let description = format!("local source for {}", spec.name);
             shared.cache.remember_context(key, &tree, &listing.to_bytes(), &description)?;

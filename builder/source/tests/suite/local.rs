@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use lapstrake_builder_files::ContentHasher;
 use lapstrake_builder_source::{ErrorKind, LocalProvider, SourceContext, SourceError, SourceLimits};
 use lapstrake_layerstore_oci::Digest;
 use lapstrake_layerstore_store::{SnapshotRecords as _, Tree};
@@ -143,6 +144,25 @@ async fn an_unchanged_file_is_linked_and_a_changed_one_copied_whatever_its_time_
     let third = from_directory(&bench, source.path(), &[]).await.unwrap();
     assert_eq!(inode(&bench, &second, "same"), inode(&bench, &third, "same"));
     assert_eq!(inode(&bench, &second, "changed"), inode(&bench, &third, "changed"));
+}
+
+#[tokio::test]
+async fn digests_that_come_with_a_transfer_are_those_of_the_files() {
+    let (bench, source) = (Bench::new(), tempfile::tempdir().unwrap());
+    write(source.path(), &[("a/x", "1"), ("empty", ""), ("marked", "2"), ("set", "3"), ("linked", "4")]);
+    let at = |name: &str| source.path().join(name);
+    std::fs::set_permissions(at("set"), std::fs::Permissions::from_mode(0o6755)).unwrap();
+    rustix::fs::setxattr(at("marked"), "user.mark", b"m", rustix::fs::XattrFlags::empty()).unwrap();
+    std::fs::hard_link(at("linked"), at("also")).unwrap();
+    symlink("a/x", at("link")).unwrap();
+    for differ in ["none", "metadata"] {
+        for change in ["nothing", "another"] {
+            write(source.path(), &[("a/x", change)]);
+            let tree = from_directory(&bench, source.path(), &[("local.differ", differ)]).await.unwrap();
+            let read = ContentHasher::new(bench.stores.clone()).digest(&tree, &[]).unwrap();
+            assert_eq!(bench.sources.content().digest(&tree, &[]).unwrap(), read, "{differ} {change}");
+        }
+    }
 }
 
 #[tokio::test]
