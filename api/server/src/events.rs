@@ -6,9 +6,10 @@ use std::{
 };
 
 use lapstrake_api_types::{Actor, EventAction, EventMessage, EventType, Timestamp};
-use lapstrake_layerstore_oci::{ImageConfig, ImageId};
+use lapstrake_layerstore_oci::ImageId;
 use lapstrake_layerstore_store::{ImageRecord, Stores};
 use parking_lot::Mutex;
+use serde::Deserialize;
 use tokio::sync::broadcast;
 
 /// Events that are kept for clients that ask for the past, as in Moby.
@@ -53,10 +54,7 @@ impl EventBus {
 
     /// As [`Self::tell_image`] for an image whose record is at hand, or that is gone.
     pub fn tell_record(&self, action: EventAction, id: &ImageId, name: &str, record: Option<&ImageRecord>) {
-        let mut attributes: BTreeMap<String, String> = record
-            .and_then(|record| ImageConfig::from_json(&record.config).ok())
-            .map(|config| config.config.labels)
-            .unwrap_or_default();
+        let mut attributes = record.map(|record| labels(&record.config)).unwrap_or_default();
         attributes.insert("name".to_owned(), name.to_owned());
         self.tell(EventType::Image, action, Actor { id: id.to_string(), attributes });
     }
@@ -90,6 +88,21 @@ impl EventBus {
     }
 }
 
+/// The labels of a config, without what an image has besides, which is much of it.
+fn labels(config: &[u8]) -> BTreeMap<String, String> {
+    #[derive(Deserialize)]
+    struct Image {
+        config: Option<Config>,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(rename = "Labels")]
+        labels: Option<BTreeMap<String, String>>,
+    }
+    let image: Option<Image> = serde_json::from_slice(config).ok();
+    image.and_then(|image| image.config?.labels).unwrap_or_default()
+}
+
 impl std::fmt::Debug for EventBus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EventBus").field("followers", &self.followers()).finish_non_exhaustive()
@@ -117,6 +130,16 @@ mod tests {
         assert_eq!((past[0].actor.id.as_str(), past[255].actor.id.as_str()), ("44", "299"));
         let (past, _) = bus.follow(None, Some(Timestamp::from(std::time::UNIX_EPOCH)));
         assert!(past.is_empty());
+    }
+
+    #[test]
+    fn labels_are_found_in_any_config() {
+        assert!(labels(b"no json").is_empty());
+        for none in [r#"{}"#, r#"{"config":null}"#, r#"{"config":{"Labels":null}}"#] {
+            assert!(labels(none.as_bytes()).is_empty(), "{none}");
+        }
+        let some = labels(br#"{"os":"linux","config":{"Env":[],"Labels":{"a":"b"}},"history":[{}]}"#);
+        assert_eq!(some, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
     }
 
     #[tokio::test]
