@@ -2,7 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::Arc,
+};
 
 use lapstrake_graphdriver_adapter::{Adapter, DriverKind, GraphDriver};
 use lapstrake_layerstore_store::{

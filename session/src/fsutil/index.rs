@@ -135,11 +135,8 @@ impl Index {
                     [] => None,
                     bytes => Some(bytes.try_into().map_err(|_| TransferError::BadIndex)?),
                 };
-                let on_disk = OnDisk {
-                    inode: entry.inode,
-                    ctime_ns: entry.ctime_ns,
-                    allocated: entry.allocated,
-                };
+                let on_disk =
+                    OnDisk { inode: entry.inode, ctime_ns: entry.ctime_ns, allocated: entry.allocated };
                 Ok(Entry { path, stat, digest, on_disk, seen_ns: entry.seen_ns })
             })
             .collect();
