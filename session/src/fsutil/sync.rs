@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use prost::Message;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -20,14 +21,17 @@ use super::{
 use crate::{Error, SessionCaller, TransferError, channel, metadata};
 
 const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
-/// Bytes received and not yet written, and packets of any size.
+/// Bytes received and not yet written, and batches of packets of any size.
 const BUFFERED_BYTES: u32 = 8 << 20;
-const BUFFERED_PACKETS: usize = 256;
+const BUFFERED_BATCHES: usize = 16;
+/// When a batch is full: packets that have come already go to the writer together, because waking it takes longer than most of them.
+const BATCH_PACKETS: usize = 64;
+const BATCH_BYTES: usize = 256 << 10;
 /// How long a client gets to take note of our error, or to end its side of a finished transfer.
 pub(crate) const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// A packet, and its share of [`BUFFERED_BYTES`] until it is written.
-type Buffered = (Packet, OwnedSemaphorePermit);
+/// Packets, and their share of [`BUFFERED_BYTES`] until they are written.
+type Buffered = (Vec<Packet>, OwnedSemaphorePermit);
 
 impl SessionCaller {
     /// Brings `destination` to the state of the client's directory: what is new or changed is transferred, what is gone is removed.
@@ -58,7 +62,7 @@ impl SessionCaller {
             () = cancel.cancelled() => return Err(self.cancelled("transfer of a directory")),
             answer = self.guard(DIFF_COPY, call) => answer?,
         };
-        let (to_writer, packets) = mpsc::channel(BUFFERED_PACKETS);
+        let (to_writer, packets) = mpsc::channel(BUFFERED_BATCHES);
         let requests = to_client.clone();
         let writer = tokio::task::spawn_blocking(move || write(destination, packets, &requests));
         let outcome = self.pump(&mut answer, to_writer, writer, progress, cancel).await;
@@ -109,18 +113,35 @@ impl SessionCaller {
         let incoming = async {
             loop {
                 let Some(packet) = answer.message().await? else { return Ok(()) };
-                let size = packet.encoded_len();
+                let mut size = packet.encoded_len();
+                let mut batch = vec![packet];
+                // What comes first in any case, should this be the end.
+                let mut end = None;
+                while end.is_none() && batch.len() < BATCH_PACKETS && size < BATCH_BYTES {
+                    match answer.message().now_or_never() {
+                        None => break,
+                        Some(Ok(Some(packet))) => {
+                            size += packet.encoded_len();
+                            batch.push(packet);
+                        }
+                        Some(Ok(None)) => end = Some(Ok(())),
+                        Some(Err(status)) => end = Some(Err(status)),
+                    }
+                }
                 bytes = bytes.saturating_add(size as u64);
                 if let Some(progress) = progress {
                     progress.send_replace(bytes);
                 }
-                // A packet larger than the whole budget (16 MiB at most, by the codec) waits for all of it.
+                // Packets larger than the whole budget (16 MiB at most, by the codec) wait for all of it.
                 let share = u32::try_from(size).unwrap_or(u32::MAX).min(BUFFERED_BYTES);
                 let permit = Arc::clone(&budget).acquire_many_owned(share).await;
                 let permit = permit.expect("the semaphore is never closed");
-                if to_writer.send((packet, permit)).await.is_err() {
+                if to_writer.send((batch, permit)).await.is_err() {
                     // The writer has ended; its result says why.
                     std::future::pending::<()>().await;
+                }
+                if let Some(end) = end {
+                    return end;
                 }
             }
         };
@@ -180,9 +201,11 @@ fn write(
     // Never full: the receiver has fewer requests in flight than the channel has room. Closed: the transfer is over, and our packets
     // end too.
     let mut request = |packet| drop(requests.try_send(packet));
-    while let Some((packet, _permit)) = packets.blocking_recv() {
-        if receiver.feed(packet, &mut request)? == Next::Complete {
-            return receiver.complete();
+    while let Some((batch, _permit)) = packets.blocking_recv() {
+        for packet in batch {
+            if receiver.feed(packet, &mut request)? == Next::Complete {
+                return receiver.complete();
+            }
         }
     }
     Err(TransferError::Truncated)
