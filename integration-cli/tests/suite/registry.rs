@@ -320,3 +320,21 @@ fn a_cache_goes_with_the_image() {
         inspect(&one.docker(), &image, "{{json .RootFS}}")
     );
 }
+
+#[test]
+fn a_big_layer_goes_through_little_memory() {
+    let (registry, one, two) = (Registry::start(), Daemon::with_base(), Daemon::start());
+    let image = registry.image("team/big:1");
+    let dockerfile = b"FROM busybox\nRUN dd if=/dev/urandom of=/big bs=1048576 count=200\n";
+    one.docker().run_with(["build", "-q", "-t", &image, "-"], dockerfile).success();
+    let bound = 100 << 20;
+    let before = one.most_resident();
+    assert_ne!(before, 0);
+    one.docker().run(["push", &image]).success();
+    let more = one.most_resident() - before;
+    assert!(more < bound, "pushing took {more} bytes");
+    let before = two.most_resident();
+    two.docker().run(["pull", &image]).success();
+    let more = two.most_resident() - before;
+    assert!(more < bound, "pulling took {more} bytes");
+}

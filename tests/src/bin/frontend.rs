@@ -8,6 +8,7 @@ use lapstrake_api_proto::{
         llb_bridge_client::LlbBridgeClient, result::Result as Refs,
     },
     google::rpc,
+    health::{HealthCheckRequest, health_client::HealthClient},
 };
 use lapstrake_integration_cli::buildkit::{BuildKit, Llb, OfBuild};
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
@@ -32,7 +33,8 @@ async fn run() -> Result<i32, Box<dyn Error>> {
         })
         .collect();
     let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    let mut bridge = BuildKit::over(io).await?.bridge("unused");
+    let connection = BuildKit::over(io).await?;
+    let mut bridge = connection.bridge("unused");
     bridge.ping(PingRequest {}).await?;
     let result = match options.get("test").map(String::as_str).unwrap_or_default() {
         "exit" => {
@@ -67,6 +69,15 @@ async fn run() -> Result<i32, Box<dyn Error>> {
             let count = interfaces.lines().skip(2).count().to_string();
             gateway::Result {
                 metadata: [("frontend.interfaces".to_owned(), count.into_bytes())].into(),
+                ..Default::default()
+            }
+        }
+        "health" => {
+            let request = HealthCheckRequest { service: String::new() };
+            let health = HealthClient::new(connection.channel()).check(request).await?.into_inner();
+            let status = health.status().as_str_name().as_bytes().to_vec();
+            gateway::Result {
+                metadata: [("frontend.health".to_owned(), status)].into(),
                 ..Default::default()
             }
         }

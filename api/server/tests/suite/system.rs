@@ -232,6 +232,25 @@ async fn silence_and_half_a_request_are_not_waited_for_for_ever() {
 }
 
 #[tokio::test]
+async fn an_http2_client_that_answers_no_ping_is_left() {
+    let moment = Duration::from_millis(50);
+    let limits = ServeLimits { ping_interval: moment, ping_time: moment, ..ServeLimits::default() };
+    let daemon = Daemon::start_with(RequestLimits::default(), limits);
+    let mut stream = daemon.connect().await;
+    // The preface and empty settings; and nothing more, as of a machine that was unplugged.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let (mut rest, mut kinds) = (answer.as_slice(), Vec::new());
+    while let [a, b, c, kind, ..] = *rest {
+        kinds.push(kind);
+        rest = rest.get(9 + u32::from_be_bytes([0, a, b, c]) as usize..).unwrap_or_default();
+    }
+    let ping = 6;
+    assert!(kinds.contains(&ping), "{kinds:?}");
+}
+
+#[tokio::test]
 async fn http2_is_understood_and_grpc_is_told_from_the_rest() {
     let daemon = Daemon::start();
     let io = hyper_util::rt::TokioIo::new(daemon.connect().await);

@@ -162,3 +162,25 @@ async fn a_frontend_that_wants_no_network_has_none() {
     // The workbench's network is the machine's.
     assert_ne!(count(&[]).await, "1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frontend_is_told_that_the_bridge_lives() {
+    let bench = Workbench::new();
+    frontend_image(&bench, &[]);
+    let input = frontend("gateway.v0", &[("source", IMAGE), ("test", "health")]);
+    let mut request = request(&bench, input, "app").await;
+    request.outputs = Vec::new();
+    let exported = bench.run(request).await.1.unwrap().exported;
+    assert_eq!(exported.response()["frontend.health"], "SERVING");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_about_the_frontend_that_a_dockerfile_names_has_the_line_that_does() {
+    let bench = Workbench::new();
+    // Nobody listens there.
+    let file = "# syntax=127.0.0.1:1/frontend:1\n\nFROM scratch\n";
+    let error = bench.build(Context::new(file), "app").await.unwrap_err();
+    let excerpt = error.fault().expect("its place is known").excerpt();
+    assert!(excerpt.contains("   1 | >>> # syntax=127.0.0.1:1/frontend:1\n"), "{excerpt}");
+    assert_eq!(excerpt.matches(">>>").count(), 1, "{excerpt}");
+}
