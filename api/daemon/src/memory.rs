@@ -27,6 +27,8 @@ pub(crate) fn give_back() {
 
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     /// Bytes of this process's own in memory.
