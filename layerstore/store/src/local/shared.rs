@@ -4,7 +4,10 @@
 //!
 //! * who links to another snapshot's files is counted without what they take;
 //! * when a snapshot goes, one that has files in common with it is counted with all that it was counted with, and without what its
-//!   deletion frees, as soon as that is known. Which of several has a certain file need not be known for the sum to be right.
+//!   deletion frees, as soon as that is known. Which of several has a certain file need not be known for that.
+//!
+//! So nothing on the disk is left out of the sum. Something can be in it twice: when one with several heirs to choose from goes, what its deletion frees may have
+//! been counted with another than the one that is chosen, which then cannot be counted with less than nothing. That ends when both have gone.
 //!
 //! A crash before the deletion is through leaves the heir counted with what the next start deletes: too much, until it goes itself.
 
@@ -21,6 +24,9 @@ pub(super) fn share(
     usage: Usage,
 ) -> Result<(), StoreError> {
     let (snapshot, other) = (records::by_key(txn, key)?.id, records::by_name(txn, with)?.id);
+    if usage.inodes == 0 {
+        return Ok(());
+    }
     link(txn, &snapshot, &other)?;
     count(
         txn,
