@@ -427,8 +427,9 @@ async fn df_is_what_du_counts_and_prune_frees_what_it_says() {
     let before = trees();
     let report = ask(&daemon, "POST", "/v1.41/build/prune").await.unwrap();
     let freed = report["SpaceReclaimed"].as_u64().unwrap();
-    assert_eq!((freed, before - trees()), (cache, cache));
-    assert_eq!(sizes().await, (images, 0));
+    assert_eq!(freed, before - trees());
+    // What the image has by links is counted with it from now on.
+    assert_eq!(sizes().await, (images + cache - freed, 0));
     // The image is whole.
     daemon.docker().run(["save", "one"]).success();
     let table = daemon.docker().run(["system", "df"]).success();
